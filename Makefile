@@ -1,0 +1,100 @@
+# Every command sets up what it needs: a virtual environment in .venv with the pinned requirements, and the extension
+# module built in place. Again with nothing to do, that takes about a second.
+#
+#   make test ARGS="tests/test_modules.py -k lstm"    arguments for pytest (and likewise for demo and bench)
+#   make test TORCH=2.10.0                            another torch in .venv: a version, or anything pip understands
+#   make test PYTHON=/opt/env/bin/python              use that environment, install nothing in it
+#   make test PYTHON3=python3.12                      the interpreter that a new .venv is made from
+
+TORCH ?= 2.13.0
+PYTHON ?=
+PYTHON3 ?= python3
+ARGS ?=
+QUICK ?=
+NAME ?= $(if $(QUICK),quick,cpu)
+
+VENV := .venv
+PY := $(or $(PYTHON),$(VENV)/bin/python)
+TORCH_SPEC := $(if $(filter 1.% 2.% 3.%,$(TORCH)),torch==$(TORCH),$(TORCH))
+READY := $(VENV)/.ready-$(shell printf '%s' '$(TORCH_SPEC)' | tr -c 'A-Za-z0-9.=' _)
+CXX_FILES = $(shell find csrc tests \( -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
+RESULT := benchmarks/results/$(NAME)
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test bench lint format wheel clean env bench-env
+.SILENT: help env build
+
+help:  ## this list
+	sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	sed -nE 's/^#   (make .*)/  \1/p' $(MAKEFILE_LIST)
+
+build: env  ## compile seqkernels._C in place
+	$(call need,setuptools ninja pybind11 torch)
+	$(PY) setup.py -q build_ext --inplace
+
+demo: build  ## train a character language model with torch.nn and with seqkernels, side by side
+	@$(call need,numpy matplotlib rich)
+	@$(PY) -m examples.char_lm $(ARGS)
+
+test: build  ## run the tests
+	@$(call need,numpy pytest xdist pytest_benchmark hypothesis expecttest)
+	$(PY) -m pytest $(ARGS)
+
+bench: build bench-env  ## measure against torch.nn and ONNX Runtime, write tables and a plot (QUICK=1: 3 minutes; NAME=)
+	@$(call need,numpy pytest pytest_benchmark matplotlib)
+	mkdir -p $(dir $(RESULT))
+	$(PY) -m pytest benchmarks $(if $(QUICK),--quick) --benchmark-json=$(RESULT).json \
+		--benchmark-columns=median,iqr,rounds --benchmark-sort=fullname $(ARGS)
+	$(PY) -m benchmarks.report $(RESULT).json
+
+lint: env  ## check style and types
+	@$(call need,ruff mypy clang_format)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(if $(CXX_FILES),$(PY) -m clang_format --dry-run -Werror $(CXX_FILES),@echo "no C++ sources to check")
+
+format: env  ## rewrite the sources in the project's style
+	@$(call need,ruff clang_format)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(if $(CXX_FILES),$(PY) -m clang_format -i $(CXX_FILES),@echo "no C++ sources to format")
+
+wheel: env  ## build a wheel into dist/
+	@$(call need,pip setuptools wheel ninja pybind11 torch)
+	rm -rf build/lib* build/bdist*
+	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
+clean:  ## remove everything made here except .venv
+	rm -rf build dist out *.egg-info seqkernels/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# $(call need,module ...) stops with one clear line where the Python in use lacks a module.
+need = $(PY) -c 'import importlib.util, sys; lacks = [m for m in "$(1)".split() if not importlib.util.find_spec(m)]; \
+	lacks and sys.exit(f"{sys.executable} lacks {chr(44).join(lacks)}; see requirements.txt and requirements-bench.txt")'
+
+old_python = import sys; sys.version_info < (3, 10) and sys.exit( \
+	f"seqkernels needs Python 3.10 or newer; {sys.executable} is {sys.version.split()[0]} (choose one with PYTHON3=)")
+
+ifdef PYTHON
+env bench-env:
+	command -v "$(PYTHON)" >/dev/null || { echo "PYTHON=$(PYTHON): no such program" >&2; exit 1; }
+	$(PYTHON) -c '$(old_python)'
+else
+env: $(READY)
+bench-env: $(READY)-bench
+
+$(READY): requirements.txt
+	@command -v $(PYTHON3) >/dev/null || { echo "no '$(PYTHON3)' found: seqkernels needs Python 3.10 or newer" >&2; exit 1; }
+	@$(PYTHON3) -c '$(old_python)'
+	@echo "setting up $(VENV) with $(TORCH_SPEC)"
+	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON3) -m venv $(VENV)
+	@rm -f $(VENV)/.ready-*
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -r requirements.txt '$(TORCH_SPEC)'
+	@touch $@
+
+$(READY)-bench: $(READY) requirements-bench.txt
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -r requirements-bench.txt
+	@touch $@
+endif

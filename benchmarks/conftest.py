@@ -1,0 +1,98 @@
+"""Options of the benchmarks, and what their JSON file says of the machine."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import seqkernels
+from seqkernels import _C
+
+STARTED, LOAD = pytest.StashKey[float](), pytest.StashKey[float]()
+QUICK_SECONDS = 140.0  # of a quick run; what has not been measured by then is skipped, and said so
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="fewer cases and rounds: three minutes at most")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[STARTED] = time.monotonic()
+    config.stash[LOAD] = os.getloadavg()[0]
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """A warning where others use the machine: ratios hold roughly then, times and rates do not."""
+    load = config.stash[LOAD]
+    return [f"WARNING: the load average is {load:.1f}; measure on an idle machine"] if load > 0.5 else []
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Only the quick cases in a quick run."""
+    if config.getoption("--quick"):
+        left_out = [
+            item for item in items if hasattr(item, "callspec") and not item.callspec.params["case"].quick
+        ]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture
+def race_options(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """How long a case is measured: seconds to spend, and rounds to run in any event."""
+    if not request.config.getoption("--quick"):
+        return {"seconds": 4.0, "min_rounds": 9}
+    if time.monotonic() - request.config.stash[STARTED] > QUICK_SECONDS:
+        pytest.skip("the quick run's time is over")
+    return {"seconds": 1.0, "min_rounds": 3}
+
+
+@pytest.fixture
+def announce(capsys: pytest.CaptureFixture[str]) -> Callable[[dict[str, Any]], None]:
+    """Prints one line per case as it is measured."""
+
+    def line(info: dict[str, Any]) -> None:
+        ratios = (
+            f"{s['median']:.2f}x {name} [{s['q25']:.2f}, {s['q75']:.2f}]"
+            for name, s in info["speedup"].items()
+        )
+        seconds, work, title = (
+            info["seconds"]["seqkernels"]["median"],
+            info["case"]["work"],
+            info["case"]["title"],
+        )
+        with capsys.disabled():
+            print(f"\n{work:9} {title:48} {seconds * 1e3:9.3f} ms  {'  '.join(ratios)}", end="")
+
+    return line
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """What decides the numbers, and not the machine's name."""
+    machine_info.pop("node", None)
+    machine_info |= {
+        "torch": torch.__version__,
+        "torch_threads": torch.get_num_threads(),
+        "seqkernels": seqkernels.__version__,
+        "cpu_isa": _C.cpu_isa(),
+        "load_average": config.stash[LOAD],
+        "quick": config.getoption("--quick"),
+    }
+    try:
+        import onnxruntime
+
+        machine_info["onnxruntime"] = onnxruntime.__version__
+    except ImportError:
+        pass
+
+
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:
+    """The quantiles say it; single rounds are left out of the file."""
+    for benchmark in output_json["benchmarks"]:
+        benchmark["stats"].pop("data", None)
+        benchmark.pop("params", None)

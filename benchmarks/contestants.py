@@ -1,0 +1,196 @@
+"""The same layer with the same parameters, run by seqkernels, by torch.nn, and by ONNX Runtime where it is
+installed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import seqkernels
+from benchmarks.cases import GATES, Case
+from benchmarks.race import OURS, Call
+
+TORCH, ONNX, GEMM = "torch.nn", "onnxruntime", "gemm"
+LAYERS = {
+    "lstm": (nn.LSTM, seqkernels.FusedLSTM, nn.LSTMCell, seqkernels.FusedLSTMCell),
+    "gru": (nn.GRU, seqkernels.FusedGRU, nn.GRUCell, seqkernels.FusedGRUCell),
+    "rnn": (nn.RNN, seqkernels.FusedRNN, nn.RNNCell, seqkernels.FusedRNNCell),
+}
+# Largest error allowed before a case is timed, relative to the RMS of torch.nn's result in float32.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 16 * 2**-8}
+GEMM_SIZE = 1024
+GEMM_FLOPS = 2 * GEMM_SIZE**3
+
+
+class Problem:
+    """One case's modules and inputs, and every contestant's way to run it."""
+
+    def __init__(self, case: Case) -> None:
+        torch.manual_seed(0)
+        self.case, self.dtype = case, getattr(torch, case.dtype)
+        theirs, ours, their_cell, our_cell = LAYERS[case.cell]
+        if case.variant == "Cell":
+            self.theirs, self.ours = their_cell(case.hidden, case.hidden), our_cell(case.hidden, case.hidden)
+            shape: tuple[int, ...] = (case.batch, case.hidden)
+        else:
+            options: dict[str, Any] = {"num_layers": case.layers, "bidirectional": case.directions == 2}
+            self.theirs, self.ours = (
+                theirs(case.hidden, case.hidden, **options),
+                ours(case.hidden, case.hidden, **options),
+            )
+            shape = (case.seq_len, case.batch, case.hidden)
+        for module in (self.theirs, self.ours):
+            module.to(self.dtype).train(case.work == "training")
+        self.ours.load_state_dict(self.theirs.state_dict())
+        self.x = torch.randn(shape).to(self.dtype)
+        state_shape = shape if case.variant == "Cell" else (1, case.batch, case.hidden)
+        states = {"lstm": 2}.get(case.cell, 1) if case.work == "step" else 0
+        self.states = tuple(
+            torch.randn(state_shape).to(self.dtype) for _ in range(states)
+        )  # h, and c of an LSTM
+        rows = (sum(case.lengths),) if case.variant == "packed" else shape[:-1]
+        self.grad_output = torch.randn(*rows, case.directions * case.hidden).to(self.dtype)
+
+    def _input(self, x: Tensor) -> Tensor | PackedSequence:
+        return (
+            pack_padded_sequence(x, torch.tensor(self.case.lengths)) if self.case.variant == "packed" else x
+        )
+
+    def run(self, module: nn.Module) -> Callable[[], list[Tensor]]:
+        """A call that does the case's work with the module and returns its results: the output, then all
+        gradients."""
+        if self.case.work != "training":
+            x = self._input(self.x)
+            hx = (self.states if self.case.cell == "lstm" else self.states[0]) if self.states else None
+
+            @torch.inference_mode()
+            def infer() -> list[Tensor]:
+                result = module(x, hx)
+                output = result if isinstance(result, Tensor) else result[0]
+                return [output.data if isinstance(output, PackedSequence) else output]
+
+            return infer
+
+        leaf = self.x.clone().requires_grad_()
+        packed = self._input(leaf)  # packing is the caller's work, and the same for everybody
+        wanted = [packed.data if isinstance(packed, PackedSequence) else packed, *module.parameters()]
+
+        def train() -> list[Tensor]:
+            output = module(packed)[0]
+            output = output.data if isinstance(output, PackedSequence) else output
+            return [output.detach(), *torch.autograd.grad(output, wanted, self.grad_output)]
+
+        return train
+
+    def contestants(self) -> dict[str, Call]:
+        """Everybody who can run the case, and the matrix product that tells what the machine gives."""
+        a, b = torch.randn(2, GEMM_SIZE, GEMM_SIZE).to(self.dtype)
+        product = torch.empty_like(a)
+        calls: dict[str, Call] = {OURS: self.run(self.ours), TORCH: self.run(self.theirs)}
+        if self.case.work != "training" and self.case.variant != "packed" and self.dtype == torch.float32:
+            session = onnx_call(self)
+            calls |= {ONNX: session} if session else {}
+        return calls | {GEMM: lambda: torch.mm(a, b, out=product)}
+
+    def check(self, calls: dict[str, Call]) -> None:
+        """Everybody's results are right, or nothing is timed."""
+        exact = copy.copy(self)
+        exact.theirs = copy.deepcopy(self.theirs).float()
+        exact.x, exact.grad_output = self.x.float(), self.grad_output.float()
+        exact.states = tuple(state.float() for state in self.states)
+        truth = exact.run(exact.theirs)()
+        for name in calls.keys() & {OURS, ONNX}:
+            results: Any = calls[name]()
+            for i, (got, expected) in enumerate(zip(results, truth, strict=True)):
+                scale = expected.square().mean().sqrt().clamp(min=1e-6)
+                error = (got.float().reshape(expected.shape) - expected).abs().max() / scale
+                assert error <= TOLERANCE[self.case.dtype], (
+                    f"{name}, result {i}: error {error:.2e} of the RMS"
+                )
+
+
+def onnx_call(problem: Problem) -> Call | None:
+    """The problem's layer as an ONNX graph in ONNX Runtime, with torch's number of threads; None if not
+    installed."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    # Threads that spin on after a call would take a core from whoever is timed next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    case, states = problem.case, dict(zip(("h0", "c0"), problem.states, strict=False))
+    model = onnx_model(problem.theirs, case, list(states))
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    inputs = {"x": problem.x} | states
+    feed = {name: value.reshape(-1, case.batch, case.hidden).numpy() for name, value in inputs.items()}
+    return lambda: [
+        torch.from_numpy(session.run(None, feed)[0])
+    ]  # fetches the final states too, as the others do
+
+
+def onnx_model(module: nn.Module, case: Case, states: list[str]) -> bytes:
+    """The layers as LSTM, GRU or RNN nodes, serialized; `states` names the initial states that are inputs.
+    Gates change from torch's order (LSTM ifgo, GRU rzn) to ONNX's (iofc, zrh); linear_before_reset=1 is
+    torch's GRU, whose reset gate multiplies the product of the new gate."""
+    from onnx import TensorProto, checker, helper, numpy_helper
+
+    order = {"lstm": [0, 3, 1, 2], "gru": [1, 0, 2], "rnn": [0]}[case.cell]
+    parameters = {name: p.detach() for name, p in module.named_parameters()}
+
+    def gates(name: str) -> Tensor:
+        return torch.cat([parameters[name].chunk(GATES[case.cell])[gate] for gate in order])
+
+    nodes, constants, x, finals = [], [], "x", []
+    for layer in range(case.layers):
+        suffixes = [""] if case.variant == "Cell" else [f"_l{layer}", f"_l{layer}_reverse"][: case.directions]
+        weights = {
+            f"w{layer}": torch.stack([gates(f"weight_ih{s}") for s in suffixes]),
+            f"r{layer}": torch.stack([gates(f"weight_hh{s}") for s in suffixes]),
+            f"b{layer}": torch.stack(
+                [torch.cat([gates(f"bias_ih{s}"), gates(f"bias_hh{s}")]) for s in suffixes]
+            ),
+        }
+        constants += [numpy_helper.from_array(w.numpy(), name) for name, w in weights.items()]
+        finals += [f"h{layer}_n"] + ([f"c{layer}_n"] if case.cell == "lstm" else [])
+        attributes: dict[str, Any] = {"linear_before_reset": 1} if case.cell == "gru" else {}
+        nodes.append(
+            helper.make_node(
+                case.cell.upper(),
+                [x, *weights, "", *states],
+                [f"y{layer}", *finals[-2 if case.cell == "lstm" else -1 :]],
+                hidden_size=case.hidden,
+                direction="bidirectional" if case.directions == 2 else "forward",
+                **attributes,
+            )
+        )
+        # [T, D, B, H] -> [T, B, D * H]
+        x = "output" if layer == case.layers - 1 else f"x{layer + 1}"
+        nodes.append(helper.make_node("Transpose", [f"y{layer}"], [f"t{layer}"], perm=[0, 2, 1, 3]))
+        nodes.append(helper.make_node("Reshape", [f"t{layer}", "shape"], [x]))
+    constants.append(numpy_helper.from_array(torch.tensor([0, 0, -1]).numpy(), "shape"))
+
+    def info(name: str, *shape: int) -> Any:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    state_shape = (case.directions, case.batch, case.hidden)
+    graph = helper.make_graph(
+        nodes,
+        "recurrent",
+        [info("x", case.seq_len, case.batch, case.hidden), *(info(name, *state_shape) for name in states)],
+        [
+            info("output", case.seq_len, case.batch, case.directions * case.hidden),
+            *(info(name, *state_shape) for name in finals),
+        ],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
+    checker.check_model(model)
+    return bytes(model.SerializeToString())

@@ -1,0 +1,45 @@
+// Long short-term memory, with the forget gate of Gers et al. (2000); gate order and biases as torch.nn.LSTM.
+//   Hochreiter and Schmidhuber, "Long Short-Term Memory", Neural Computation 9(8), 1997.
+//
+//   i = sigmoid(x W_ii^T + b_ii + h_prev W_hi^T + b_hi)        c = f c_prev + i g
+//   f = sigmoid(x W_if^T + b_if + h_prev W_hf^T + b_hf)        h = o tanh(c)
+//   g = tanh   (x W_ig^T + b_ig + h_prev W_hg^T + b_hg)
+//   o = sigmoid(x W_io^T + b_io + h_prev W_ho^T + b_ho)
+#pragma once
+#include "cell.h"
+
+namespace seqkernels::cells {
+
+struct Lstm {
+  static constexpr int kGates = 4, kSaved = 4, kDgates = 4;
+  static constexpr bool kHasCellState = true, kBackwardReadsH = false;
+  static constexpr int input_dgate(int gate) { return gate; }
+  static constexpr int hidden_dgate(int gate) { return gate; }
+
+  template <class V>
+  SEQKERNELS_INLINE static State<V> forward(const V* input_gates, const V* hidden_gates, const State<V>& prev,
+                                            V* saved) {
+    const V i = sigmoid(input_gates[0] + hidden_gates[0]);
+    const V f = sigmoid(input_gates[1] + hidden_gates[1]);
+    const V g = tanh(input_gates[2] + hidden_gates[2]);
+    const V o = sigmoid(input_gates[3] + hidden_gates[3]);
+    const V c = f * prev.c + i * g;
+    saved[0] = i, saved[1] = f, saved[2] = g, saved[3] = o;
+    return {o * tanh(c), c};
+  }
+
+  template <class V>
+  SEQKERNELS_INLINE static State<V> backward(const V* saved, const State<V>& prev, const State<V>& state,
+                                             const State<V>& grad, V* dgates) {
+    const V i = saved[0], f = saved[1], g = saved[2], o = saved[3], one(1), zero(0);
+    const V tanh_c = tanh(state.c);
+    const V dc = grad.c + grad.h * o * (one - tanh_c * tanh_c);
+    dgates[0] = dc * g * i * (one - i);
+    dgates[1] = dc * prev.c * f * (one - f);
+    dgates[2] = dc * i * (one - g * g);
+    dgates[3] = grad.h * tanh_c * o * (one - o);
+    return {zero, dc * f};
+  }
+};
+
+}  // namespace seqkernels::cells

@@ -1,0 +1,110 @@
+// The interface between the bindings (which know torch) and the kernels (which know one ISA and raw pointers).
+//
+// One call runs one layer in all its directions. A team of threads enters the same kernel together, each as a Member;
+// what they share (weights, gradients, scratch) is in the problem they are handed.
+//
+// Sizes: T steps, B sequences, I inputs, H hidden units, G gates, D directions, R = rows, the (step, sequence) pairs:
+// T B of them, or fewer in a packed sequence. Row offsets[t] + b is sequence b at step t.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+namespace seqkernels {
+
+struct Bf16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+enum class DType : int { kFloat32, kFloat64, kBFloat16, kFloat16, kCount };
+enum class CellKind : int { kLstm, kGru, kRnnTanh, kRnnRelu, kCount };
+enum class MathFunction : int { kExp, kSigmoid, kTanh };
+
+// Hidden units are padded to this many in the reserve, whatever the ISA.
+constexpr int64_t kUnitPadding = 16;
+
+// A tensor of one row of features per (step, sequence): element f of sequence b at step t is at
+// data + step(t) + b * batch_stride + f.
+struct RowTensor {
+  char* data;            // null: absent
+  int64_t step_stride;   // elements; not used in a packed sequence
+  int64_t batch_stride;  // elements
+};
+
+struct Shape {
+  int64_t seq_len, batch, input_size, hidden_size, directions;
+  const int64_t* offsets;  // [T + 1] first row of every step
+  bool packed;
+};
+
+struct Weights {      // of one direction; contiguous
+  const char* w_ih;   // [G H, I]
+  const char* w_hh;   // [G H, H]
+  const char* b_ih;   // [G H] or null
+  const char* b_hh;   // [G H] or null
+};
+
+struct WeightGrads {  // as Weights; null where not asked for
+  char* w_ih;
+  char* w_hh;
+  char* b_ih;
+  char* b_hh;
+};
+
+struct Team;
+
+struct Problem {
+  Shape shape;
+  RowTensor x;        // [.., I]
+  RowTensor output;   // [.., D H]; written by forward, read by backward
+  char* h0;           // [D, B, H]
+  char* c0;           // [D, B, H] or null
+  Weights weights[2];
+  char* gates;        // [D, R, kSaved, Hp] or null: nothing is saved
+  char* cells;        // [D, R, Hp] compute type, or null
+  char* workspace;    // as many bytes as forward_workspace() or backward_workspace() say
+  Team* team;
+};
+
+struct ForwardProblem : Problem {
+  char* h_n;  // [D, B, H]
+  char* c_n;  // [D, B, H] or null
+};
+
+struct BackwardProblem : Problem {
+  RowTensor grad_output;  // [.., D H]
+  char* grad_h_n;         // [D, B, H] or null
+  char* grad_c_n;         // [D, B, H] or null
+  char* grad_x;           // [R, I] or null
+  char* grad_h0;          // [D, B, H] or null
+  char* grad_c0;          // [D, B, H] or null
+  WeightGrads grads[2];
+};
+
+// One thread of a team, as a kernel sees it.
+struct Member {
+  int rank, size;
+};
+
+// The kernels of one cell and storage type.
+struct CellKernels {
+  int64_t (*forward_workspace)(const ForwardProblem&);
+  void (*forward)(const ForwardProblem&, Member);
+  int64_t (*backward_workspace)(const BackwardProblem&);
+  void (*backward)(const BackwardProblem&, Member);
+};
+
+// What an ISA offers.
+struct KernelTable {
+  const char* isa;
+  CellKernels cells[int(CellKind::kCount)][int(DType::kCount)];
+  void (*math)(MathFunction, DType, const void* x, void* y, int64_t n);
+};
+
+const KernelTable& baseline_kernels();
+const KernelTable& avx2_kernels();
+const KernelTable& avx512_kernels();
+
+}  // namespace seqkernels

@@ -1,0 +1,5 @@
+#define SEQKERNELS_ISA avx512
+#define SEQKERNELS_ISA_NAME "avx512"
+#include "kernels.inc"
+
+const seqkernels::KernelTable& seqkernels::avx512_kernels() { return avx512::kTable; }

@@ -1,0 +1,27 @@
+// Threads that work on one problem together and meet at barriers.
+//
+// The team is drawn from torch's own pool (parallel_for), which promises neither how many threads start nor that two
+// chunks ever run at the same time. So a team is whoever enrolled before its leader, the calling thread, closed the
+// list: a late thread finds it closed and leaves, and a lone leader does all the work.
+#pragma once
+#include <stdint.h>
+
+#include "kernels.h"
+
+namespace seqkernels {
+
+struct Team;
+
+// Waits until `size` members have called it with the same barrier of the team. Waiting is a short spin, then yielding
+// the core, then sleep.
+void meet(Team* team, int barrier, int size);
+
+// Number of threads worth starting for `work` multiply-adds: 1 in a forked child, where torch's pool is gone.
+int team_threads(double work);
+
+// Runs body(context, member) on a team of at most `threads` with `barriers` barriers; the leader waits at most
+// `patience_us` for the others to enrol.
+void run_team(int threads, int barriers, int64_t patience_us, void (*body)(void* context, Team* team, Member member),
+              void* context);
+
+}  // namespace seqkernels

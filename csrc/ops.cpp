@@ -1,0 +1,83 @@
+// All op schemas and the Python module seqkernels._C: the one place to look an op up.
+//
+// An op runs one layer in all its directions (D = h0.size(0)). Shapes: x [T, B, I], or packed [R, I] with batch_sizes
+// [T]; h0, c0 [D, B, H]; weights per direction w_ih [G H, I], w_hh [G H, H] and, with biases, b_ih, b_hh [G H];
+// output [T, B, D H] or [R, D H]. `gates` and `cells` are what backward needs, in the layout of the device.
+// Backward returns an empty tensor for each gradient that needs_grad (x, the states, each weight) does not ask for.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include "cpu/dispatch.h"
+
+STABLE_TORCH_LIBRARY(seqkernels, m) {
+  m.def(
+      "lstm(Tensor x, Tensor h0, Tensor c0, Tensor[] weights, Tensor? batch_sizes=None, bool save_for_backward=True)"
+      " -> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)");
+  m.def(
+      "_lstm_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor x, Tensor h0, Tensor c0,"
+      " Tensor[] weights, Tensor? batch_sizes, Tensor output, Tensor gates, Tensor cells, bool[] needs_grad)"
+      " -> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
+  m.def(
+      "gru(Tensor x, Tensor h0, Tensor[] weights, Tensor? batch_sizes=None, bool save_for_backward=True)"
+      " -> (Tensor output, Tensor h_n, Tensor gates)");
+  m.def(
+      "_gru_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor x, Tensor h0, Tensor[] weights,"
+      " Tensor? batch_sizes, Tensor output, Tensor gates, bool[] needs_grad)"
+      " -> (Tensor grad_x, Tensor grad_h0, Tensor[] grad_weights)");
+  m.def(
+      "rnn(Tensor x, Tensor h0, Tensor[] weights, str nonlinearity, Tensor? batch_sizes=None)"
+      " -> (Tensor output, Tensor h_n)");
+  m.def(
+      "_rnn_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor x, Tensor h0, Tensor[] weights, str nonlinearity,"
+      " Tensor? batch_sizes, Tensor output, bool[] needs_grad)"
+      " -> (Tensor grad_x, Tensor grad_h0, Tensor[] grad_weights)");
+  // exp, sigmoid or tanh as the CPU kernels compute them, for float32 and float64.
+  m.def("_math(Tensor x, str function) -> Tensor");
+}
+
+namespace seqkernels {
+namespace {
+
+using torch::stable::Tensor;
+
+Tensor math_cpu(Tensor x, std::string function) {
+  using torch::headeronly::ScalarType;
+  const bool is_double = x.scalar_type() == ScalarType::Double;
+  STD_TORCH_CHECK(is_double || x.scalar_type() == ScalarType::Float, "x must be float32 or float64");
+  STD_TORCH_CHECK(function == "exp" || function == "sigmoid" || function == "tanh",
+                  "function must be 'exp', 'sigmoid' or 'tanh', got '", function, "'");
+  const Tensor in = torch::stable::contiguous(x);
+  Tensor out = torch::stable::empty_like(in);
+  cpu_kernels().math(function == "exp"    ? MathFunction::kExp
+                     : function == "tanh" ? MathFunction::kTanh
+                                          : MathFunction::kSigmoid,
+                     is_double ? DType::kFloat64 : DType::kFloat32, in.data_ptr(), out.data_ptr(), in.numel());
+  return out;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(seqkernels, CPU, m) { m.impl("_math", TORCH_BOX(&math_cpu)); }
+
+pybind11::dict build_config() {
+  pybind11::dict config;
+  config["version"] = SEQKERNELS_VERSION;
+  config["compiler"] = __VERSION__;
+  config["cpu_targets"] = compiled_cpu_isas();
+  config["cuda_targets"] = std::vector<std::string>{};
+  config["torch_target"] = "2.10";
+  return config;
+}
+
+}  // namespace
+}  // namespace seqkernels
+
+PYBIND11_MODULE(_C, m) {
+  using namespace seqkernels;
+  m.doc() = "Build configuration and CPU dispatch of seqkernels; the ops are in torch.ops.seqkernels.";
+  m.def("build_config", &build_config, "What this binary was built with.");
+  m.def("cpu_isa", [] { return std::string(cpu_kernels().isa); }, "The ISA whose kernels run.");
+  m.def("cpu_isas", &available_cpu_isas, "Every ISA this machine can run, best last.");
+  m.def("set_cpu_isa", &set_cpu_isa, pybind11::arg("isa"), "Run the kernels of this ISA from now on.");
+}

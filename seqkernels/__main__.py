@@ -1,0 +1,41 @@
+"""`python -m seqkernels`: what this build is, and what it can do on this machine."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+
+from . import _C, __version__
+from ._ops import BUILD_CONFIG
+
+
+def report() -> str:
+    """The lines that `python -m seqkernels` prints; helpful in a bug report."""
+    rows = {
+        "seqkernels": f"{__version__} (compiled part: {BUILD_CONFIG['version']})",
+        "torch": f"{torch.__version__} (built for {BUILD_CONFIG['torch_target']} and later)",
+        "python": f"{platform.python_version()} on {platform.platform()}",
+        "compiler": BUILD_CONFIG["compiler"],
+        "CPU kernels": ", ".join(BUILD_CONFIG["cpu_targets"]),
+        "  runnable here": ", ".join(_C.cpu_isas()),
+        "  in use": f"{_C.cpu_isa()} (SEQKERNELS_CPU_ISA chooses)",
+        "threads": torch.get_num_threads(),
+        "CUDA kernels": ", ".join(BUILD_CONFIG["cuda_targets"]) or "none in this build",
+        "CUDA devices": ", ".join(_cuda_devices()) or "none",
+    }
+    return "\n".join(f"{name:<16} {value}" for name, value in rows.items())
+
+
+def _cuda_devices() -> list[str]:
+    if not torch.cuda.is_available():
+        return []
+    found = []
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        found.append(f"{torch.cuda.get_device_name(index)} (sm_{major}{minor})")
+    return found
+
+
+if __name__ == "__main__":
+    print(report())

@@ -1,0 +1,181 @@
+"""Which implementation runs for given input, and every reason why a faster one does not.
+
+`takes` is asked before every call and is kept short; `obstacles` says in words what `takes` decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.utils.rnn import PackedSequence
+
+from . import _C
+from ._ops import BUILD_CONFIG, cast
+
+if TYPE_CHECKING:
+    State = Tensor | tuple[Tensor, Tensor] | None
+
+__all__ = ["Explanation", "explain"]
+
+BACKENDS = ("auto", "native", "reference")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+DEVICES = ("cpu", "meta", "cuda") if BUILD_CONFIG["cuda_targets"] else ("cpu", "meta")
+
+
+def transforms_active() -> bool:
+    """Whether a torch.func transform or forward-mode differentiation is on; the kernels know neither."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+# Evaluated while Dynamo traces, which enters and leaves transforms as the program does, and guards on them.
+transforms_active._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def takes(x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], projection: bool = False) -> bool:
+    """Whether the native op runs this. True exactly where `obstacles` finds none."""
+    dtype, device = x.dtype, x.device
+    if dtype not in DTYPES or device.type not in DEVICES or projection or transforms_active():
+        return False
+    if x.layout is not torch.strided:
+        return False
+    for t in state:
+        if t.dtype is not dtype or t.device != device:
+            return False
+    for t in weights:  # noqa: SIM110, a generator costs more
+        if t.dtype is not dtype or t.device != device:
+            return False
+    return True
+
+
+def obstacles(
+    x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], projection: bool = False
+) -> list[str]:
+    """Every reason why the native op does not run this; none if it does."""
+    reasons = []
+    if x.dtype not in DTYPES:
+        reasons.append(f"dtype {_name(x.dtype)} (the kernels take {', '.join(map(_name, DTYPES))})")
+    if x.device.type == "cuda" and "cuda" not in DEVICES:
+        reasons.append("device cuda (this build of seqkernels has no CUDA kernels)")
+    elif x.device.type not in DEVICES:
+        reasons.append(f"device {x.device.type} (the kernels run on cpu and cuda)")
+    if x.layout is not torch.strided:
+        reasons.append(f"layout {x.layout} (the kernels take strided tensors)")
+    if projection:
+        reasons.append("proj_size > 0 (projections have no kernel yet)")
+    for what, tensors in (("state", state), ("weights", weights)):
+        dtypes = {t.dtype: None for t in tensors if t.dtype != x.dtype}
+        if dtypes:
+            reasons.append(f"{what} of dtype {', '.join(map(_name, dtypes))} with input of {_name(x.dtype)}")
+        devices = {t.device: None for t in tensors if t.device != x.device}
+        if devices:
+            reasons.append(f"{what} on {', '.join(map(str, devices))} with input on {x.device}")
+    if transforms_active():
+        reasons.append("a torch.func transform or forward-mode differentiation is active")
+    return reasons
+
+
+def check_backend(backend: str) -> str:
+    """`backend` itself, or a ValueError naming the choices."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+    return backend
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What runs for a module and its input; `print` it.
+
+    Attributes:
+        backend: "native" or "reference".
+        kernel: The kernel, such as "cpu/avx512 lstm".
+        reasons: Why nothing faster runs; empty where this is the fastest there is.
+    """
+
+    backend: str
+    kernel: str
+    reasons: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"{self.backend}: {self.kernel}"]
+        if self.reasons:
+            lines += ["not faster because of", *(f"  - {reason}" for reason in self.reasons)]
+        return "\n".join(lines)
+
+
+def explain(module: torch.nn.Module, x: Tensor | PackedSequence, hx: State = None) -> Explanation:
+    """Say which kernel `module(x, hx)` runs, and every reason why a faster one does not.
+
+    Args:
+        module: A fused layer or cell; for one of torch.nn's own, the answer is what it would run once fused.
+        x: Its input, a tensor or a PackedSequence. Nothing is computed; only dtype and device matter.
+        hx: Its initial state, as given to the module; None for the zeros it then uses.
+
+    Raises:
+        TypeError: `module` is not a recurrent layer or cell.
+
+    Example:
+        >>> lstm = seqkernels.FusedLSTM(8, 16)
+        >>> plan = seqkernels.explain(lstm, torch.randn(5, 3, 8))
+        >>> plan.backend
+        'native'
+    """
+    cell = _cell(module)
+    data = x.data if isinstance(x, PackedSequence) else x
+    state = () if hx is None else hx if isinstance(hx, tuple) else (hx,)
+    weights = _weights(module)
+    device_type = data.device.type
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+        data, state, weights = cast((data, state, weights), device_type, dtype)
+    reasons = obstacles(data, state, weights, getattr(module, "proj_size", 0) > 0)
+    if getattr(module, "backend", "auto") == "reference":
+        reasons.insert(0, "backend='reference' (asked for)")
+    if reasons:
+        return Explanation("reference", f"{data.device.type}/torch {cell}", reasons)
+    if device_type != "cpu":
+        return Explanation("native", f"{device_type} {cell}")
+    return Explanation("native", f"cpu/{_C.cpu_isa()} {cell}", _slower_isa())
+
+
+def _slower_isa() -> list[str]:
+    """Why the CPU kernels do not use the best instruction set that exists for them."""
+    in_use, runnable, built = _C.cpu_isa(), _C.cpu_isas(), BUILD_CONFIG["cpu_targets"]
+    reasons = []
+    for isa in ("avx512", "avx2"):
+        if isa == in_use:
+            break
+        if isa in runnable:
+            reasons.append(f"{isa}: SEQKERNELS_CPU_ISA={in_use} is set")
+        elif isa in built:
+            reasons.append(f"{isa}: this CPU does not have it")
+        elif "avx2" in built:
+            reasons.append(f"{isa}: not compiled into this build")
+    return reasons
+
+
+def _cell(module: torch.nn.Module) -> str:
+    for cell, classes in (
+        ("lstm", (torch.nn.LSTM, torch.nn.LSTMCell)),
+        ("gru", (torch.nn.GRU, torch.nn.GRUCell)),
+        ("rnn", (torch.nn.RNN, torch.nn.RNNCell)),
+    ):
+        if isinstance(module, classes):
+            return cell
+    raise TypeError(f"explain takes a recurrent layer or cell, got {type(module).__name__}")
+
+
+def _weights(module: torch.nn.Module) -> list[Tensor]:
+    if isinstance(module, torch.nn.RNNBase):
+        names = module._flat_weights_names
+    else:
+        names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
+    return [w for w in (getattr(module, name) for name in names) if w is not None]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

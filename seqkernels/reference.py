@@ -1,0 +1,183 @@
+"""The recurrent layers in plain, differentiable torch: the ground truth of every kernel.
+
+Each cell is one function of one time step that reads like its equations; `_layer` runs it over time, forwards
+and backwards, for padded and for packed input. The shapes are those of the native ops:
+
+    x        [T, B, I] padded, or [rows, I] packed with `batch_sizes` [T]
+    h0, c0   [D, B, H]            D = 1 or 2 directions, the reverse one second
+    weights  w_ih [G*H, I], w_hh [G*H, H] and, with a bias, b_ih [G*H], b_hh [G*H]; the directions
+    concatenated output   [T, B, D*H] or [rows, D*H]
+    h_n, c_n [D, B, H]
+
+Everything here runs on any device, is differentiable any number of times, and works under `torch.func`. With
+float16 and bfloat16, sums and the cell state are float32 and only `h` is rounded, at every step, as in the
+kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+Step = Callable[..., tuple[Tensor, ...]]
+
+_NARROW = (torch.float16, torch.bfloat16)
+
+
+def lstm_step(
+    input_gates: Tensor,  # [B, 4H], x W_ihᵀ + b_ih
+    h: Tensor,  # [B, H], or [B, P] with a projection
+    c: Tensor,  # [B, H]
+    w_hh: Tensor,  # [4H, H], or [4H, P]
+    b_hh: Tensor | None = None,  # [4H]
+    w_hr: Tensor | None = None,  # [P, H]
+) -> tuple[Tensor, Tensor]:
+    """One step of the LSTM: Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000.
+
+    The optional projection `w_hr` is that of Sak et al. 2014, https://arxiv.org/abs/1402.1128.
+    """
+    i, f, g, o = (input_gates + linear(h, w_hh, b_hh)).chunk(4, dim=-1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    h = o.sigmoid() * c.tanh()
+    if w_hr is not None:
+        h = linear(h, w_hr)
+    return h, c
+
+
+def gru_step(
+    input_gates: Tensor,  # [B, 3H], x W_ihᵀ + b_ih
+    h: Tensor,  # [B, H]
+    w_hh: Tensor,  # [3H, H]
+    b_hh: Tensor | None = None,  # [3H]
+) -> tuple[Tensor]:
+    """One step of the GRU: Cho et al. 2014, https://arxiv.org/abs/1406.1078, reset gate after the product."""
+    x_r, x_z, x_n = input_gates.chunk(3, dim=-1)
+    h_r, h_z, h_n = linear(h, w_hh, b_hh).chunk(3, dim=-1)
+    r = (x_r + h_r).sigmoid()
+    z = (x_z + h_z).sigmoid()
+    n = (x_n + r * h_n).tanh()
+    return ((1 - z) * n + z * h,)
+
+
+def rnn_step(
+    input_gates: Tensor,  # [B, H], x W_ihᵀ + b_ih
+    h: Tensor,  # [B, H]
+    w_hh: Tensor,  # [H, H]
+    b_hh: Tensor | None = None,  # [H]
+    *,
+    activation: Callable[[Tensor], Tensor] = torch.tanh,
+) -> tuple[Tensor]:
+    """One step of the Elman network: Elman 1990, doi:10.1207/s15516709cog1402_1."""
+    return (activation(input_gates + linear(h, w_hh, b_hh)),)
+
+
+def lstm(
+    x: Tensor, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One LSTM layer, all its directions: `(output, h_n, c_n)`.
+
+    A projection is recognised by its fifth (without biases: third) weight per direction, `w_hr` [P, H]; `h0`,
+    `h_n` and each direction of `output` then have P features instead of H.
+    """
+    output, (h_n, c_n) = _layer(lstm_step, x, (h0, c0), weights, batch_sizes)
+    return output, h_n, c_n
+
+
+def gru(
+    x: Tensor, h0: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """One GRU layer, all its directions: `(output, h_n)`."""
+    output, (h_n,) = _layer(gru_step, x, (h0,), weights, batch_sizes)
+    return output, h_n
+
+
+def rnn(
+    x: Tensor, h0: Tensor, weights: Sequence[Tensor], nonlinearity: str, batch_sizes: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """One Elman layer, all its directions: `(output, h_n)`. `nonlinearity` is "tanh" or "relu"."""
+    activation = {"tanh": torch.tanh, "relu": torch.relu}[nonlinearity]
+
+    def step(*args: Tensor) -> tuple[Tensor]:
+        return rnn_step(*args, activation=activation)
+
+    output, (h_n,) = _layer(step, x, (h0,), weights, batch_sizes)
+    return output, h_n
+
+
+def _layer(
+    step: Step,
+    x: Tensor,
+    state0: tuple[Tensor, ...],  # each [D, B, H]
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run `step` over the sequence in every direction; the output and the final state."""
+    dtype = x.dtype
+    if dtype in _NARROW:
+        x, *rest = _widen(x, *state0, *weights)
+        state0, weights = tuple(rest[: len(state0)]), rest[len(state0) :]
+
+    directions = state0[0].size(0)
+    per_direction = len(weights) // directions
+    steps = None if batch_sizes is None else batch_sizes.tolist()
+    outputs, finals = [], []
+    for d in range(directions):
+        w_ih, w_hh, *rest = weights[d * per_direction : (d + 1) * per_direction]
+        bias, projection = rest[:2] if len(rest) > 1 else (None, None), rest[len(rest) // 2 * 2 :]
+        input_gates = linear(x, w_ih, bias[0])
+        inputs = input_gates.unbind(0) if steps is None else input_gates.split(steps)
+        output, final = _scan(
+            lambda gates, *state: step(gates, *state, w_hh, bias[1], *projection),  # noqa: B023
+            inputs,
+            tuple(s[d] for s in state0),
+            dtype,
+            reverse=d == 1,
+        )
+        outputs.append(output)
+        finals.append(final)
+
+    # The rows of all steps are one after another; a padded sequence gets its time dimension back.
+    output = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
+    if steps is None:
+        output = output.view(x.size(0), state0[0].size(1), output.size(-1))
+    return _to(output, dtype), tuple(_to(torch.stack(f), dtype) for f in zip(*finals, strict=True))
+
+
+def _scan(
+    step: Step,
+    inputs: Sequence[Tensor],  # per step [B_t, G*H]; B_t never grows over time
+    state: tuple[Tensor, ...],  # each [B, H]
+    dtype: torch.dtype,
+    reverse: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The time loop: `h` of every step, [rows, H], and the final state."""
+    outputs = []
+    for gates in reversed(inputs) if reverse else inputs:
+        rows = gates.size(0)  # the sequences that have this step come first, the others keep their state
+        h, *c = step(gates, *(s[:rows] for s in state))
+        if dtype in _NARROW:
+            h = h.to(dtype).to(h.dtype)
+        outputs.append(h)
+        if rows == state[0].size(0):
+            state = (h, *c)
+        else:
+            state = tuple(torch.cat((new, old[rows:])) for new, old in zip((h, *c), state, strict=True))
+    if reverse:
+        outputs.reverse()
+    return torch.cat(outputs) if outputs else state[0][:0], state
+
+
+def _widen(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """16-bit tensors as float32; here a mixture of dtypes would pass unseen, so it is refused first."""
+    dtypes = {t.dtype: None for t in tensors}
+    if len(dtypes) > 1:
+        raise RuntimeError(f"expected one dtype throughout, but got {' and '.join(map(str, dtypes))}")
+    return tuple(t.float() for t in tensors)
+
+
+def _to(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Back to a 16-bit dtype; any other result already has the dtype its operands gave it."""
+    return tensor.to(dtype) if dtype in _NARROW else tensor

@@ -1,0 +1,236 @@
+"""Builds the one extension module, seqkernels._C; project metadata lives in pyproject.toml.
+
+setuptools links, ninja compiles: every source has its own flags (an instruction set for each kernel file),
+objects are made in parallel, and the compiler's dependency files make a change in any header or .inc rebuild
+what includes it.
+
+Environment:
+    CXX, CXXFLAGS           the C++17 compiler (GCC or Clang) and extra flags, which come last
+    MAX_JOBS                how many sources are compiled at once (default: one a core)
+    SEQKERNELS_WITH_CUDA    0: no CUDA kernels; 1: stop where they cannot be built; unset: if nvcc is found
+    CUDA_HOME, NVCC_CCBIN   the CUDA toolkit to use; nvcc's host compiler
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+CSRC = ROOT / "csrc"
+MIN_TORCH = (2, 10)
+TORCH_TARGET = "0x020a000000000000"  # the stable C++ API of torch 2.10: one binary for it and all later ones
+
+COMMON_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+# Kernels may ignore errno and floating-point traps, but not NaN, infinity or signed zeros: no -ffast-math.
+KERNEL_FLAGS = ["-fno-math-errno", "-fno-trapping-math"]
+AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c"]
+AVX512_FLAGS = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
+# Instruction set -> its one file and flags. The rest of csrc is compiled for the baseline of the platform.
+CPU_TARGETS = {"baseline": ("csrc/cpu/kernels_default.cpp", KERNEL_FLAGS)}
+if platform.machine().lower() in ("x86_64", "amd64"):
+    CPU_TARGETS["avx2"] = ("csrc/cpu/kernels_avx2.cpp", KERNEL_FLAGS + AVX2_FLAGS)
+    CPU_TARGETS["avx512"] = ("csrc/cpu/kernels_avx512.cpp", KERNEL_FLAGS + AVX512_FLAGS)
+
+CUDA_TARGETS = ("sm_80", "sm_90a", "sm_100a")  # and PTX of the newest plain one, for cards to come
+CUDA_PTX = "compute_100"
+
+
+def project_version() -> str:
+    """The version, read from seqkernels/__init__.py without importing it."""
+    tree = ast.parse((ROOT / "seqkernels" / "__init__.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__version__":
+            return str(ast.literal_eval(node.value))
+    sys.exit("seqkernels/__init__.py sets no __version__")
+
+
+def require(package: str) -> str:
+    """Version of an installed build requirement."""
+    try:
+        return installed_version(package)
+    except PackageNotFoundError:
+        sys.exit(f"building seqkernels needs {package}, and {sys.executable} lacks it: pip install {package}")
+
+
+def torch_root() -> tuple[Path, str]:
+    """(folder, version) of the installed torch, found without the second that importing it takes."""
+    version = require("torch")
+    numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
+    if numbers < MIN_TORCH:
+        sys.exit(f"seqkernels needs torch >= {'.'.join(map(str, MIN_TORCH))}; {sys.executable} has {version}")
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        sys.exit(f"torch {version} is listed as installed in {sys.executable} but cannot be found")
+    return Path(spec.origin).parent, version
+
+
+def cxx_compiler() -> list[str]:
+    """The compiler's command line so far: CXX, or the first of the usual names on PATH."""
+    command = shlex.split(os.environ.get("CXX", "")) or [
+        next(filter(shutil.which, ("g++", "clang++", "c++")), "g++")
+    ]
+    if sys.platform == "win32":
+        sys.exit("seqkernels builds with GCC or Clang, on Linux and macOS; on Windows use WSL")
+    if shutil.which(command[0]) is None:
+        sys.exit(
+            f"no C++ compiler: '{command[0]}' is not on PATH. Install GCC >= 10 or Clang >= 12"
+            " (Debian, Ubuntu: apt install g++; macOS: xcode-select --install), or name one with CXX=."
+        )
+    return command
+
+
+def find_nvcc() -> Path | None:
+    """nvcc from CUDA_HOME, PATH, or the compiler's wheels in this environment."""
+    toolkit, on_path = os.environ.get("CUDA_HOME"), shutil.which("nvcc")
+    wheels = sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin/nvcc"))
+    candidates = [toolkit and Path(toolkit, "bin", "nvcc"), on_path and Path(on_path), *wheels]
+    return next((nvcc for nvcc in candidates if nvcc and nvcc.is_file()), None)
+
+
+def cuda_home(nvcc: Path) -> Path:
+    """Root of nvcc's toolkit, as nvcc itself sees it (the nvcc on PATH may be a wrapper or a link)."""
+    dry_run = subprocess.run(
+        [nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True
+    ).stderr
+    top = re.search(r"^#\$ TOP=(.+)$", dry_run, re.MULTILINE)
+    return Path(top[1].strip()).resolve() if top else nvcc.resolve().parent.parent
+
+
+def sources(pattern: str) -> list[str]:
+    """Files of csrc that match, relative to the project's root."""
+    return sorted(path.relative_to(ROOT).as_posix() for path in CSRC.glob(pattern))
+
+
+def plan_cuda() -> tuple[Path | None, list[str], str]:
+    """(nvcc or None, the sources in csrc/cuda, the decision in words)."""
+    wanted = os.environ.get("SEQKERNELS_WITH_CUDA", "")
+    if wanted not in ("", "0", "1"):
+        sys.exit(f"SEQKERNELS_WITH_CUDA must be 0 or 1, not '{wanted}'")
+    cuda_sources = sources("cuda/*.cu")
+    nvcc = find_nvcc()
+    if wanted == "0":
+        return None, [], "CPU build: SEQKERNELS_WITH_CUDA=0"
+    problem = "" if cuda_sources else "no csrc/cuda sources"
+    problem = problem or (
+        "" if nvcc else "no nvcc found (looked at CUDA_HOME, PATH and the environment's nvidia wheels)"
+    )
+    if problem and wanted == "1":
+        sys.exit(f"SEQKERNELS_WITH_CUDA=1, but {problem}")
+    if problem:
+        return None, [], f"CPU build: {problem}"
+    return nvcc, cuda_sources, f"CPU and CUDA build: {nvcc} for {', '.join(CUDA_TARGETS)}"
+
+
+class NinjaBuildExt(build_ext):
+    """build_ext whose objects are compiled by ninja, each source with flags of its own."""
+
+    def build_extension(self, ext: Extension) -> None:
+        for package in ("ninja", "pybind11"):
+            require(package)
+        objects_dir = Path(self.build_temp).resolve()
+        objects_dir.mkdir(parents=True, exist_ok=True)
+        text, objects, libraries = self.ninja_file()
+        ninja_file = objects_dir / "build.ninja"
+        if not ninja_file.is_file() or ninja_file.read_text(encoding="utf-8") != text:
+            ninja_file.write_text(text, encoding="utf-8")
+        jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+        if subprocess.run([sys.executable, "-m", "ninja", "-j", jobs], cwd=objects_dir).returncode != 0:
+            sys.exit("compiling seqkernels failed; the compiler's message is above")
+        ext.extra_objects = [str(objects_dir / name) for name in objects]
+        ext.depends = [
+            *ext.extra_objects,
+            str(ninja_file),
+        ]  # link again exactly when an object or the plan is new
+        ext.library_dirs, ext.libraries = libraries
+        super().build_extension(ext)
+
+    def ninja_file(self) -> tuple[str, list[str], tuple[list[str], list[str]]]:
+        """(text of build.ninja, objects, (library folders, libraries) to link)."""
+        import pybind11
+
+        torch, torch_version = torch_root()
+        nvcc, cuda_sources, decision = plan_cuda()
+        print(
+            f"seqkernels {project_version()} for torch {torch_version}; CPU kernels: {', '.join(CPU_TARGETS)}"
+        )
+        print(decision, flush=True)
+
+        includes = [f"-I{CSRC}"] + [
+            flag
+            for folder in (pybind11.get_include(), torch / "include", sysconfig.get_path("include"))
+            for flag in ("-isystem", str(folder))
+        ]
+        defines = [
+            f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
+            f'-DSEQKERNELS_VERSION="{project_version()}"',
+            f'-DSEQKERNELS_TORCH_VERSION="{torch_version}"',  # another torch: every object is made anew
+            *([f'-DSEQKERNELS_CUDA_TARGETS="{",".join(CUDA_TARGETS)}"'] if nvcc else []),
+        ]
+        flags_of = dict(CPU_TARGETS.values())  # first, as they take longest
+        flags_of |= {
+            source: [] for source in sources("*.cpp") + sources("cpu/*.cpp") if "/kernels_" not in source
+        }
+        user_flags = shlex.split(os.environ.get("CXXFLAGS", ""))
+        cxx = cxx_compiler() + COMMON_FLAGS + defines + includes
+        lines = ninja_rule("cxx", f"{escape(cxx)} $flags {escape(user_flags)} -MMD")
+        library_dirs, libraries = [torch / "lib"], ["torch", "torch_cpu", "c10"]
+        if nvcc:
+            home = cuda_home(nvcc)
+            library_dirs += [path for path in (home / "lib64", home / "lib") if path.is_dir()]
+            libraries += ["cudart_static", "rt", "pthread", "dl"]
+            images = [f"-gencode=arch=compute_{t[3:]},code={t}" for t in CUDA_TARGETS]
+            images += [f"-gencode=arch={CUDA_PTX},code={CUDA_PTX}"]
+            cuda = [
+                str(nvcc),
+                "-std=c++17",
+                "-O3",
+                "-Xcompiler=-fPIC,-fvisibility=hidden",
+                *images,
+                *defines,
+                *includes,
+            ]
+            lines += ninja_rule("cuda", f"{escape(cuda)} -MMD")
+        objects = []
+        for source in [*flags_of, *cuda_sources]:
+            objects.append(source.replace("/", "_") + ".o")
+            rule = "cuda" if source.endswith(".cu") else "cxx"
+            lines.append(f"build {objects[-1]}: {rule} {escape_path(ROOT / source)}")
+            lines.append(f"  flags = {escape(flags_of.get(source, []))}")
+        return "\n".join(lines) + "\n", objects, ([str(path) for path in library_dirs], libraries)
+
+
+def ninja_rule(name: str, compile: str) -> list[str]:
+    """A rule that compiles one source and learns which headers it includes."""
+    command = f"  command = {compile} -MF $out.d -c $in -o $out"
+    return [f"rule {name}", command, "  depfile = $out.d", "  deps = gcc", "  description = $in"]
+
+
+def escape(command: list[str]) -> str:
+    """A command line for ninja: quoted for the shell, $ doubled."""
+    return shlex.join(command).replace("$", "$$")
+
+
+def escape_path(path: Path) -> str:
+    """A path for a ninja build line."""
+    return re.sub(r"([$ :])", r"$\1", str(path))
+
+
+setup(
+    ext_modules=[Extension("seqkernels._C", sources=[], language="c++")],
+    cmdclass={"build_ext": NinjaBuildExt},
+)
