@@ -34,7 +34,7 @@ LAYERS: dict[str, tuple[Recurrent, Recurrent]] = {
     "gru": (nn.GRU, seqkernels.FusedGRU),
     "rnn": (nn.RNN, seqkernels.FusedRNN),
 }
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 1.5e-3
 # Rounding differs, and training amplifies it, with the learning rate: later steps may drift apart.
 AGREE_STEPS, AGREE_DIGITS = 100, 4
 

@@ -198,8 +198,9 @@ void run(const Layer& layer, Problem& problem, double work, int64_t (*workspace)
   const Tensor scratch = new_tensor(layer.x(), {workspace(problem)}, ScalarType::Byte);
   problem.workspace = data(scratch);
   const int threads = team_threads(work);
-  // Waiting for a late thread pays off while it is short beside the work.
-  const auto patience_us = static_cast<int64_t>(std::clamp(work / 1e5, 50., 5000.));
+  // Waiting for a late thread pays off while it is short beside the work, of which a thread does some 5000
+  // multiply-adds in a microsecond.
+  const auto patience_us = static_cast<int64_t>(std::clamp(work / 5e3 / 4, 5., 5000.));
   struct Context {
     Problem& problem;
     void (*kernel)(const Problem&, Member);

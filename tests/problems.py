@@ -1,0 +1,179 @@
+"""One layer's inputs, what its ops make of them, and what is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from seqkernels import reference
+
+CELLS = ("lstm", "gru", "tanh", "relu")
+GATES = {"lstm": 4, "gru": 3, "tanh": 1, "relu": 1}
+FINALS = {"lstm": ("h_n", "c_n"), "gru": ("h_n",), "tanh": ("h_n",), "relu": ("h_n",)}
+
+
+@dataclass
+class Problem:
+    """The arguments of a forward op, and gradients of its results as those of its backward op.
+
+    Tensors stand in dicts by the name of the op's argument; `weights` is a list there. `lengths` makes it a
+    packed problem, with the longest sequence first.
+    """
+
+    cell: str
+    seq_len: int
+    batch: int
+    input_size: int
+    hidden_size: int
+    directions: int = 1
+    bias: bool = True
+    lengths: Sequence[int] | None = None
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")
+    seed: int = 0
+
+    x: Tensor = field(init=False)  # [T, B, I], packed [rows, I]
+    states: list[Tensor] = field(init=False)  # h0 or h0, c0; each [D, B, H]
+    weights: list[Tensor] = field(init=False)
+    batch_sizes: Tensor | None = field(init=False, default=None)
+    grads: list[Tensor | None] = field(init=False)  # of output and the final states
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def random(*shape: int) -> Tensor:
+            values = torch.randn(*shape, generator=generator, dtype=torch.float64)
+            return values.to(self.dtype).to(self.device)
+
+        d, h, gates = self.directions, self.hidden_size, GATES[self.cell] * self.hidden_size
+        x = random(self.seq_len, self.batch, self.input_size)
+        if self.lengths is not None:
+            packed = pack_padded_sequence(x, torch.tensor(self.lengths))
+            x, self.batch_sizes = packed.data, packed.batch_sizes
+        self.x = x
+        self.states = [random(d, self.batch, h) for _ in range(2 if self.cell == "lstm" else 1)]
+        shapes = [(gates, self.input_size), (gates, h)] + [(gates,), (gates,)] * self.bias
+        scale = max(3 * h, 1) ** -0.5  # the deviation of torch.nn's own; steps then have a gain below 1
+        self.weights = [random(*shape) * scale for _ in range(d) for shape in shapes]
+        self.grads = [random(*x.shape[:-1], d * h), *(random(d, self.batch, h) for _ in self.states)]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        return (self.cell,) if self.cell in ("tanh", "relu") else ()
+
+    @property
+    def op_name(self) -> str:
+        return "rnn" if self.options else self.cell
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """What has a gradient."""
+        return [self.x, *self.states, *self.weights]
+
+    @property
+    def names(self) -> list[str]:
+        """Of `inputs`."""
+        own = ["w_ih", "w_hh", "b_ih", "b_hh"][: 4 if self.bias else 2]
+        weights = [f"{name}[{d}]" for d in range(self.directions) for name in own]
+        return ["x", *["h0", "c0"][: len(self.states)], *weights]
+
+    @property
+    def finals(self) -> tuple[str, ...]:
+        return FINALS[self.cell]
+
+    def arguments(self, save_for_backward: bool | None = None) -> tuple:
+        """Of the forward op."""
+        save = () if save_for_backward is None or self.options else (save_for_backward,)
+        return (self.x, *self.states, self.weights, *self.options, self.batch_sizes, *save)
+
+    def forward(self, save_for_backward: bool | None = None) -> tuple[Tensor, ...]:
+        return getattr(torch.ops.seqkernels, self.op_name)(*self.arguments(save_for_backward))
+
+    def backward_arguments(self, forward: Sequence[Tensor], needs_grad: Sequence[bool] | None = None) -> tuple:
+        """Of the backward op, after `forward` gave those results."""
+        needs_grad = [True] * len(self.inputs) if needs_grad is None else list(needs_grad)
+        saved = forward[1 + len(self.states) :]
+        return (*self.grads, *self.arguments(), forward[0], *saved, needs_grad)
+
+    def backward(self, forward: Sequence[Tensor], needs_grad: Sequence[bool] | None = None) -> list[Tensor]:
+        """The gradients, in the order of `inputs`."""
+        op = getattr(torch.ops.seqkernels, f"_{self.op_name}_backward")
+        *found, weights = op(*self.backward_arguments(forward, needs_grad))
+        return [*found, *weights]
+
+    def run(self) -> dict[str, Tensor]:
+        """All results of the two ops by name."""
+        with torch.no_grad():
+            forward = self.forward()
+            grads = self.backward(forward)
+        return self._named(forward, grads)
+
+    def expected(self, kinks: Tensor | None = None) -> dict[str, Tensor]:
+        """What is right: the reference, in float64 on the CPU.
+
+        The derivative of relu jumps at 0, and rounding decides on which side an element lies: with `kinks`,
+        the output of the op, the gradients are those of the side on which the op was.
+        """
+        inputs = [t.detach().cpu().double().requires_grad_() for t in self.inputs]
+        n = 1 + len(self.states)
+        x, states, weights = inputs[0], inputs[1:n], inputs[n:]
+        layer = getattr(reference, self.op_name)
+        with torch.enable_grad():
+            results = layer(x, *states, weights, *self.options, self.batch_sizes)
+            derived = results
+            if self.cell == "relu" and kinks is not None:
+                step = self._relu_step(kinks.detach().cpu())
+                output, (h_n,) = reference._layer(step, x, tuple(states), weights, self.batch_sizes)
+                derived = (output, h_n)
+            pairs = [(r, g.cpu().double()) for r, g in zip(derived, self.grads, strict=True) if g is not None]
+            pairs = [(r, g) for r, g in pairs if r.requires_grad]
+            grads = torch.autograd.grad(
+                [r for r, _ in pairs], inputs, [g for _, g in pairs], allow_unused=True, materialize_grads=True
+            )
+        return self._named(results, grads)
+
+    def check(self) -> None:
+        """The ops' results, all of them, against what is right.
+
+        The mean square of a few elements says little about what size they might have had, so a tiny problem
+        is run with several sets of numbers, all of them taken together.
+        """
+        from .conftest import assert_close
+
+        fewest = min(t.numel() for t in self.inputs if t.numel() > 0)
+        problems = [self, *(replace(self, seed=self.seed + n) for n in range(1, -(-16 // fewest)))]
+        actual = [problem.run() for problem in problems]
+        for name, tensor in zip(self.names, self.inputs, strict=True):
+            assert actual[0][f"grad_{name}"].dtype == tensor.dtype, name
+        expected = [p.expected(kinks=a["output"]) for p, a in zip(problems, actual, strict=True)]
+        assert_close(_stacked(actual), _stacked(expected), self.dtype)
+
+    def _named(self, forward: Sequence[Tensor], grads: Sequence[Tensor]) -> dict[str, Tensor]:
+        results = zip(["output", *self.finals], forward, strict=False)
+        return dict(results) | {f"grad_{name}": g for name, g in zip(self.names, grads, strict=True)}
+
+    def _relu_step(self, output: Tensor) -> Callable[..., tuple[Tensor]]:
+        """reference.rnn_step with relu, open exactly where `output` is positive."""
+        h = self.hidden_size
+
+        def masks() -> Iterator[Tensor]:
+            rows = output.split(self.batch_sizes.tolist()) if self.batch_sizes is not None else output.unbind(0)
+            for d in range(self.directions):
+                for row in reversed(rows) if d == 1 else rows:
+                    yield (row[:, d * h : (d + 1) * h] > 0).double()
+
+        mask = masks()
+        return lambda *args: reference.rnn_step(*args, activation=lambda v: v * next(mask))
+
+
+def _stacked(results: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([result[name] for result in results]) for name in results[0]}
+
+
+def lengths_of(seq_len: int, batch: int) -> list[int]:
+    """Lengths of a packed batch, longest first; some alike, the shortest 1 if there is room."""
+    return [max(1, seq_len - seq_len * b // batch) for b in range(batch)]

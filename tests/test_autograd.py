@@ -1,0 +1,270 @@
+"""Derivatives of any order through the native kernels, and how autograd's other features meet them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+from torch.nn.utils.rnn import PackedSequence
+
+import seqkernels
+from seqkernels import functional
+
+from .conftest import assert_close
+from .problems import CELLS, Problem
+
+FLOAT64 = {"dtype": torch.float64}
+
+
+def tiny(cell: str, **options: object) -> Problem:
+    return Problem(cell, 3, 2, 3, 2, **{**FLOAT64, **options})
+
+
+def of_inputs(problem: Problem) -> Callable[..., tuple[Tensor, ...]]:
+    """The forward op as a function of `problem.inputs`, one by one."""
+    n = 1 + len(problem.states)
+    op = getattr(torch.ops.seqkernels, problem.op_name)
+    return lambda *t: op(*t[:n], list(t[n:]), *problem.options, problem.batch_sizes)[:n]
+
+
+def leaves(problem: Problem) -> list[Tensor]:
+    return [t.detach().requires_grad_() for t in problem.inputs]
+
+
+VARIANTS = {
+    "plain": {},
+    "no bias": {"bias": False},
+    "bidirectional": {"directions": 2},
+    "packed": {"lengths": [3, 1]},
+    "bidirectional, packed": {"directions": 2, "lengths": [3, 2]},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_first_and_second_derivatives(cell: str, variant: str, device: torch.device) -> None:
+    problem = tiny(cell, device=device, **VARIANTS[variant])
+    assert gradcheck(of_inputs(problem), leaves(problem))
+    assert gradgradcheck(of_inputs(problem), leaves(problem))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_third_derivative(cell: str, device: torch.device) -> None:
+    problem = Problem(cell, 2, 1, 1, 1, device=device, **FLOAT64)
+    run = of_inputs(problem)
+
+    def gradient(*inputs: Tensor) -> tuple[Tensor, ...]:
+        loss = sum(t.pow(3).sum() for t in run(*inputs))
+        return torch.autograd.grad(loss, inputs, create_graph=True)
+
+    assert gradgradcheck(gradient, leaves(problem))
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=["one", "stacked"])
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_derivatives_of_modules(name: str, options: dict, device: torch.device) -> None:
+    module = getattr(seqkernels, f"Fused{name}")(2, 2, backend="native", device=device, **FLOAT64, **options)
+    batch_sizes = torch.tensor([2, 2, 1])
+
+    def run(x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        named = dict(zip(dict(module.named_parameters()), parameters, strict=True))
+        sequence = PackedSequence(x, batch_sizes)
+        output, state = torch.func.functional_call(module, named, (sequence,))
+        return output.data, *(state if isinstance(state, tuple) else (state,))
+
+    x = torch.randn(5, 2, device=device, requires_grad=True, **FLOAT64)
+    inputs = (x, *(p.detach().requires_grad_() for p in module.parameters()))
+    assert gradcheck(run, inputs, fast_mode=True)
+    assert gradgradcheck(run, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("name", ["lstm_cell", "gru_cell", "rnn_cell"])
+def test_derivatives_of_cells(name: str, device: torch.device) -> None:
+    problem = tiny({"lstm_cell": "lstm", "gru_cell": "gru", "rnn_cell": "tanh"}[name], device=device)
+    cell = getattr(functional, name)
+
+    def run(x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...] | Tensor:
+        states, weights = tensors[: len(problem.states)], tensors[len(problem.states) :]
+        hx = states if name == "lstm_cell" else states[0]
+        return cell(x, hx, *weights, backend="native")
+
+    inputs = [problem.x[0], *(s[0] for s in problem.states), *problem.weights]
+    inputs = [t.detach().requires_grad_() for t in inputs]
+    assert gradcheck(run, inputs)
+    assert gradgradcheck(run, inputs)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_second_derivative_is_the_references(cell: str, dtype: torch.dtype, device: torch.device) -> None:
+    """A gradient penalty, native in `dtype` against torch.nn in float64."""
+    name = {"lstm": "LSTM", "gru": "GRU"}.get(cell, "RNN")
+    options = {"nonlinearity": cell} if name == "RNN" else {}
+    module = getattr(seqkernels, f"Fused{name}")(5, 20, backend="native", device=device, dtype=dtype, **options)
+    right = getattr(torch.nn, name)(5, 20, device=device, **FLOAT64, **options)
+    right.load_state_dict(module.state_dict())
+    x = torch.randn(4, 3, 5, device=device).to(dtype)
+    if cell == "relu":  # keep away from the kink, where the derivative jumps
+        x = x.abs() + 1
+        for m in (module, right):
+            m.load_state_dict({key: value.abs() for key, value in m.state_dict().items()})
+
+    def penalty(module: torch.nn.Module, x: Tensor) -> list[Tensor]:
+        x = x.requires_grad_()
+        (grad,) = torch.autograd.grad(module(x)[0].double().sum(), x, create_graph=True)
+        weights = [p for n, p in module.named_parameters() if "bias" not in n]
+        return list(torch.autograd.grad(grad.double().square().mean(), weights))
+
+    assert_close(penalty(module, x.clone()), penalty(right, x.double()), dtype)
+
+
+# ---------------------------------------------------------------- what needs a gradient
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_only_some_inputs_need_gradients(cell: str, device: torch.device) -> None:
+    problem = tiny(cell, directions=2, device=device)
+    run = of_inputs(problem)
+    inputs = leaves(problem)
+    everything = torch.autograd.grad(sum(t.sin().sum() for t in run(*inputs)), inputs)
+    for n in range(len(inputs)):
+        some = [t.detach().requires_grad_(i == n) for i, t in enumerate(inputs)]
+        sum(t.sin().sum() for t in run(*some)).backward()
+        assert [t.grad is not None for t in some] == [i == n for i in range(len(some))]
+        assert_close(some[n].grad, everything[n])
+        alone = [t.detach() for t in inputs]
+        assert gradgradcheck(lambda t, n=n, alone=alone: run(*alone[:n], t, *alone[n + 1 :]), (inputs[n],))
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_frozen_weights_and_input_without_gradient(name: str, device: torch.device) -> None:
+    module = getattr(seqkernels, f"Fused{name}")(3, 4, device=device, **FLOAT64)
+    plain = getattr(torch.nn, name)(3, 4, device=device, **FLOAT64)
+    plain.load_state_dict(module.state_dict())
+    x = torch.randn(5, 2, 3, device=device, **FLOAT64)
+    for m in (module, plain):
+        m.weight_hh_l0.requires_grad_(False)
+        m(x)[0].square().sum().backward()
+    assert module.weight_hh_l0.grad is None
+    for key in ("weight_ih_l0", "bias_ih_l0", "bias_hh_l0"):
+        assert_close(getattr(module, key).grad, getattr(plain, key).grad)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_only_a_final_state_is_used(cell: str, device: torch.device) -> None:
+    problem = tiny(cell, directions=2, device=device)
+    for n in range(1, 1 + len(problem.states)):
+        run = of_inputs(problem)
+        assert gradcheck(lambda *t, n=n, run=run: run(*t)[n], leaves(problem))
+        assert gradgradcheck(lambda *t, n=n, run=run: run(*t)[n], leaves(problem))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_tied_tensors(cell: str, device: torch.device) -> None:
+    """One tensor in several places: the weights of both directions, and h0 = c0."""
+    problem = tiny(cell, device=device)
+    op = getattr(torch.ops.seqkernels, problem.op_name)
+    n = len(problem.states)
+
+    def run(x: Tensor, state: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        return op(x, *[torch.cat((state, state))] * n, [*weights, *weights], *problem.options)[: 1 + n]
+
+    inputs = [t.detach().requires_grad_() for t in (problem.x, problem.states[0], *problem.weights)]
+    assert gradcheck(run, inputs)
+    assert gradgradcheck(run, inputs)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_no_graph_where_none_is_needed(cell: str, device: torch.device) -> None:
+    problem = tiny(cell, device=device)
+    run = of_inputs(problem)
+    assert not any(t.requires_grad for t in run(*problem.inputs))
+    with torch.no_grad():
+        assert not any(t.requires_grad for t in run(*leaves(problem)))
+    with torch.inference_mode():
+        assert all(t.is_inference() for t in run(*leaves(problem)))
+
+
+# ---------------------------------------------------------------- the graph
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_backward_twice(cell: str, device: torch.device) -> None:
+    problem = Problem(cell, 5, 3, 7, 19, directions=2, device=device)
+    inputs = leaves(problem)
+    loss = sum(t.sin().sum() for t in of_inputs(problem)(*inputs))
+    first = torch.autograd.grad(loss, inputs, retain_graph=True)
+    second = torch.autograd.grad(loss, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        torch.autograd.grad(loss, inputs)
+
+
+@pytest.mark.parametrize("what", ["x", "h0", "w_ih", "w_hh", "output"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_changes_in_place_are_noticed(cell: str, what: str, device: torch.device) -> None:
+    problem = tiny(cell, device=device)
+    inputs = leaves(problem)
+    output = of_inputs(problem)(*inputs)[0]
+    loss = output.sum()
+    with torch.no_grad():
+        changed = output if what == "output" else inputs[problem.names.index(what + "[0]" * (what[0] == "w"))]
+        changed.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_backward_needs_what_forward_saves(cell: str, device: torch.device) -> None:
+    problem = tiny(cell, device=device)
+    problem.x.requires_grad_()
+    output = problem.forward(save_for_backward=False)[0]
+    with pytest.raises(RuntimeError, match=rf"seqkernels::{cell} ran with save_for_backward=False"):
+        output.sum().backward()
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_what_is_saved_has_no_derivative(cell: str, device: torch.device) -> None:
+    problem = tiny(cell, device=device)
+    problem.x.requires_grad_()
+    results = problem.forward()
+    n = 1 + len(problem.states)
+    assert all(t.requires_grad for t in results[:n])
+    assert not any(t.requires_grad for t in results[n:])
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointing(use_reentrant: bool, device: torch.device) -> None:
+    module = seqkernels.FusedLSTM(3, 4, device=device)
+    x = torch.randn(5, 2, 3, device=device, requires_grad=True)
+    expected = torch.autograd.grad(module(x)[0].square().sum(), [x, *module.parameters()])
+    again = torch.utils.checkpoint.checkpoint(module, x, use_reentrant=use_reentrant)[0]
+    again.square().sum().backward()
+    actual = [x.grad, *(p.grad for p in module.parameters())]
+    assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+
+
+def test_saved_tensor_hooks_see_everything(device: torch.device) -> None:
+    """save_on_cpu and the like work: the gradient is computed from what the hooks hand back."""
+    module = seqkernels.FusedGRU(3, 4, device=device)
+    x = torch.randn(5, 2, 3, device=device)
+    with torch.autograd.graph.save_on_cpu():
+        module(x)[0].sum().backward()
+    saved = [p.grad.clone() for p in module.parameters()]
+    module.zero_grad()
+    module(x)[0].sum().backward()
+    assert all(torch.equal(p.grad, s) for p, s in zip(module.parameters(), saved, strict=True))
+
+
+def test_anomaly_mode_finds_nan(device: torch.device) -> None:
+    module = seqkernels.FusedLSTM(3, 4, device=device)
+    x = torch.full((5, 2, 3), torch.nan, device=device, requires_grad=True)
+    with (
+        pytest.warns(UserWarning, match="Anomaly Detection"),
+        torch.autograd.detect_anomaly(),
+        pytest.raises(RuntimeError, match="lstm.*returned nan values"),
+        pytest.warns(UserWarning, match="Error detected in lstm"),
+    ):
+        module(x)[0].sum().backward()

@@ -1,0 +1,357 @@
+"""Every op against the reference in float64: results, gradients, memory layouts, bad arguments."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from .conftest import assert_close, in_child
+from .problems import CELLS, FINALS, Problem, lengths_of
+
+# T, B, I, H, directions, bias, packed. Every size meets 1, 2, 3, 7, 17, 63, 129 (all remainders of vectors, register
+# tiles and panels) and 16, 64 (none); every pair of options meets too.
+SHAPES = [
+    (1, 1, 1, 1, 1, True, False),
+    (2, 1, 3, 2, 2, False, True),
+    (3, 2, 1, 7, 1, False, True),
+    (7, 3, 2, 3, 2, True, False),
+    (2, 7, 17, 16, 2, False, False),
+    (16, 16, 16, 17, 1, True, True),
+    (17, 2, 7, 64, 1, False, False),
+    (3, 17, 63, 63, 2, True, True),
+    (1, 63, 64, 129, 2, True, False),
+    (2, 129, 3, 17, 1, True, True),
+    (63, 1, 17, 2, 2, True, False),
+    (4, 64, 129, 16, 1, False, True),
+    (129, 3, 16, 7, 2, False, True),
+    (6, 5, 33, 130, 1, True, False),
+]
+
+
+def make(cell: str, shape: tuple, **options: object) -> Problem:
+    seq_len, batch, input_size, hidden_size, directions, bias, packed = shape
+    lengths = lengths_of(seq_len, batch) if packed else None
+    return Problem(cell, seq_len, batch, input_size, hidden_size, directions, bias, lengths, **options)
+
+
+def small(cell: str, **options: object) -> Problem:
+    """One of everything: two directions, a bias, sizes with remainders."""
+    return Problem(cell, 5, 3, 7, 19, directions=2, **options)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "-".join(str(int(v)) for v in s))
+@pytest.mark.parametrize("cell", CELLS)
+def test_results_and_gradients(cell: str, shape: tuple, dtype: torch.dtype, target: torch.device) -> None:
+    make(cell, shape, dtype=dtype, device=target).check()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_results_do_not_depend_on_saving(cell: str, dtype: torch.dtype, target: torch.device) -> None:
+    problem = small(cell, dtype=dtype, device=target)
+    n = 1 + len(problem.states)
+    saved, unsaved = problem.forward(True), problem.forward(False)
+    assert all(torch.equal(a, b) for a, b in zip(saved[:n], unsaved[:n], strict=True))
+    assert all(t.numel() > 0 for t in saved[n:])
+    assert all(t.shape == (0,) for t in unsaved[n:])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_dtypes_shapes_and_strides(cell: str, packed: bool, dtype: torch.dtype, device: torch.device) -> None:
+    problem = small(cell, dtype=dtype, device=device, lengths=[5, 2, 2] if packed else None)
+    forward = problem.forward()
+    n = 1 + len(problem.states)
+    assert forward[0].shape == (*problem.x.shape[:-1], 38)
+    assert all(t.shape == (2, 3, 19) for t in forward[1:n])
+    assert all(t.dtype == dtype and t.is_contiguous() for t in forward[:n])
+    for grad, tensor in zip(problem.backward(forward), problem.inputs, strict=True):
+        assert grad.shape == tensor.shape
+        assert grad.dtype == dtype
+        assert grad.is_contiguous()
+
+
+def strided(tensor: Tensor) -> Tensor:
+    """The same values, no two neighbours."""
+    return torch.stack((tensor, torch.full_like(tensor, torch.nan)), dim=-1)[..., 0]
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    """The same values, with the first two dimensions (of a bias: its neighbours) the other way round."""
+    return tensor.transpose(0, 1).contiguous().transpose(0, 1) if tensor.dim() > 1 else strided(tensor)
+
+
+def windowed(tensor: Tensor) -> Tensor:
+    """The same values as part of larger rows."""
+    return torch.nn.functional.pad(tensor, (3, 2), value=torch.nan)[..., 3:-2]
+
+
+LAYOUTS = [strided, transposed, windowed]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_any_strides(
+    cell: str, layout: Callable[[Tensor], Tensor], packed: bool, dtype: torch.dtype, target: torch.device
+) -> None:
+    problem = small(cell, dtype=dtype, device=target, lengths=[5, 4, 1] if packed else None)
+    expected = problem.run()
+    problem.x = layout(problem.x)
+    problem.states = [layout(t) for t in problem.states]
+    problem.weights = [layout(t) for t in problem.weights]
+    problem.grads = [layout(t) for t in problem.grads]
+    assert not problem.x.is_contiguous()
+    actual = problem.run()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_expanded_tensors(cell: str, dtype: torch.dtype, target: torch.device) -> None:
+    problem = small(cell, dtype=dtype, device=target)
+    problem.x = problem.x[:1].expand_as(problem.x)
+    problem.states = [t[:, :1].expand_as(t) for t in problem.states]
+    problem.grads = [g.flatten()[0].expand_as(g) for g in problem.grads]
+    problem.check()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_saved_tensors_in_other_layouts(cell: str, device: torch.device) -> None:
+    problem = small(cell, device=device)
+    forward = problem.forward()
+    expected = problem.backward(forward)
+    actual = problem.backward([strided(t) for t in forward])
+    assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("seq_len", [0, 3])
+@pytest.mark.parametrize("batch", [0, 2])
+@pytest.mark.parametrize("cell", CELLS)
+def test_empty(cell: str, seq_len: int, batch: int, dtype: torch.dtype, target: torch.device) -> None:
+    problem = Problem(cell, seq_len, batch, 5, 18, directions=2, dtype=dtype, device=target)
+    results = problem.run()
+    assert results["output"].shape == (seq_len, batch, 36)
+    if batch == 0 or seq_len == 0:
+        for final, state, grad in zip(problem.finals, problem.states, problem.grads[1:], strict=True):
+            assert torch.equal(results[final], state)
+            assert torch.equal(results[f"grad_{final[0]}0"], grad)
+        weights = (results[f"grad_{name}"] for name in problem.names[1 + len(problem.states) :])
+        assert all(not grad.any() for grad in weights)
+    else:
+        problem.check()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_no_input_features(cell: str, target: torch.device) -> None:
+    Problem(cell, 3, 2, 0, 4, directions=2, device=target).check()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_no_hidden_units(cell: str) -> None:
+    """Refused or empty; in a child process, since a crash is what is looked for."""
+
+    def run() -> None:
+        with contextlib.suppress(RuntimeError):
+            assert Problem(cell, 3, 2, 4, 0, directions=2).run()["output"].shape == (3, 2, 0)
+
+    in_child(run)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_each_gradient_alone(cell: str, packed: bool, dtype: torch.dtype, target: torch.device) -> None:
+    problem = small(cell, dtype=dtype, device=target, lengths=[5, 4, 1] if packed else None)
+    forward = problem.forward()
+    everything = problem.backward(forward)
+    for n, expected in enumerate(everything):
+        found = problem.backward(forward, [i == n for i in range(len(everything))])
+        assert all(t.shape == (0,) for i, t in enumerate(found) if i != n)
+        assert_close(found[n], expected, what=problem.names[n])
+    assert all(t.shape == (0,) for t in problem.backward(forward, [False] * len(everything)))
+
+
+@pytest.mark.parametrize(
+    ("cell", "used"), [(cell, used) for cell in CELLS for used in ("output", *FINALS[cell], "nothing")]
+)
+def test_results_that_the_loss_leaves_out(
+    cell: str, used: str, dtype: torch.dtype, target: torch.device
+) -> None:
+    problem = small(cell, dtype=dtype, device=target)
+    names = ["output", *problem.finals]
+    problem.grads = [grad if name == used else None for name, grad in zip(names, problem.grads, strict=True)]
+    if used == "nothing":
+        assert not any(g.any() for g in problem.backward(problem.forward()))
+    else:
+        problem.check()
+
+
+@pytest.mark.parametrize("seq_len", [0, 3])
+@pytest.mark.parametrize("cell", CELLS)
+def test_nothing_is_shared_with_the_inputs(cell: str, seq_len: int, device: torch.device) -> None:
+    problem = Problem(cell, seq_len, 2, 16, 16, directions=1, device=device)
+    forward = problem.forward()
+    given = [*problem.inputs, *forward, *problem.grads]
+    before = [t.clone() for t in given]
+    found = [*forward, *problem.backward(forward)]
+    storages = [t.untyped_storage().data_ptr() for t in found if t.numel()]
+    assert len(set(storages)) == len(storages)
+    assert not set(storages) & {t.untyped_storage().data_ptr() for t in problem.inputs}
+    assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_nan_and_infinity_stay_in_their_sequence(
+    cell: str, dtype: torch.dtype, target: torch.device
+) -> None:
+    problem = small(cell, dtype=dtype, device=target)
+    clean = problem.forward()[0]
+    problem.x[2, 1, 0] = torch.nan
+    output = problem.forward()[0]
+    assert torch.equal(output[:, [0, 2]], clean[:, [0, 2]])
+    assert output[2:, 1, :19].isnan().all()
+    assert torch.equal(output[:2, 1, :19], clean[:2, 1, :19])
+    assert output[:3, 1, 19:].isnan().all()
+    assert torch.equal(output[3:, 1, 19:], clean[3:, 1, 19:])
+
+
+def test_memory_of_the_kernels_is_poisoned(device: torch.device) -> None:
+    """The fixture `poison` reaches what the C++ side allocates."""
+    problem = small("lstm", device=device)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        problem.forward()
+    calls = {event.key: event.count for event in profile.key_averages()}
+    assert calls["aten::fill_"] >= 6  # output, h_n, c_n, gates, cells, workspace
+
+
+# ---------------------------------------------------------------- bad arguments
+
+
+def replaced(what: str, index: int, change: Callable[[Tensor], Tensor]) -> Callable[[Problem], None]:
+    def apply(problem: Problem) -> None:
+        tensors = getattr(problem, what)
+        tensors[index] = change(tensors[index])
+
+    return apply
+
+
+def replaced_x(change: Callable[[Tensor], Tensor]) -> Callable[[Problem], None]:
+    return lambda problem: setattr(problem, "x", change(problem.x))
+
+
+def with_batch_sizes(*sizes: int, **options: object) -> Callable[[Problem], None]:
+    def apply(problem: Problem) -> None:
+        problem.x = problem.x.flatten(0, 1)
+        problem.batch_sizes = torch.tensor(sizes, **options)
+
+    return apply
+
+
+MISTAKES = {
+    "x dimensions": (replaced_x(lambda t: t[0]), r"x must have 3 dimensions, got 2"),
+    "x integer": (replaced_x(Tensor.long), r"x must be float32, float64, bfloat16 or float16"),
+    "x features": (
+        replaced_x(lambda t: t[..., 1:]),
+        r"weights\[0\] \(w_ih\) must have size \[\d+, 6\], got \[\d+, 7\]",
+    ),
+    "h0 dimensions": (replaced("states", 0, lambda t: t[0]), r"h0 must have 3 dimensions, got 2"),
+    "h0 directions": (
+        replaced("states", 0, lambda t: torch.cat((t, t))),
+        r"h0 must have 1 or 2 directions in its first dimension, got 4",
+    ),
+    "h0 no directions": (replaced("states", 0, lambda t: t[:0]), r"h0 must have 1 or 2 directions"),
+    "h0 batch": (replaced("states", 0, lambda t: t[:, 1:]), r"h0 must have size \[2, 3, 19\], got \[2, 2, 19\]"),
+    "h0 features": (replaced("states", 0, lambda t: t[..., 1:]), r"must have size"),
+    "h0 dtype": (replaced("states", 0, Tensor.double), r"h0 must have the dtype of x"),
+    "w_ih size": (replaced("weights", 0, lambda t: t[1:]), r"weights\[0\] \(w_ih\) must have size"),
+    "w_hh size": (replaced("weights", 1, lambda t: t[:, 1:]), r"weights\[1\] \(w_hh\) must have size"),
+    "b_ih size": (replaced("weights", 2, lambda t: t[1:]), r"weights\[2\] \(b_ih\) must have size"),
+    "b_hh dimensions": (replaced("weights", 3, lambda t: t[None]), r"weights\[3\] \(b_hh\) must have size"),
+    "w_ih of the reverse direction": (
+        replaced("weights", 4, Tensor.double),
+        r"weights\[4\] \(w_ih\) must have the dtype of x",
+    ),
+    "too few weights": (
+        lambda problem: problem.weights.pop(),
+        r"weights must be w_ih, w_hh and optionally b_ih, b_hh for each of 2 directions, got 7 tensors",
+    ),
+    "no weights": (lambda problem: problem.weights.clear(), r"weights must be .* got 0 tensors"),
+    "batch_sizes dtype": (with_batch_sizes(3, 3, 3, 3, 3, dtype=torch.int32), r"batch_sizes must be .* int64"),
+    "batch_sizes dimensions": (
+        lambda problem: (with_batch_sizes(3)(problem), setattr(problem, "batch_sizes", torch.tensor(3))),
+        r"batch_sizes must be a one-dimensional",
+    ),
+    "batch_sizes increase": (with_batch_sizes(3, 2, 3), r"batch_sizes must be .* got 3 at step 2"),
+    "batch_sizes zero": (with_batch_sizes(3, 0), r"batch_sizes must be positive.* got 0 at step 1"),
+    "batch_sizes negative": (with_batch_sizes(3, -1), r"batch_sizes must be positive.* got -1 at step 1"),
+    "batch_sizes begin": (with_batch_sizes(2, 1), r"begin with the batch of h0 \(3\); got 2 at step 0"),
+    "batch_sizes sum": (
+        with_batch_sizes(3, 3),
+        r"x must have as many rows as batch_sizes add up to \(6\), got 15",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_mistakes(cell: str, mistake: str, device: torch.device) -> None:
+    problem = small(cell, device=device)
+    make_mistake, message = MISTAKES[mistake]
+    make_mistake(problem)
+    with pytest.raises(RuntimeError, match=message):
+        problem.forward()
+
+
+def test_mistakes_in_c0(device: torch.device) -> None:
+    for change, message in (
+        (lambda t: t[:, 1:], r"c0 must have size \[2, 3, 19\], got \[2, 2, 19\]"),
+        (Tensor.double, r"c0 must have the dtype of x"),
+    ):
+        problem = small("lstm", device=device)
+        problem.states[1] = change(problem.states[1])
+        with pytest.raises(RuntimeError, match=message):
+            problem.forward()
+
+
+def test_unknown_nonlinearity(device: torch.device) -> None:
+    problem = small("tanh", device=device)
+    problem.cell = "relu"
+    with pytest.raises(RuntimeError, match="nonlinearity must be 'tanh' or 'relu', got 'gelu'"):
+        torch.ops.seqkernels.rnn(problem.x, *problem.states, problem.weights, "gelu")
+
+
+SAVED = {"lstm": ["gates", "cells"], "gru": ["gates"], "tanh": [], "relu": []}
+CHANGES = {"narrow": lambda t: t[..., 1:], "short": lambda t: t[:1], "double": Tensor.double}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    ("cell", "name"),
+    [(c, n) for c in CELLS for n in ["grad_output", *(f"grad_{f}" for f in FINALS[c]), "output", *SAVED[c]]],
+)
+def test_mistakes_in_backward(cell: str, name: str, change: str, device: torch.device) -> None:
+    problem = small(cell, device=device)
+    forward = list(problem.forward())
+    results = ["output", *FINALS[cell], *SAVED[cell]]
+    changed, what = (problem.grads, name[5:]) if name.startswith("grad_") else (forward, name)
+    n = results.index(what)
+    changed[n] = CHANGES[change](changed[n])
+    with pytest.raises(RuntimeError, match=rf"{name}\b.* must have"):
+        problem.backward(forward)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_needs_grad_of_the_wrong_length(cell: str, device: torch.device) -> None:
+    problem = small(cell, device=device)
+    count = len(problem.inputs)
+    with pytest.raises(RuntimeError, match=rf"needs_grad must have {count} entries, got {count - 1}"):
+        problem.backward(problem.forward(), [True] * (count - 1))
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_backward_of_what_was_not_saved(cell: str, device: torch.device) -> None:
+    problem = small(cell, device=device)
+    with pytest.raises(RuntimeError, match=r"gates \(of a forward pass with save_for_backward=True\)"):
+        problem.backward(problem.forward(False))
