@@ -18,7 +18,9 @@ PY := $(or $(PYTHON),$(VENV)/bin/python)
 TORCH_SPEC := $(if $(filter 1.% 2.% 3.%,$(TORCH)),torch==$(TORCH),$(TORCH))
 READY := $(VENV)/.ready-$(shell printf '%s' '$(TORCH_SPEC)' | tr -c 'A-Za-z0-9.=' _)
 CXX_FILES = $(shell find csrc tests \( -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
+CLANG_FORMAT := $(PY) -c 'import clang_format; clang_format.clang_format()'
 RESULT := benchmarks/results/$(NAME)
+BUILT := build/.built-$(shell printf '%s' '$(PY) $(TORCH_SPEC)' | tr -c 'A-Za-z0-9.=' _)
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test bench lint format wheel clean env bench-env
@@ -28,9 +30,13 @@ help:  ## this list
 	sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	sed -nE 's/^#   (make .*)/  \1/p' $(MAKEFILE_LIST)
 
-build: env  ## compile seqkernels._C in place
+build: env $(BUILT)  ## compile seqkernels._C in place
+
+# Newer than everything the extension is made of, so that a build with nothing to do does not even import torch.
+$(BUILT): setup.py seqkernels/__init__.py $(shell find csrc -type f 2>/dev/null) $(if $(PYTHON),,$(READY))
 	$(call need,setuptools ninja pybind11 torch)
 	$(PY) setup.py -q build_ext --inplace
+	@touch $@
 
 demo: build  ## train a character language model with torch.nn and with seqkernels, side by side
 	@$(call need,numpy matplotlib rich)
@@ -52,13 +58,13 @@ lint: env  ## check style and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(if $(CXX_FILES),$(PY) -m clang_format --dry-run -Werror $(CXX_FILES),@echo "no C++ sources to check")
+	$(if $(CXX_FILES),$(CLANG_FORMAT) --dry-run -Werror $(CXX_FILES),@echo "no C++ sources to check")
 
 format: env  ## rewrite the sources in the project's style
 	@$(call need,ruff clang_format)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	$(if $(CXX_FILES),$(PY) -m clang_format -i $(CXX_FILES),@echo "no C++ sources to format")
+	$(if $(CXX_FILES),$(CLANG_FORMAT) -i $(CXX_FILES),@echo "no C++ sources to format")
 
 wheel: env  ## build a wheel into dist/
 	@$(call need,pip setuptools wheel ninja pybind11 torch)

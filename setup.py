@@ -14,7 +14,6 @@ Environment:
 from __future__ import annotations
 
 import ast
-import importlib.util
 import os
 import platform
 import re
@@ -28,7 +27,6 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 
 from setuptools import Extension, setup
-from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
@@ -67,16 +65,17 @@ def require(package: str) -> str:
         sys.exit(f"building seqkernels needs {package}, and {sys.executable} lacks it: pip install {package}")
 
 
-def torch_root() -> tuple[Path, str]:
-    """(folder, version) of the installed torch, found without the second that importing it takes."""
+def require_torch() -> str:
+    """Version of the installed torch, checked."""
     version = require("torch")
     numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
     if numbers < MIN_TORCH:
         sys.exit(f"seqkernels needs torch >= {'.'.join(map(str, MIN_TORCH))}; {sys.executable} has {version}")
-    spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        sys.exit(f"torch {version} is listed as installed in {sys.executable} but cannot be found")
-    return Path(spec.origin).parent, version
+    return version
+
+
+TORCH_VERSION = require_torch()
+from torch.utils import cpp_extension  # noqa: E402  (only now is it known to be there)
 
 
 def cxx_compiler() -> list[str]:
@@ -136,8 +135,8 @@ def plan_cuda() -> tuple[Path | None, list[str], str]:
     return nvcc, cuda_sources, f"CPU and CUDA build: {nvcc} for {', '.join(CUDA_TARGETS)}"
 
 
-class NinjaBuildExt(build_ext):
-    """build_ext whose objects are compiled by ninja, each source with flags of its own."""
+class NinjaBuildExt(cpp_extension.BuildExtension):
+    """torch's build_ext, with objects compiled by ninja, each source with flags of its own."""
 
     def build_extension(self, ext: Extension) -> None:
         for package in ("ninja", "pybind11"):
@@ -163,22 +162,25 @@ class NinjaBuildExt(build_ext):
         """(text of build.ninja, objects, (library folders, libraries) to link)."""
         import pybind11
 
-        torch, torch_version = torch_root()
         nvcc, cuda_sources, decision = plan_cuda()
         print(
-            f"seqkernels {project_version()} for torch {torch_version}; CPU kernels: {', '.join(CPU_TARGETS)}"
+            f"seqkernels {project_version()} for torch {TORCH_VERSION}; CPU kernels: {', '.join(CPU_TARGETS)}"
         )
         print(decision, flush=True)
 
         includes = [f"-I{CSRC}"] + [
             flag
-            for folder in (pybind11.get_include(), torch / "include", sysconfig.get_path("include"))
+            for folder in (
+                pybind11.get_include(),
+                *cpp_extension.include_paths(),
+                sysconfig.get_path("include"),
+            )
             for flag in ("-isystem", str(folder))
         ]
         defines = [
             f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
             f'-DSEQKERNELS_VERSION="{project_version()}"',
-            f'-DSEQKERNELS_TORCH_VERSION="{torch_version}"',  # another torch: every object is made anew
+            f'-DSEQKERNELS_TORCH_VERSION="{TORCH_VERSION}"',  # another torch: every object is made anew
             *([f'-DSEQKERNELS_CUDA_TARGETS="{",".join(CUDA_TARGETS)}"'] if nvcc else []),
         ]
         flags_of = dict(CPU_TARGETS.values())  # first, as they take longest
@@ -188,7 +190,9 @@ class NinjaBuildExt(build_ext):
         user_flags = shlex.split(os.environ.get("CXXFLAGS", ""))
         cxx = cxx_compiler() + COMMON_FLAGS + defines + includes
         lines = ninja_rule("cxx", f"{escape(cxx)} $flags {escape(user_flags)} -MMD")
-        library_dirs, libraries = [torch / "lib"], ["torch", "torch_cpu", "c10"]
+        # Not torch_python: the ops use the stable C++ API alone.
+        library_dirs = [Path(path) for path in cpp_extension.library_paths()]
+        libraries = ["torch", "torch_cpu", "c10"]
         if nvcc:
             home = cuda_home(nvcc)
             library_dirs += [path for path in (home / "lib64", home / "lib") if path.is_dir()]
@@ -231,6 +235,7 @@ def escape_path(path: Path) -> str:
 
 
 setup(
-    ext_modules=[Extension("seqkernels._C", sources=[], language="c++")],
-    cmdclass={"build_ext": NinjaBuildExt},
+    ext_modules=[cpp_extension.CppExtension("seqkernels._C", sources=[])],
+    # torch's own use of ninja has one set of flags for all sources; ours is in NinjaBuildExt.
+    cmdclass={"build_ext": NinjaBuildExt.with_options(use_ninja=False)},
 )

@@ -14,10 +14,12 @@
 
 STABLE_TORCH_LIBRARY(seqkernels, m) {
   m.def(
-      "lstm(Tensor x, Tensor h0, Tensor c0, Tensor[] weights, Tensor? batch_sizes=None, bool save_for_backward=True)"
+      "lstm(Tensor x, Tensor h0, Tensor c0, Tensor[] weights, Tensor? batch_sizes=None, bool "
+      "save_for_backward=True)"
       " -> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)");
   m.def(
-      "_lstm_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor x, Tensor h0, Tensor c0,"
+      "_lstm_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor x, Tensor h0, Tensor "
+      "c0,"
       " Tensor[] weights, Tensor? batch_sizes, Tensor output, Tensor gates, Tensor cells, bool[] needs_grad)"
       " -> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
   m.def(
@@ -31,7 +33,8 @@ STABLE_TORCH_LIBRARY(seqkernels, m) {
       "rnn(Tensor x, Tensor h0, Tensor[] weights, str nonlinearity, Tensor? batch_sizes=None)"
       " -> (Tensor output, Tensor h_n)");
   m.def(
-      "_rnn_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor x, Tensor h0, Tensor[] weights, str nonlinearity,"
+      "_rnn_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor x, Tensor h0, Tensor[] weights, str "
+      "nonlinearity,"
       " Tensor? batch_sizes, Tensor output, bool[] needs_grad)"
       " -> (Tensor grad_x, Tensor grad_h0, Tensor[] grad_weights)");
   // exp, sigmoid or tanh as the CPU kernels compute them, for float32 and float64.

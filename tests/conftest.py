@@ -86,7 +86,7 @@ def flat(value: Any) -> list[Tensor]:
     return [tensor for item in value if item is not None for tensor in flat(item)]
 
 
-def in_child(function: Callable[[], None], seconds: float = 60) -> None:
+def in_child(function: Callable[[], None], seconds: float = 30) -> None:
     """Run `function` in a forked process; fails where it raises, crashes, or is not done after `seconds`."""
     child = os.fork()
     if child == 0:

@@ -93,7 +93,9 @@ class Problem:
     def forward(self, save_for_backward: bool | None = None) -> tuple[Tensor, ...]:
         return getattr(torch.ops.seqkernels, self.op_name)(*self.arguments(save_for_backward))
 
-    def backward_arguments(self, forward: Sequence[Tensor], needs_grad: Sequence[bool] | None = None) -> tuple:
+    def backward_arguments(
+        self, forward: Sequence[Tensor], needs_grad: Sequence[bool] | None = None
+    ) -> tuple:
         """Of the backward op, after `forward` gave those results."""
         needs_grad = [True] * len(self.inputs) if needs_grad is None else list(needs_grad)
         saved = forward[1 + len(self.states) :]
@@ -132,7 +134,11 @@ class Problem:
             pairs = [(r, g.cpu().double()) for r, g in zip(derived, self.grads, strict=True) if g is not None]
             pairs = [(r, g) for r, g in pairs if r.requires_grad]
             grads = torch.autograd.grad(
-                [r for r, _ in pairs], inputs, [g for _, g in pairs], allow_unused=True, materialize_grads=True
+                [r for r, _ in pairs],
+                inputs,
+                [g for _, g in pairs],
+                allow_unused=True,
+                materialize_grads=True,
             )
         return self._named(results, grads)
 
@@ -161,7 +167,9 @@ class Problem:
         h = self.hidden_size
 
         def masks() -> Iterator[Tensor]:
-            rows = output.split(self.batch_sizes.tolist()) if self.batch_sizes is not None else output.unbind(0)
+            rows = (
+                output.split(self.batch_sizes.tolist()) if self.batch_sizes is not None else output.unbind(0)
+            )
             for d in range(self.directions):
                 for row in reversed(rows) if d == 1 else rows:
                     yield (row[:, d * h : (d + 1) * h] > 0).double()

@@ -102,7 +102,9 @@ def test_second_derivative_is_the_references(cell: str, dtype: torch.dtype, devi
     """A gradient penalty, native in `dtype` against torch.nn in float64."""
     name = {"lstm": "LSTM", "gru": "GRU"}.get(cell, "RNN")
     options = {"nonlinearity": cell} if name == "RNN" else {}
-    module = getattr(seqkernels, f"Fused{name}")(5, 20, backend="native", device=device, dtype=dtype, **options)
+    module = getattr(seqkernels, f"Fused{name}")(
+        5, 20, backend="native", device=device, dtype=dtype, **options
+    )
     right = getattr(torch.nn, name)(5, 20, device=device, **FLOAT64, **options)
     right.load_state_dict(module.state_dict())
     x = torch.randn(4, 3, 5, device=device).to(dtype)

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import seqkernels
-from seqkernels import __main__, _C, functional, plan
+from seqkernels import _C, __main__, functional, plan
 
 from .conftest import assert_close, flat
 

@@ -93,7 +93,9 @@ def test_around_the_edges(function: str, dtype: torch.dtype) -> None:
     log = [np.log(v) for v in (info.max, info.tiny, info.tiny * info.eps, info.eps, info.eps / 4)]
     middles = torch.tensor([0, 0.5, 1, *np.abs(log), *np.abs(log) / 2, 0.5 * np.log(2), 0.625, 9, 19, 22])
     steps = torch.arange(-200, 201)
-    around = (middles.to(dtype)[:, None].view(INTEGERS[dtype]) + steps.to(INTEGERS[dtype])).view(dtype).flatten()
+    around = (
+        (middles.to(dtype)[:, None].view(INTEGERS[dtype]) + steps.to(INTEGERS[dtype])).view(dtype).flatten()
+    )
     around = around[around.isfinite()]
     assert_within(torch.cat((around, -around)), function)
 

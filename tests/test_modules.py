@@ -162,7 +162,8 @@ def test_layers(
 @pytest.mark.parametrize("batch", [(3,), ()], ids=["batched", "unbatched"])
 @pytest.mark.parametrize(
     ("name", "options"),
-    [(name, {"bias": bias}) for name in CELLS for bias in (True, False)] + [("RNNCell", {"nonlinearity": "relu"})],
+    [(name, {"bias": bias}) for name in CELLS for bias in (True, False)]
+    + [("RNNCell", {"nonlinearity": "relu"})],
     ids=ids,
 )
 def test_cells(
@@ -275,7 +276,9 @@ LAYER_MISTAKES: dict[str, Callable[[nn.Module, str], Any]] = {
     "hx layers": lambda m, n: m(torch.zeros(4, 3, I), h_of(n, 2, 3, H)),
     "hx 2-D": lambda m, n: m(torch.zeros(4, 3, I), h_of(n, 3, H)),
     "hx 3-D, x unbatched": lambda m, n: m(torch.zeros(4, I), h_of(n, 1, 1, H)),
-    "hx of the other kind": lambda m, n: m(torch.zeros(4, 3, I), h_of("GRU" if n == "LSTM" else "LSTM", 1, 3, H)),
+    "hx of the other kind": lambda m, n: m(
+        torch.zeros(4, 3, I), h_of("GRU" if n == "LSTM" else "LSTM", 1, 3, H)
+    ),
     "packed, double": lambda m, n: m(pack_sequence([torch.zeros(2, I, dtype=torch.float64)])),
     "parameters on meta": lambda m, n: m.to("meta")(torch.zeros(4, 3, I)),
     "x on meta": lambda m, n: m(torch.zeros(4, 3, I, device="meta")),

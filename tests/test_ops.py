@@ -203,9 +203,7 @@ def test_nothing_is_shared_with_the_inputs(cell: str, seq_len: int, device: torc
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_nan_and_infinity_stay_in_their_sequence(
-    cell: str, dtype: torch.dtype, target: torch.device
-) -> None:
+def test_nan_and_infinity_stay_in_their_sequence(cell: str, dtype: torch.dtype, target: torch.device) -> None:
     problem = small(cell, dtype=dtype, device=target)
     clean = problem.forward()[0]
     problem.x[2, 1, 0] = torch.nan
@@ -262,7 +260,10 @@ MISTAKES = {
         r"h0 must have 1 or 2 directions in its first dimension, got 4",
     ),
     "h0 no directions": (replaced("states", 0, lambda t: t[:0]), r"h0 must have 1 or 2 directions"),
-    "h0 batch": (replaced("states", 0, lambda t: t[:, 1:]), r"h0 must have size \[2, 3, 19\], got \[2, 2, 19\]"),
+    "h0 batch": (
+        replaced("states", 0, lambda t: t[:, 1:]),
+        r"h0 must have size \[2, 3, 19\], got \[2, 2, 19\]",
+    ),
     "h0 features": (replaced("states", 0, lambda t: t[..., 1:]), r"must have size"),
     "h0 dtype": (replaced("states", 0, Tensor.double), r"h0 must have the dtype of x"),
     "w_ih size": (replaced("weights", 0, lambda t: t[1:]), r"weights\[0\] \(w_ih\) must have size"),
@@ -278,7 +279,10 @@ MISTAKES = {
         r"weights must be w_ih, w_hh and optionally b_ih, b_hh for each of 2 directions, got 7 tensors",
     ),
     "no weights": (lambda problem: problem.weights.clear(), r"weights must be .* got 0 tensors"),
-    "batch_sizes dtype": (with_batch_sizes(3, 3, 3, 3, 3, dtype=torch.int32), r"batch_sizes must be .* int64"),
+    "batch_sizes dtype": (
+        with_batch_sizes(3, 3, 3, 3, 3, dtype=torch.int32),
+        r"batch_sizes must be .* int64",
+    ),
     "batch_sizes dimensions": (
         lambda problem: (with_batch_sizes(3)(problem), setattr(problem, "batch_sizes", torch.tensor(3))),
         r"batch_sizes must be a one-dimensional",

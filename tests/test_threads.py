@@ -26,8 +26,6 @@ def large(cell: str, shape: str, **options: object) -> Problem:
     return Problem(cell, *SHAPES[shape], **options)
 
 
-
-
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("cell", CELLS)
@@ -38,14 +36,25 @@ def test_number_of_threads(cell: str, shape: str, packed: bool, target: torch.de
     results = []
     for count in THREADS:
         torch.set_num_threads(count)
-        first, second = problem.run(), problem.run()
-        assert all(torch.equal(first[name], second[name]) for name in first), f"{count} threads"
-        results.append(first)
+        results.append(problem.run())
     expected = problem.expected(kinks=results[0]["output"])
     if cell != "relu":  # whose derivative jumps where another order of summation changes a sign
         for result in results:
             assert_close(result, expected)
     assert_close(results[0], expected)
+
+
+@pytest.mark.parametrize("count", THREADS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_same_bits_in_every_run(cell: str, shape: str, count: int, target: torch.device) -> None:
+    """With the same number of threads, however late some of them come."""
+    torch.set_num_threads(count)
+    problem = large(cell, shape, directions=2, device=target)
+    first = problem.run()
+    for _ in range(5):
+        again = problem.run()
+        assert [name for name in first if not torch.equal(first[name], again[name])] == []
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -81,6 +90,7 @@ def test_inside_autograds_threads(device: torch.device) -> None:
     assert_close(results, [work(0)] * 8)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_inside_a_parallel_region(device: torch.device) -> None:
     """A graph of torch.jit runs its branches on torch's inter-op threads."""
     torch.set_num_threads(2)
@@ -105,9 +115,12 @@ def test_after_fork(cell: str) -> None:
     expected = problem.run()
 
     def run() -> None:
-        assert_close(problem.run(), expected)
+        torch.use_deterministic_algorithms(False)  # would fill memory on several threads: torch hangs here
+        actual = problem.run()
         problem.x.requires_grad_()
         problem.forward()[0].sum().backward()
+        torch.set_num_threads(1)
+        assert_close(actual, expected)
         assert problem.x.grad is not None
 
     in_child(run)
@@ -195,7 +208,12 @@ def in_new_process(isa: str) -> subprocess.CompletedProcess:
     code = "import seqkernels; print(seqkernels._C.cpu_isa())"
     environment = {**os.environ, "SEQKERNELS_CPU_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
 
 

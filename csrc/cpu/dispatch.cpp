@@ -40,7 +40,8 @@ const KernelTable* find(const std::string& name, const char* source) {
   for (const Isa& isa : isas())
     if (name == isa.table.isa) {
       if (isa.available) return &isa.table;
-      throw std::invalid_argument(std::string(source) + ": this CPU cannot run " + name + "; it can run " + names(true));
+      throw std::invalid_argument(std::string(source) + ": this CPU cannot run " + name + "; it can run " +
+                                  names(true));
     }
   throw std::invalid_argument(std::string(source) + ": expected one of " + names(false) + ", got '" + name + "'");
 }

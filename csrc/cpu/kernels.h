@@ -39,11 +39,11 @@ struct Shape {
   bool packed;
 };
 
-struct Weights {      // of one direction; contiguous
-  const char* w_ih;   // [G H, I]
-  const char* w_hh;   // [G H, H]
-  const char* b_ih;   // [G H] or null
-  const char* b_hh;   // [G H] or null
+struct Weights {     // of one direction; contiguous
+  const char* w_ih;  // [G H, I]
+  const char* w_hh;  // [G H, H]
+  const char* b_ih;  // [G H] or null
+  const char* b_hh;  // [G H] or null
 };
 
 struct WeightGrads {  // as Weights; null where not asked for
@@ -57,14 +57,14 @@ struct Team;
 
 struct Problem {
   Shape shape;
-  RowTensor x;        // [.., I]
-  RowTensor output;   // [.., D H]; written by forward, read by backward
-  char* h0;           // [D, B, H]
-  char* c0;           // [D, B, H] or null
+  RowTensor x;       // [.., I]
+  RowTensor output;  // [.., D H]; written by forward, read by backward
+  char* h0;          // [D, B, H]
+  char* c0;          // [D, B, H] or null
   Weights weights[2];
-  char* gates;        // [D, R, kSaved, Hp] or null: nothing is saved
-  char* cells;        // [D, R, Hp] compute type, or null
-  char* workspace;    // as many bytes as forward_workspace() or backward_workspace() say
+  char* gates;      // [D, R, kSaved, Hp] or null: nothing is saved
+  char* cells;      // [D, R, Hp] compute type, or null
+  char* workspace;  // as many bytes as forward_workspace() or backward_workspace() say
   Team* team;
 };
 

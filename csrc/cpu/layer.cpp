@@ -1,5 +1,6 @@
 #include "layer.h"
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
@@ -21,24 +22,40 @@ struct CellSizes {
 
 CellSizes cell_sizes(CellKind cell) {
   switch (cell) {
-    case CellKind::kLstm: return {4, 4, true};
-    case CellKind::kGru: return {3, 4, false};
-    default: return {1, 0, false};
+    case CellKind::kLstm:
+      return {4, 4, true};
+    case CellKind::kGru:
+      return {3, 4, false};
+    default:
+      return {1, 0, false};
   }
 }
 
 DType dtype_of(const Tensor& x) {
   switch (x.scalar_type()) {
-    case ScalarType::Float: return DType::kFloat32;
-    case ScalarType::Double: return DType::kFloat64;
-    case ScalarType::BFloat16: return DType::kBFloat16;
-    case ScalarType::Half: return DType::kFloat16;
-    default: STD_TORCH_CHECK(false, "x must be float32, float64, bfloat16 or float16");
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::Double:
+      return DType::kFloat64;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    default:
+      STD_TORCH_CHECK(false, "x must be float32, float64, bfloat16 or float16");
   }
 }
 
-Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, std::optional<ScalarType> dtype = std::nullopt) {
-  return torch::stable::new_empty(like, sizes, dtype);
+// An uninitialised contiguous tensor on the CPU, without the dispatcher's detour.
+Tensor new_tensor(const std::vector<int64_t>& sizes, ScalarType dtype) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(sizes[i], 1);
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                               torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+                               aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
 }
 
 char* data(const Tensor& tensor) { return static_cast<char*>(tensor.data_ptr()); }
@@ -107,9 +124,7 @@ class Layer {
   }
 
   int64_t rows() const { return offsets_.back(); }
-  int64_t padded_hidden() const {
-    return (shape_.hidden_size + kUnitPadding - 1) / kUnitPadding * kUnitPadding;
-  }
+  int64_t padded_hidden() const { return (shape_.hidden_size + kUnitPadding - 1) / kUnitPadding * kUnitPadding; }
   // Multiply-adds of a forward pass.
   double work() const {
     return static_cast<double>(rows()) * static_cast<double>(shape_.directions * sizes_.gates * shape_.hidden_size) *
@@ -129,9 +144,8 @@ class Layer {
   const std::vector<Tensor>& weights() const { return weights_; }
   int64_t weights_per_direction() const { return weights_per_direction_; }
   bool packed() const { return packed_; }
-  ScalarType compute_type() const {
-    return dtype_ == DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
-  }
+  ScalarType dtype() const { return x_.scalar_type(); }
+  ScalarType compute_type() const { return dtype_ == DType::kFloat64 ? ScalarType::Double : ScalarType::Float; }
 
  private:
   void offsets_of(const Tensor& batch_sizes) {
@@ -193,9 +207,8 @@ class Layer {
 };
 
 template <class Problem>
-void run(const Layer& layer, Problem& problem, double work, int64_t (*workspace)(const Problem&),
-         void (*kernel)(const Problem&, Member)) {
-  const Tensor scratch = new_tensor(layer.x(), {workspace(problem)}, ScalarType::Byte);
+void run(Problem& problem, double work, int64_t (*workspace)(const Problem&), void (*kernel)(const Problem&, Member)) {
+  const Tensor scratch = new_tensor({workspace(problem)}, ScalarType::Byte);
   problem.workspace = data(scratch);
   const int threads = team_threads(work);
   // Waiting for a late thread pays off while it is short beside the work, of which a thread does some 5000
@@ -228,29 +241,25 @@ LayerOutputs layer_forward_cpu(const LayerInputs& inputs, bool save_for_backward
   layer.describe(problem);
 
   LayerOutputs out;
-  out.output = new_tensor(layer.x(), layer.output_sizes());
-  out.h_n = new_tensor(layer.x(), state);
+  out.output = new_tensor(layer.output_sizes(), layer.dtype());
+  out.h_n = new_tensor(state, layer.dtype());
   problem.output = rows_of(out.output, layer.packed());
   problem.h_n = data(out.h_n);
   if (sizes.has_cell_state) {
-    out.c_n = new_tensor(layer.x(), state);
+    out.c_n = new_tensor(state, layer.dtype());
     problem.c_n = data(out.c_n);
   }
-  const bool saves_cells = save_for_backward && sizes.has_cell_state;
   if (sizes.saved > 0) {
-    out.gates = new_tensor(layer.x(), save_for_backward ? std::vector<int64_t>{shape.directions, layer.rows(),
-                                                                               sizes.saved, layer.padded_hidden()}
-                                                        : std::vector<int64_t>{0});
+    const std::vector<int64_t> saved{shape.directions, layer.rows(), sizes.saved, layer.padded_hidden()};
+    out.gates = new_tensor(save_for_backward ? saved : std::vector<int64_t>{0}, layer.dtype());
     if (save_for_backward) problem.gates = data(out.gates);
   }
   if (sizes.has_cell_state) {
-    out.cells = new_tensor(layer.x(),
-                           saves_cells ? std::vector<int64_t>{shape.directions, layer.rows(), layer.padded_hidden()}
-                                       : std::vector<int64_t>{0},
-                           layer.compute_type());
-    if (saves_cells) problem.cells = data(out.cells);
+    const std::vector<int64_t> saved{shape.directions, layer.rows(), layer.padded_hidden()};
+    out.cells = new_tensor(save_for_backward ? saved : std::vector<int64_t>{0}, layer.compute_type());
+    if (save_for_backward) problem.cells = data(out.cells);
   }
-  run(layer, problem, layer.work(), layer.kernels().forward_workspace, layer.kernels().forward);
+  run(problem, layer.work(), layer.kernels().forward_workspace, layer.kernels().forward);
   return out;
 }
 
@@ -293,7 +302,7 @@ InputGradients layer_backward_cpu(const LayerInputs& inputs, const LayerGradient
 
   InputGradients out;
   const auto grad_of = [&](bool needed, const std::vector<int64_t>& like, char*& pointer) {
-    Tensor grad = new_tensor(layer.x(), needed ? like : std::vector<int64_t>{0});
+    Tensor grad = new_tensor(needed ? like : std::vector<int64_t>{0}, layer.dtype());
     pointer = needed ? data(grad) : nullptr;
     return grad;
   };
@@ -304,10 +313,9 @@ InputGradients layer_backward_cpu(const LayerInputs& inputs, const LayerGradient
   for (size_t i = 0; i < layer.weights().size(); ++i) {
     WeightGrads& weight_grads = problem.grads[i / per_direction];
     char** const slots[] = {&weight_grads.w_ih, &weight_grads.w_hh, &weight_grads.b_ih, &weight_grads.b_hh};
-    out.weights.push_back(
-        grad_of(needs_grad[1 + states + i], sizes_of(layer.weights()[i]), *slots[i % per_direction]));
+    out.weights.push_back(grad_of(needs_grad[1 + states + i], sizes_of(layer.weights()[i]), *slots[i % per_direction]));
   }
-  run(layer, problem, 2 * layer.work(), layer.kernels().backward_workspace, layer.kernels().backward);
+  run(problem, 2 * layer.work(), layer.kernels().backward_workspace, layer.kernels().backward);
   return out;
 }
 

@@ -247,8 +247,8 @@ SEQKERNELS_INLINE Vec<T> power_of_two(typename Vec<T>::RawInt n) {
 }
 
 constexpr double kInverseFactorial[] = {
-    1.,           1.,           1. / 2,         1. / 6,         1. / 24,          1. / 120,          1. / 720,
-    1. / 5040,    1. / 40320,   1. / 362880,    1. / 3628800,   1. / 39916800,    1. / 479001600,    1. / 6227020800};
+    1.,        1.,         1. / 2,      1. / 6,       1. / 24,       1. / 120,       1. / 720,
+    1. / 5040, 1. / 40320, 1. / 362880, 1. / 3628800, 1. / 39916800, 1. / 479001600, 1. / 6227020800};
 
 // x = n ln 2 + r with |r| <= ln 2 / 2, and expm1(r) by its Taylor series.
 template <class T>
@@ -278,8 +278,7 @@ SEQKERNELS_INLINE Vec<T> exp_limited(Vec<T> x) {
   const Vec<T> mantissa = Vec<T>(T(1)) + e.expm1;
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4)
-    return Vec<T>((typename Vec<T>::Raw)_mm512_scalef_ps((__m512)mantissa.raw,
-                                                         _mm512_cvtepi32_ps((__m512i)e.n)));
+    return Vec<T>((typename Vec<T>::Raw)_mm512_scalef_ps((__m512)mantissa.raw, _mm512_cvtepi32_ps((__m512i)e.n)));
 #endif
   // In two factors: 2^n itself need not be a normal number.
   const typename Vec<T>::RawInt half = e.n >> 1;
