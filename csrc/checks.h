@@ -2,8 +2,11 @@
 // what came.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -11,27 +14,56 @@ namespace seqkernels {
 
 using torch::stable::Tensor;
 
-inline std::string to_string(const std::vector<int64_t>& sizes) {
+// Throws what reaches Python as a RuntimeError with this message.
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+// Sizes of a tensor: printed only where a check fails, compared without an allocation.
+using Sizes = std::vector<int64_t>;
+
+template <class List>
+std::string to_string(const List& sizes) {
   std::ostringstream out;
   out << '[';
-  for (size_t i = 0; i < sizes.size(); ++i) out << (i ? ", " : "") << sizes[i];
+  const char* comma = "";
+  for (const int64_t size : sizes) out << comma << size, comma = ", ";
   out << ']';
   return out.str();
 }
 
-inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
+inline Sizes sizes_of(const Tensor& tensor) {
   const auto sizes = tensor.sizes();
   return {sizes.begin(), sizes.end()};
 }
 
-inline void check_sizes(const Tensor& tensor, const std::string& name, const std::vector<int64_t>& expected) {
-  STD_TORCH_CHECK(sizes_of(tensor) == expected, name, " must have size ", to_string(expected), ", got ",
-                  to_string(sizes_of(tensor)));
+// `name` is anything that prints, in one or several parts.
+template <class List, class... Name>
+void check_sizes(const Tensor& tensor, const List& expected, const Name&... name) {
+  const auto sizes = tensor.sizes();
+  if (!std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end()))
+    fail(name..., " must have size ", to_string(expected), ", got ", to_string(sizes));
 }
 
-inline void check_like(const Tensor& tensor, const std::string& name, const Tensor& x) {
-  STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), name, " must have the dtype of x");
-  STD_TORCH_CHECK(tensor.device() == x.device(), name, " must be on the device of x");
+template <class... Name>
+void check_dtype(const Tensor& tensor, torch::headeronly::ScalarType expected, const Name&... name) {
+  if (tensor.scalar_type() != expected)
+    fail(name..., " must have dtype ", torch::headeronly::toString(expected), ", got ",
+         torch::headeronly::toString(tensor.scalar_type()));
+}
+
+template <class... Name>
+void check_device(const Tensor& tensor, const Tensor& x, const Name&... name) {
+  if (tensor.device() != x.device()) fail(name..., " must have the device of x");
+}
+
+template <class... Name>
+void check_like(const Tensor& tensor, const Tensor& x, const Name&... name) {
+  check_dtype(tensor, x.scalar_type(), name...);
+  check_device(tensor, x, name...);
 }
 
 }  // namespace seqkernels

@@ -10,6 +10,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include "checks.h"
 #include "cpu/dispatch.h"
 
 STABLE_TORCH_LIBRARY(seqkernels, m) {
@@ -49,9 +50,9 @@ using torch::stable::Tensor;
 Tensor math_cpu(Tensor x, std::string function) {
   using torch::headeronly::ScalarType;
   const bool is_double = x.scalar_type() == ScalarType::Double;
-  STD_TORCH_CHECK(is_double || x.scalar_type() == ScalarType::Float, "x must be float32 or float64");
-  STD_TORCH_CHECK(function == "exp" || function == "sigmoid" || function == "tanh",
-                  "function must be 'exp', 'sigmoid' or 'tanh', got '", function, "'");
+  if (!is_double && x.scalar_type() != ScalarType::Float) fail("x must be float32 or float64");
+  if (function != "exp" && function != "sigmoid" && function != "tanh")
+    fail("function must be 'exp', 'sigmoid' or 'tanh', got '", function, "'");
   const Tensor in = torch::stable::contiguous(x);
   Tensor out = torch::stable::empty_like(in);
   cpu_kernels().math(function == "exp"    ? MathFunction::kExp

@@ -33,7 +33,7 @@ class Problem:
     bias: bool = True
     lengths: Sequence[int] | None = None
     dtype: torch.dtype = torch.float32
-    device: torch.device = torch.device("cpu")
+    device: torch.device | str = "cpu"
     seed: int = 0
 
     x: Tensor = field(init=False)  # [T, B, I], packed [rows, I]

@@ -266,7 +266,7 @@ def test_anomaly_mode_finds_nan(device: torch.device) -> None:
     with (
         pytest.warns(UserWarning, match="Anomaly Detection"),
         torch.autograd.detect_anomaly(),
-        pytest.raises(RuntimeError, match="lstm.*returned nan values"),
+        pytest.raises(RuntimeError, match=r"lstm.*returned nan values"),
         pytest.warns(UserWarning, match="Error detected in lstm"),
     ):
         module(x)[0].sum().backward()

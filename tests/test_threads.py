@@ -199,7 +199,7 @@ def test_isas_of_this_build() -> None:
 
 def test_unknown_isa_leaves_the_choice_alone() -> None:
     before = _C.cpu_isa()
-    with pytest.raises(ValueError, match="expected one of baseline.*got 'mmx'"):
+    with pytest.raises(ValueError, match=r"expected one of baseline.*got 'mmx'"):
         _C.set_cpu_isa("mmx")
     assert _C.cpu_isa() == before
 

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <array>
 #include <utility>
 
 #include "../checks.h"
@@ -42,13 +43,13 @@ DType dtype_of(const Tensor& x) {
     case ScalarType::Half:
       return DType::kFloat16;
     default:
-      STD_TORCH_CHECK(false, "x must be float32, float64, bfloat16 or float16");
+      fail("x must be float32, float64, bfloat16 or float16");
   }
 }
 
 // An uninitialised contiguous tensor on the CPU, without the dispatcher's detour.
-Tensor new_tensor(const std::vector<int64_t>& sizes, ScalarType dtype) {
-  std::vector<int64_t> strides(sizes.size(), 1);
+Tensor new_tensor(const Sizes& sizes, ScalarType dtype) {
+  Sizes strides(sizes.size(), 1);
   for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(sizes[i], 1);
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(
@@ -61,10 +62,14 @@ Tensor new_tensor(const std::vector<int64_t>& sizes, ScalarType dtype) {
 char* data(const Tensor& tensor) { return static_cast<char*>(tensor.data_ptr()); }
 char* data(const std::optional<Tensor>& tensor) { return tensor ? data(*tensor) : nullptr; }
 
+Tensor as_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);  // the check is the cheaper call
+}
+
 // A tensor as the kernels read rows of it: only the feature stride must be 1.
 Tensor with_contiguous_rows(const Tensor& tensor) {
   const int64_t last = tensor.dim() - 1;
-  return tensor.size(last) <= 1 || tensor.stride(last) == 1 ? tensor : torch::stable::contiguous(tensor);
+  return tensor.size(last) <= 1 || tensor.stride(last) == 1 ? tensor : as_contiguous(tensor);
 }
 
 RowTensor rows_of(const Tensor& tensor, bool packed) {
@@ -78,13 +83,13 @@ class Layer {
   explicit Layer(const LayerInputs& inputs)
       : cell_(inputs.cell), sizes_(cell_sizes(cell_)), packed_(inputs.batch_sizes.has_value()) {
     const int64_t x_dim = packed_ ? 2 : 3;
-    STD_TORCH_CHECK(inputs.x.dim() == x_dim, "x must have ", x_dim, " dimensions, got ", inputs.x.dim());
-    STD_TORCH_CHECK(inputs.h0.dim() == 3, "h0 must have 3 dimensions, got ", inputs.h0.dim());
-    STD_TORCH_CHECK(inputs.h0.size(0) == 1 || inputs.h0.size(0) == 2,
-                    "h0 must have 1 or 2 directions in its first dimension, got ", inputs.h0.size(0));
+    if (inputs.x.dim() != x_dim) fail("x must have ", x_dim, " dimensions, got ", inputs.x.dim());
+    if (inputs.h0.dim() != 3) fail("h0 must have 3 dimensions, got ", inputs.h0.dim());
+    if (inputs.h0.size(0) != 1 && inputs.h0.size(0) != 2)
+      fail("h0 must have 1 or 2 directions in its first dimension, got ", inputs.h0.size(0));
     x_ = with_contiguous_rows(inputs.x);
-    h0_ = torch::stable::contiguous(inputs.h0);
-    if (inputs.c0) c0_ = torch::stable::contiguous(*inputs.c0);
+    h0_ = as_contiguous(inputs.h0);
+    if (inputs.c0) c0_ = as_contiguous(*inputs.c0);
     dtype_ = dtype_of(x_);
 
     Shape& shape = shape_;
@@ -92,6 +97,7 @@ class Layer {
     shape.directions = h0_.size(0);
     shape.batch = h0_.size(1);
     shape.hidden_size = h0_.size(2);
+    if (shape.hidden_size == 0) fail("h0 must have at least one hidden unit in its last dimension, got 0");
     shape.input_size = x_.size(x_dim - 1);
     if (packed_)
       offsets_of(*inputs.batch_sizes);
@@ -100,12 +106,12 @@ class Layer {
     shape.offsets = offsets_.data();
     shape.seq_len = static_cast<int64_t>(offsets_.size()) - 1;
 
-    const std::vector<int64_t> state{shape.directions, shape.batch, shape.hidden_size};
-    if (!packed_) check_sizes(h0_, "h0", {shape.directions, x_.size(1), shape.hidden_size});
-    check_like(h0_, "h0", x_);
+    const Sizes state{shape.directions, shape.batch, shape.hidden_size};
+    if (!packed_) check_sizes(h0_, Sizes{shape.directions, x_.size(1), shape.hidden_size}, "h0");
+    check_like(h0_, x_, "h0");
     if (c0_) {
-      check_sizes(*c0_, "c0", state);
-      check_like(*c0_, "c0", x_);
+      check_sizes(*c0_, state, "c0");
+      check_like(*c0_, x_, "c0");
     }
     take_weights(inputs.weights);
   }
@@ -130,7 +136,7 @@ class Layer {
     return static_cast<double>(rows()) * static_cast<double>(shape_.directions * sizes_.gates * shape_.hidden_size) *
            static_cast<double>(shape_.input_size + shape_.hidden_size);
   }
-  std::vector<int64_t> output_sizes() const {
+  Sizes output_sizes() const {
     const int64_t features = shape_.directions * shape_.hidden_size;
     if (packed_) return {rows(), features};
     return {shape_.seq_len, shape_.batch, features};
@@ -149,22 +155,22 @@ class Layer {
 
  private:
   void offsets_of(const Tensor& batch_sizes) {
-    STD_TORCH_CHECK(batch_sizes.is_cpu() && batch_sizes.scalar_type() == ScalarType::Long && batch_sizes.dim() == 1,
-                    "batch_sizes must be a one-dimensional int64 tensor on the CPU");
-    const Tensor sizes = torch::stable::contiguous(batch_sizes);
+    if (!batch_sizes.is_cpu() || batch_sizes.scalar_type() != ScalarType::Long || batch_sizes.dim() != 1)
+      fail("batch_sizes must be a one-dimensional int64 tensor on the CPU");
+    const Tensor sizes = as_contiguous(batch_sizes);
     const int64_t* const active = static_cast<const int64_t*>(sizes.data_ptr());
     const int64_t steps = sizes.numel();
     offsets_.assign(1, 0);
     offsets_.reserve(static_cast<size_t>(steps) + 1);
     for (int64_t t = 0; t < steps; ++t) {
       const int64_t limit = t == 0 ? shape_.batch : active[t - 1];
-      STD_TORCH_CHECK(active[t] > 0 && active[t] <= limit && (t > 0 || active[t] == limit),
-                      "batch_sizes must be positive, not increasing, and begin with the batch of h0 (", shape_.batch,
-                      "); got ", active[t], " at step ", t);
+      if (active[t] <= 0 || active[t] > limit || (t == 0 && active[t] != limit))
+        fail("batch_sizes must be positive, not increasing, and begin with the batch of h0 (", shape_.batch, "); got ",
+             active[t], " at step ", t);
       offsets_.push_back(offsets_.back() + active[t]);
     }
-    STD_TORCH_CHECK(offsets_.back() == x_.size(0), "x must have as many rows as batch_sizes add up to (",
-                    offsets_.back(), "), got ", x_.size(0));
+    if (offsets_.back() != x_.size(0))
+      fail("x must have as many rows as batch_sizes add up to (", offsets_.back(), "), got ", x_.size(0));
   }
 
   void offsets_of(int64_t seq_len, int64_t batch) {
@@ -175,22 +181,23 @@ class Layer {
   void take_weights(const std::vector<Tensor>& weights) {
     const auto count = static_cast<int64_t>(weights.size());
     weights_per_direction_ = count / shape_.directions;
-    STD_TORCH_CHECK(count % shape_.directions == 0 && (weights_per_direction_ == 2 || weights_per_direction_ == 4),
-                    "weights must be w_ih, w_hh and optionally b_ih, b_hh for each of ", shape_.directions,
-                    " directions, got ", count, " tensors");
+    if (count % shape_.directions != 0 || (weights_per_direction_ != 2 && weights_per_direction_ != 4))
+      fail("weights must be w_ih, w_hh and optionally b_ih, b_hh for each of ", shape_.directions, " directions, got ",
+           count, " tensors");
     const int64_t gate_rows = sizes_.gates * shape_.hidden_size;
     static const char* const names[] = {"w_ih", "w_hh", "b_ih", "b_hh"};
     weights_.reserve(weights.size());
     for (int64_t i = 0; i < count; ++i) {
       const int64_t kind = i % weights_per_direction_;
       const Tensor& weight = weights[static_cast<size_t>(i)];
-      const std::string name = std::string("weights[") + std::to_string(i) + "] (" + names[kind] + ")";
-      if (kind >= 2)
-        check_sizes(weight, name, {gate_rows});
-      else
-        check_sizes(weight, name, {gate_rows, kind == 0 ? shape_.input_size : shape_.hidden_size});
-      check_like(weight, name, x_);
-      weights_.push_back(torch::stable::contiguous(weight));
+      const std::array<int64_t, 2> expected{gate_rows, kind == 0 ? shape_.input_size : shape_.hidden_size};
+      const auto check = [&](auto... name) {
+        kind < 2 ? check_sizes(weight, expected, name...)
+                 : check_sizes(weight, std::array<int64_t, 1>{gate_rows}, name...);
+        check_like(weight, x_, name...);
+      };
+      check("weights[", i, "] (", names[kind], ")");
+      weights_.push_back(as_contiguous(weight));
     }
   }
 
@@ -211,16 +218,13 @@ void run(Problem& problem, double work, int64_t (*workspace)(const Problem&), vo
   const Tensor scratch = new_tensor({workspace(problem)}, ScalarType::Byte);
   problem.workspace = data(scratch);
   const int threads = team_threads(work);
-  // Waiting for a late thread pays off while it is short beside the work, of which a thread does some 5000
-  // multiply-adds in a microsecond.
-  const auto patience_us = static_cast<int64_t>(std::clamp(work / 5e3 / 4, 5., 5000.));
   struct Context {
     Problem& problem;
     void (*kernel)(const Problem&, Member);
   } context{problem, kernel};
   const int barriers = 1 + 2 + 2 * threads;
   run_team(
-      threads, barriers, patience_us,
+      threads, barriers,
       [](void* opaque, Team* team, Member member) {
         const Context& run = *static_cast<Context*>(opaque);
         Problem own = run.problem;
@@ -235,7 +239,7 @@ void run(Problem& problem, double work, int64_t (*workspace)(const Problem&), vo
 LayerOutputs layer_forward_cpu(const LayerInputs& inputs, bool save_for_backward) {
   const Layer layer(inputs);
   const Shape& shape = layer.shape();
-  const std::vector<int64_t> state{shape.directions, shape.batch, shape.hidden_size};
+  const Sizes state{shape.directions, shape.batch, shape.hidden_size};
   const CellSizes& sizes = layer.sizes();
   ForwardProblem problem{};
   layer.describe(problem);
@@ -250,13 +254,13 @@ LayerOutputs layer_forward_cpu(const LayerInputs& inputs, bool save_for_backward
     problem.c_n = data(out.c_n);
   }
   if (sizes.saved > 0) {
-    const std::vector<int64_t> saved{shape.directions, layer.rows(), sizes.saved, layer.padded_hidden()};
-    out.gates = new_tensor(save_for_backward ? saved : std::vector<int64_t>{0}, layer.dtype());
+    const Sizes saved{shape.directions, layer.rows(), sizes.saved, layer.padded_hidden()};
+    out.gates = new_tensor(save_for_backward ? saved : Sizes{0}, layer.dtype());
     if (save_for_backward) problem.gates = data(out.gates);
   }
   if (sizes.has_cell_state) {
-    const std::vector<int64_t> saved{shape.directions, layer.rows(), layer.padded_hidden()};
-    out.cells = new_tensor(save_for_backward ? saved : std::vector<int64_t>{0}, layer.compute_type());
+    const Sizes saved{shape.directions, layer.rows(), layer.padded_hidden()};
+    out.cells = new_tensor(save_for_backward ? saved : Sizes{0}, layer.compute_type());
     if (save_for_backward) problem.cells = data(out.cells);
   }
   run(problem, layer.work(), layer.kernels().forward_workspace, layer.kernels().forward);
@@ -269,40 +273,45 @@ InputGradients layer_backward_cpu(const LayerInputs& inputs, const LayerGradient
   const Layer layer(inputs);
   const Shape& shape = layer.shape();
   const CellSizes& sizes = layer.sizes();
-  const std::vector<int64_t> state{shape.directions, shape.batch, shape.hidden_size};
+  const Sizes state{shape.directions, shape.batch, shape.hidden_size};
   const size_t states = sizes.has_cell_state ? 2 : 1;
-  STD_TORCH_CHECK(needs_grad.size() == 1 + states + layer.weights().size(), "needs_grad must have ",
-                  1 + states + layer.weights().size(), " entries, got ", needs_grad.size());
+  if (needs_grad.size() != 1 + states + layer.weights().size())
+    fail("needs_grad must have ", 1 + states + layer.weights().size(), " entries, got ", needs_grad.size());
   BackwardProblem problem{};
   layer.describe(problem);
 
   // Kept alive for as long as the kernels read them.
-  check_sizes(output, "output", layer.output_sizes());
+  check_sizes(output, layer.output_sizes(), "output");
+  check_like(output, layer.x(), "output");
   const Tensor output_rows = with_contiguous_rows(output);
   problem.output = rows_of(output_rows, layer.packed());
   std::optional<Tensor> grad_output, grad_h_n, grad_c_n, saved_gates, saved_cells;
   if (grads.output) {
-    check_sizes(*grads.output, "grad_output", layer.output_sizes());
+    check_sizes(*grads.output, layer.output_sizes(), "grad_output");
+    check_like(*grads.output, layer.x(), "grad_output");
     grad_output = with_contiguous_rows(*grads.output);
     problem.grad_output = rows_of(*grad_output, layer.packed());
   }
-  const auto take = [&](const std::optional<Tensor>& tensor, const char* name, const std::vector<int64_t>& expected,
+  const auto take = [&](const std::optional<Tensor>& tensor, const char* name, const Sizes& expected, ScalarType dtype,
                         std::optional<Tensor>& keep) -> char* {
     if (!tensor) return nullptr;
-    check_sizes(*tensor, name, expected);
-    keep = torch::stable::contiguous(*tensor);
+    check_sizes(*tensor, expected, name);
+    check_dtype(*tensor, dtype, name);
+    check_device(*tensor, layer.x(), name);
+    keep = as_contiguous(*tensor);
     return data(*keep);
   };
-  problem.grad_h_n = take(grads.h_n, "grad_h_n", state, grad_h_n);
-  problem.grad_c_n = take(grads.c_n, "grad_c_n", state, grad_c_n);
+  const Sizes kept{shape.directions, layer.rows(), layer.padded_hidden()};
+  problem.grad_h_n = take(grads.h_n, "grad_h_n", state, layer.dtype(), grad_h_n);
+  problem.grad_c_n = take(grads.c_n, "grad_c_n", state, layer.dtype(), grad_c_n);
   problem.gates = take(gates, "gates (of a forward pass with save_for_backward=True)",
-                       {shape.directions, layer.rows(), sizes.saved, layer.padded_hidden()}, saved_gates);
-  problem.cells = take(cells, "cells (of a forward pass with save_for_backward=True)",
-                       {shape.directions, layer.rows(), layer.padded_hidden()}, saved_cells);
+                       {kept[0], kept[1], sizes.saved, kept[2]}, layer.dtype(), saved_gates);
+  problem.cells =
+      take(cells, "cells (of a forward pass with save_for_backward=True)", kept, layer.compute_type(), saved_cells);
 
   InputGradients out;
-  const auto grad_of = [&](bool needed, const std::vector<int64_t>& like, char*& pointer) {
-    Tensor grad = new_tensor(needed ? like : std::vector<int64_t>{0}, layer.dtype());
+  const auto grad_of = [&](bool needed, const Sizes& like, char*& pointer) {
+    Tensor grad = new_tensor(needed ? like : Sizes{0}, layer.dtype());
     pointer = needed ? data(grad) : nullptr;
     return grad;
   };

@@ -1,6 +1,7 @@
 // Elman RNN on the CPU: the ops' signatures, in terms of a layer. Shapes are in layer.h.
 #include <torch/csrc/stable/library.h>
 
+#include "../checks.h"
 #include "layer.h"
 
 namespace seqkernels {
@@ -9,8 +10,8 @@ namespace {
 using OptionalTensor = std::optional<Tensor>;
 
 CellKind cell_of(const std::string& nonlinearity) {
-  STD_TORCH_CHECK(nonlinearity == "tanh" || nonlinearity == "relu", "nonlinearity must be 'tanh' or 'relu', got '",
-                  nonlinearity, "'");
+  if (nonlinearity != "tanh" && nonlinearity != "relu")
+    fail("nonlinearity must be 'tanh' or 'relu', got '", nonlinearity, "'");
   return nonlinearity == "tanh" ? CellKind::kRnnTanh : CellKind::kRnnRelu;
 }
 

@@ -23,6 +23,8 @@ constexpr double kWorkPerThread = 1 << 18;
 
 constexpr int kSpins = 256, kYields = 64;
 
+constexpr std::chrono::milliseconds kPatience{200};  // of a leader with threads that may never come
+
 std::atomic<bool> forked{false};
 
 inline void pause_core() {
@@ -92,7 +94,7 @@ struct Barrier {
 // Who takes part. The word holds the parts covered so far, the members so far, and whether the list is closed.
 class Enrolment {
  public:
-  explicit Enrolment(int parts, int64_t patience_us) : parts_(parts), patience_(patience_us) {}
+  explicit Enrolment(int parts) : parts_(static_cast<uint32_t>(parts)) {}
 
   // Called with the range of parts [begin, end) that this thread was given; size 0: came too late.
   Member enrol(int64_t begin, int64_t end) {
@@ -106,7 +108,7 @@ class Enrolment {
 
   Member lead(uint32_t covered) {
     uint32_t word = word_.fetch_add(kOneMember + covered, std::memory_order_acq_rel) + kOneMember + covered;
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::microseconds(patience_);
+    const auto deadline = std::chrono::steady_clock::now() + kPatience;
     for (int round = 0; (word & kParts) < parts_; ++round) {
       round < kSpins ? pause_core() : static_cast<void>(sched_yield());
       word = word_.load(std::memory_order_acquire);
@@ -130,7 +132,6 @@ class Enrolment {
   }
 
   const uint32_t parts_;
-  const int64_t patience_;
   std::atomic<uint32_t> word_{0};
   std::atomic<int> followers_{0};
 };
@@ -153,11 +154,11 @@ int team_threads(double work) {
   return static_cast<int>(std::max(1., std::min(threads, work / kWorkPerThread)));
 }
 
-void run_team(int threads, int barriers, int64_t patience_us, void (*body)(void*, Team*, Member), void* context) {
+void run_team(int threads, int barriers, void (*body)(void*, Team*, Member), void* context) {
   Team team;
   if (threads <= 1) return body(context, &team, {0, 1});
   team.barriers = std::make_unique<Barrier[]>(static_cast<size_t>(barriers));
-  Enrolment enrolment(threads, patience_us);
+  Enrolment enrolment(threads);
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     const Member member = enrolment.enrol(begin, end);
     if (member.size > 0) body(context, &team, member);

@@ -2,7 +2,8 @@
 //
 // The team is drawn from torch's own pool (parallel_for), which promises neither how many threads start nor that two
 // chunks ever run at the same time. So a team is whoever enrolled before its leader, the calling thread, closed the
-// list: a late thread finds it closed and leaves, and a lone leader does all the work.
+// list. The leader waits long for everybody, since parallel_for cannot return without the late ones anyway, and a full
+// team makes results equal to the bit from run to run; but it does not wait for ever.
 #pragma once
 #include <stdint.h>
 
@@ -19,9 +20,7 @@ void meet(Team* team, int barrier, int size);
 // Number of threads worth starting for `work` multiply-adds: 1 in a forked child, where torch's pool is gone.
 int team_threads(double work);
 
-// Runs body(context, member) on a team of at most `threads` with `barriers` barriers; the leader waits at most
-// `patience_us` for the others to enrol.
-void run_team(int threads, int barriers, int64_t patience_us, void (*body)(void* context, Team* team, Member member),
-              void* context);
+// Runs body(context, team, member) on a team of at most `threads`, which has `barriers` barriers.
+void run_team(int threads, int barriers, void (*body)(void* context, Team* team, Member member), void* context);
 
 }  // namespace seqkernels
