@@ -264,14 +264,14 @@ MISTAKES = {
         r"h0 must have size \[2, 3, 19\], got \[2, 2, 19\]",
     ),
     "h0 features": (replaced("states", 0, lambda t: t[..., 1:]), r"must have size"),
-    "h0 dtype": (replaced("states", 0, Tensor.double), r"h0 must have the dtype of x"),
+    "h0 dtype": (replaced("states", 0, Tensor.double), r"h0 must have dtype \w+, got \w+"),
     "w_ih size": (replaced("weights", 0, lambda t: t[1:]), r"weights\[0\] \(w_ih\) must have size"),
     "w_hh size": (replaced("weights", 1, lambda t: t[:, 1:]), r"weights\[1\] \(w_hh\) must have size"),
     "b_ih size": (replaced("weights", 2, lambda t: t[1:]), r"weights\[2\] \(b_ih\) must have size"),
     "b_hh dimensions": (replaced("weights", 3, lambda t: t[None]), r"weights\[3\] \(b_hh\) must have size"),
     "w_ih of the reverse direction": (
         replaced("weights", 4, Tensor.double),
-        r"weights\[4\] \(w_ih\) must have the dtype of x",
+        r"weights\[4\] \(w_ih\) must have dtype \w+, got \w+",
     ),
     "too few weights": (
         lambda problem: problem.weights.pop(),
@@ -310,7 +310,7 @@ def test_mistakes(cell: str, mistake: str, device: torch.device) -> None:
 def test_mistakes_in_c0(device: torch.device) -> None:
     for change, message in (
         (lambda t: t[:, 1:], r"c0 must have size \[2, 3, 19\], got \[2, 2, 19\]"),
-        (Tensor.double, r"c0 must have the dtype of x"),
+        (Tensor.double, r"c0 must have dtype \w+, got \w+"),
     ):
         problem = small("lstm", device=device)
         problem.states[1] = change(problem.states[1])
