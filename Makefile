@@ -20,7 +20,7 @@ READY := $(VENV)/.ready-$(shell printf '%s' '$(TORCH_SPEC)' | tr -c 'A-Za-z0-9.=
 CXX_FILES = $(shell find csrc tests \( -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 CLANG_FORMAT := $(PY) -c 'import clang_format; clang_format.clang_format()'
 RESULT := benchmarks/results/$(NAME)
-BUILT := build/.built-$(shell printf '%s' '$(PY) $(TORCH_SPEC)' | tr -c 'A-Za-z0-9.=' _)
+BUILT := build/.built-$(shell printf '%s' '$(PY) $(TORCH_SPEC) $(CXX) $(CXXFLAGS) $(SEQKERNELS_WITH_CUDA)' | tr -c 'A-Za-z0-9.=' _)
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test bench lint format wheel clean env bench-env
@@ -36,7 +36,7 @@ build: env $(BUILT)  ## compile seqkernels._C in place
 $(BUILT): setup.py seqkernels/__init__.py $(shell find csrc -type f 2>/dev/null) $(if $(PYTHON),,$(READY))
 	$(call need,setuptools ninja pybind11 torch)
 	$(PY) setup.py -q build_ext --inplace
-	@touch $@
+	@rm -f build/.built-* && touch $@
 
 demo: build  ## train a character language model with torch.nn and with seqkernels, side by side
 	@$(call need,numpy matplotlib rich)
