@@ -87,7 +87,7 @@ def cxx_compiler() -> list[str]:
         sys.exit("seqkernels builds with GCC or Clang, on Linux and macOS; on Windows use WSL")
     if shutil.which(command[0]) is None:
         sys.exit(
-            f"no C++ compiler: '{command[0]}' is not on PATH. Install GCC >= 10 or Clang >= 12"
+            f"no C++ compiler: '{command[0]}' is not on PATH. Install GCC >= 11 or Clang >= 14"
             " (Debian, Ubuntu: apt install g++; macOS: xcode-select --install), or name one with CXX=."
         )
     return command

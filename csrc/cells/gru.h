@@ -14,8 +14,8 @@ struct Gru {
   // the hidden side the last three.
   static constexpr int kGates = 3, kSaved = 4, kDgates = 4;
   static constexpr bool kHasCellState = false, kBackwardReadsH = true;
-  static constexpr int input_dgate(int gate) { return (gate + 1) % 3; }
-  static constexpr int hidden_dgate(int gate) { return gate + 1; }
+  SEQKERNELS_INLINE static constexpr int input_dgate(int gate) { return (gate + 1) % 3; }
+  SEQKERNELS_INLINE static constexpr int hidden_dgate(int gate) { return gate + 1; }
 
   template <class V>
   SEQKERNELS_INLINE static State<V> forward(const V* input_gates, const V* hidden_gates, const State<V>& prev,

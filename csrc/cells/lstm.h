@@ -13,8 +13,8 @@ namespace seqkernels::cells {
 struct Lstm {
   static constexpr int kGates = 4, kSaved = 4, kDgates = 4;
   static constexpr bool kHasCellState = true, kBackwardReadsH = false;
-  static constexpr int input_dgate(int gate) { return gate; }
-  static constexpr int hidden_dgate(int gate) { return gate; }
+  SEQKERNELS_INLINE static constexpr int input_dgate(int gate) { return gate; }
+  SEQKERNELS_INLINE static constexpr int hidden_dgate(int gate) { return gate; }
 
   template <class V>
   SEQKERNELS_INLINE static State<V> forward(const V* input_gates, const V* hidden_gates, const State<V>& prev,

@@ -33,8 +33,8 @@ template <class Nonlinearity>
 struct Rnn {
   static constexpr int kGates = 1, kSaved = 0, kDgates = 1;
   static constexpr bool kHasCellState = false, kBackwardReadsH = true;
-  static constexpr int input_dgate(int gate) { return gate; }
-  static constexpr int hidden_dgate(int gate) { return gate; }
+  SEQKERNELS_INLINE static constexpr int input_dgate(int gate) { return gate; }
+  SEQKERNELS_INLINE static constexpr int hidden_dgate(int gate) { return gate; }
 
   template <class V>
   SEQKERNELS_INLINE static State<V> forward(const V* input_gates, const V* hidden_gates, const State<V>&, V*) {

@@ -331,17 +331,31 @@ SEQKERNELS_INLINE Vec<T> relu_grad(Vec<T> y, Vec<T> dy) {
 
 // ---- transposition -----------------------------------------------------------------------------------------------
 
+// Lanes of a and b in turn, from their first or their second halves.
+#if defined(__clang__)
+template <class Index, Index... i>
+struct Lanes {
+  template <class Raw>
+  SEQKERNELS_INLINE static Raw interleave(Raw a, Raw b, bool high) {
+    constexpr int n = sizeof...(i);
+    return high ? __builtin_shufflevector(a, b, (n / 2 + i / 2 + (i % 2) * n)...)
+                : __builtin_shufflevector(a, b, (i / 2 + (i % 2) * n)...);
+  }
+};
+template <class T>
+SEQKERNELS_INLINE typename Vec<T>::Raw interleave(typename Vec<T>::Raw a, typename Vec<T>::Raw b, bool high) {
+  return __make_integer_seq<Lanes, int, Vec<T>::kLanes>::interleave(a, b, high);
+}
+#else
 template <class T>
 SEQKERNELS_INLINE typename Vec<T>::Raw interleave(typename Vec<T>::Raw a, typename Vec<T>::Raw b, bool high) {
   constexpr int n = Vec<T>::kLanes;
-  typename Vec<T>::RawInt low_index, high_index;
+  typename Vec<T>::RawInt index;
 #pragma GCC unroll 16
-  for (int lane = 0; lane < n; ++lane) {
-    low_index[lane] = lane / 2 + (lane % 2) * n;
-    high_index[lane] = n / 2 + lane / 2 + (lane % 2) * n;
-  }
-  return high ? __builtin_shuffle(a, b, high_index) : __builtin_shuffle(a, b, low_index);
+  for (int lane = 0; lane < n; ++lane) index[lane] = lane / 2 + (lane % 2) * n + (high ? n / 2 : 0);
+  return __builtin_shuffle(a, b, index);
 }
+#endif
 
 // In-place transpose of a square of lanes x lanes: log2(lanes) perfect shuffles.
 template <class T>
