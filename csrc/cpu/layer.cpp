@@ -106,11 +106,10 @@ class Layer {
     shape.offsets = offsets_.data();
     shape.seq_len = static_cast<int64_t>(offsets_.size()) - 1;
 
-    const Sizes state{shape.directions, shape.batch, shape.hidden_size};
     if (!packed_) check_sizes(h0_, Sizes{shape.directions, x_.size(1), shape.hidden_size}, "h0");
     check_like(h0_, x_, "h0");
     if (c0_) {
-      check_sizes(*c0_, state, "c0");
+      check_sizes(*c0_, state_sizes(), "c0");
       check_like(*c0_, x_, "c0");
     }
     take_weights(inputs.weights);
@@ -136,6 +135,9 @@ class Layer {
     return static_cast<double>(rows()) * static_cast<double>(shape_.directions * sizes_.gates * shape_.hidden_size) *
            static_cast<double>(shape_.input_size + shape_.hidden_size);
   }
+  Sizes state_sizes() const { return {shape_.directions, shape_.batch, shape_.hidden_size}; }
+  Sizes gates_sizes() const { return {shape_.directions, rows(), sizes_.saved, padded_hidden()}; }
+  Sizes cells_sizes() const { return {shape_.directions, rows(), padded_hidden()}; }
   Sizes output_sizes() const {
     const int64_t features = shape_.directions * shape_.hidden_size;
     if (packed_) return {rows(), features};
@@ -144,7 +146,6 @@ class Layer {
 
   const CellKernels& kernels() const { return cpu_kernels().cells[int(cell_)][int(dtype_)]; }
   const CellSizes& sizes() const { return sizes_; }
-  const Shape& shape() const { return shape_; }
   const Tensor& x() const { return x_; }
   const Tensor& h0() const { return h0_; }
   const std::vector<Tensor>& weights() const { return weights_; }
@@ -238,8 +239,7 @@ void run(Problem& problem, double work, int64_t (*workspace)(const Problem&), vo
 
 LayerOutputs layer_forward_cpu(const LayerInputs& inputs, bool save_for_backward) {
   const Layer layer(inputs);
-  const Shape& shape = layer.shape();
-  const Sizes state{shape.directions, shape.batch, shape.hidden_size};
+  const Sizes state = layer.state_sizes();
   const CellSizes& sizes = layer.sizes();
   ForwardProblem problem{};
   layer.describe(problem);
@@ -254,13 +254,11 @@ LayerOutputs layer_forward_cpu(const LayerInputs& inputs, bool save_for_backward
     problem.c_n = data(out.c_n);
   }
   if (sizes.saved > 0) {
-    const Sizes saved{shape.directions, layer.rows(), sizes.saved, layer.padded_hidden()};
-    out.gates = new_tensor(save_for_backward ? saved : Sizes{0}, layer.dtype());
+    out.gates = new_tensor(save_for_backward ? layer.gates_sizes() : Sizes{0}, layer.dtype());
     if (save_for_backward) problem.gates = data(out.gates);
   }
   if (sizes.has_cell_state) {
-    const Sizes saved{shape.directions, layer.rows(), layer.padded_hidden()};
-    out.cells = new_tensor(save_for_backward ? saved : Sizes{0}, layer.compute_type());
+    out.cells = new_tensor(save_for_backward ? layer.cells_sizes() : Sizes{0}, layer.compute_type());
     if (save_for_backward) problem.cells = data(out.cells);
   }
   run(problem, layer.work(), layer.kernels().forward_workspace, layer.kernels().forward);
@@ -271,9 +269,8 @@ InputGradients layer_backward_cpu(const LayerInputs& inputs, const LayerGradient
                                   const std::optional<Tensor>& gates, const std::optional<Tensor>& cells,
                                   const std::vector<bool>& needs_grad) {
   const Layer layer(inputs);
-  const Shape& shape = layer.shape();
   const CellSizes& sizes = layer.sizes();
-  const Sizes state{shape.directions, shape.batch, shape.hidden_size};
+  const Sizes state = layer.state_sizes();
   const size_t states = sizes.has_cell_state ? 2 : 1;
   if (needs_grad.size() != 1 + states + layer.weights().size())
     fail("needs_grad must have ", 1 + states + layer.weights().size(), " entries, got ", needs_grad.size());
@@ -301,13 +298,12 @@ InputGradients layer_backward_cpu(const LayerInputs& inputs, const LayerGradient
     keep = as_contiguous(*tensor);
     return data(*keep);
   };
-  const Sizes kept{shape.directions, layer.rows(), layer.padded_hidden()};
   problem.grad_h_n = take(grads.h_n, "grad_h_n", state, layer.dtype(), grad_h_n);
   problem.grad_c_n = take(grads.c_n, "grad_c_n", state, layer.dtype(), grad_c_n);
-  problem.gates = take(gates, "gates (of a forward pass with save_for_backward=True)",
-                       {kept[0], kept[1], sizes.saved, kept[2]}, layer.dtype(), saved_gates);
-  problem.cells =
-      take(cells, "cells (of a forward pass with save_for_backward=True)", kept, layer.compute_type(), saved_cells);
+  problem.gates = take(gates, "gates (of a forward pass with save_for_backward=True)", layer.gates_sizes(),
+                       layer.dtype(), saved_gates);
+  problem.cells = take(cells, "cells (of a forward pass with save_for_backward=True)", layer.cells_sizes(),
+                       layer.compute_type(), saved_cells);
 
   InputGradients out;
   const auto grad_of = [&](bool needed, const Sizes& like, char*& pointer) {
