@@ -18,9 +18,11 @@ PY := $(or $(PYTHON),$(VENV)/bin/python)
 TORCH_SPEC := $(if $(filter 1.% 2.% 3.%,$(TORCH)),torch==$(TORCH),$(TORCH))
 READY := $(VENV)/.ready-$(shell printf '%s' '$(TORCH_SPEC)' | tr -c 'A-Za-z0-9.=' _)
 CXX_FILES = $(shell find csrc tests \( -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
+# Something, where nvcc has to be brought: on Linux, without a toolkit.
+NO_NVCC := $(if $(or $(filter 0,$(SEQKERNELS_WITH_CUDA)),$(wildcard $(CUDA_HOME)/bin/nvcc),$(shell command -v nvcc)),,$(filter Linux,$(shell uname -s)))
 CLANG_FORMAT := $(PY) -c 'import clang_format; clang_format.clang_format()'
 RESULT := benchmarks/results/$(NAME)
-BUILT := build/.built-$(shell printf '%s' '$(PY) $(TORCH_SPEC) $(CXX) $(CXXFLAGS) $(SEQKERNELS_WITH_CUDA)' | tr -c 'A-Za-z0-9.=' _)
+BUILT := build/.built-$(shell printf '%s' '$(PY) $(TORCH_SPEC) $(CXX) $(CXXFLAGS) $(SEQKERNELS_WITH_CUDA) $(SEQKERNELS_CUDA_TARGETS)' | tr -c 'A-Za-z0-9.=' _)
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test bench lint format wheel clean env bench-env
@@ -98,6 +100,8 @@ $(READY): requirements.txt
 	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON3) -m venv $(VENV)
 	@rm -f $(VENV)/.ready-*
 	$(VENV)/bin/python -m pip install --disable-pip-version-check -r requirements.txt '$(TORCH_SPEC)'
+	$(if $(NO_NVCC),$(VENV)/bin/python -m pip install --disable-pip-version-check -r requirements-cuda.txt \
+		|| echo "no CUDA compiler could be installed: the build will be for the CPU alone")
 	@touch $@
 
 $(READY)-bench: $(READY) requirements-bench.txt

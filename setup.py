@@ -8,6 +8,8 @@ Environment:
     CXX, CXXFLAGS           the C++17 compiler (GCC or Clang) and extra flags, which come last
     MAX_JOBS                how many sources are compiled at once (default: one a core)
     SEQKERNELS_WITH_CUDA    0: no CUDA kernels; 1: stop where they cannot be built; unset: if nvcc is found
+    SEQKERNELS_CUDA_TARGETS what the CUDA kernels are compiled for, such as "sm_80 sm_90a", or "native": this GPU
+                            (default: every kind of GPU the project knows, and PTX for those to come)
     CUDA_HOME, NVCC_CCBIN   the CUDA toolkit to use; nvcc's host compiler
 """
 
@@ -44,8 +46,10 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     CPU_TARGETS["avx2"] = ("csrc/cpu/kernels_avx2.cpp", KERNEL_FLAGS + AVX2_FLAGS)
     CPU_TARGETS["avx512"] = ("csrc/cpu/kernels_avx512.cpp", KERNEL_FLAGS + AVX512_FLAGS)
 
-CUDA_TARGETS = ("sm_80", "sm_90a", "sm_100a")  # and PTX of the newest plain one, for cards to come
-CUDA_PTX = "compute_100"
+# Cards with compute capability 8.x, 9.0 and 10.0; all later ones compile the PTX when a kernel is first used.
+CUDA_TARGETS = ("sm_80", "sm_90a", "sm_100a", "compute_100")
+# ptxas reports every kernel's registers, stack and spills, which ninja keeps beside the object, as *.o.log.
+NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v"]
 
 
 def project_version() -> str:
@@ -132,7 +136,23 @@ def plan_cuda() -> tuple[Path | None, list[str], str]:
         sys.exit(f"SEQKERNELS_WITH_CUDA=1, but {problem}")
     if problem:
         return None, [], f"CPU build: {problem}"
-    return nvcc, cuda_sources, f"CPU and CUDA build: {nvcc} for {', '.join(CUDA_TARGETS)}"
+    return nvcc, cuda_sources, f"CPU and CUDA build: {nvcc} for {', '.join(cuda_targets())}"
+
+
+def cuda_targets() -> tuple[str, ...]:
+    """What the CUDA kernels are compiled for: names of real (sm_90a) and virtual (compute_100) architectures."""
+    wanted = os.environ.get("SEQKERNELS_CUDA_TARGETS", "").replace(",", " ").split()
+    if wanted == ["native"]:
+        import torch
+
+        if not torch.cuda.is_available():
+            sys.exit("SEQKERNELS_CUDA_TARGETS=native, but torch sees no GPU")
+        major, minor = torch.cuda.get_device_capability()
+        return (f"sm_{major}{minor}{'a' if major >= 9 else ''}",)
+    for target in wanted:
+        if not re.fullmatch(r"(sm|compute)_\d+[af]?", target):
+            sys.exit(f"SEQKERNELS_CUDA_TARGETS: expected names such as sm_90a or compute_100, got '{target}'")
+    return tuple(wanted) or CUDA_TARGETS
 
 
 class NinjaBuildExt(cpp_extension.BuildExtension):
@@ -181,12 +201,11 @@ class NinjaBuildExt(cpp_extension.BuildExtension):
             f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
             f'-DSEQKERNELS_VERSION="{project_version()}"',
             f'-DSEQKERNELS_TORCH_VERSION="{TORCH_VERSION}"',  # another torch: every object is made anew
-            *([f'-DSEQKERNELS_CUDA_TARGETS="{",".join(CUDA_TARGETS)}"'] if nvcc else []),
+            *([f'-DSEQKERNELS_CUDA_TARGETS="{",".join(cuda_targets())}"'] if nvcc else []),
         ]
-        flags_of = dict(CPU_TARGETS.values())  # first, as they take longest
-        flags_of |= {
-            source: [] for source in sources("*.cpp") + sources("cpu/*.cpp") if "/kernels_" not in source
-        }
+        # First what takes longest.
+        flags_of = dict.fromkeys(cuda_sources, []) | dict(CPU_TARGETS.values())
+        flags_of |= {source: [] for source in sources("*.cpp") + sources("cpu/*.cpp")} | flags_of
         user_flags = shlex.split(os.environ.get("CXXFLAGS", ""))
         cxx = cxx_compiler() + COMMON_FLAGS + defines + includes
         lines = ninja_rule("cxx", f"{escape(cxx)} $flags {escape(user_flags)} -MMD")
@@ -197,20 +216,14 @@ class NinjaBuildExt(cpp_extension.BuildExtension):
             home = cuda_home(nvcc)
             library_dirs += [path for path in (home / "lib64", home / "lib") if path.is_dir()]
             libraries += ["cudart_static", "rt", "pthread", "dl"]
-            images = [f"-gencode=arch=compute_{t[3:]},code={t}" for t in CUDA_TARGETS]
-            images += [f"-gencode=arch={CUDA_PTX},code={CUDA_PTX}"]
-            cuda = [
-                str(nvcc),
-                "-std=c++17",
-                "-O3",
-                "-Xcompiler=-fPIC,-fvisibility=hidden",
-                *images,
-                *defines,
-                *includes,
-            ]
-            lines += ninja_rule("cuda", f"{escape(cuda)} -MMD")
+            images = [f"-gencode=arch=compute_{t.split('_')[1]},code={t}" for t in cuda_targets()]
+            lines += ninja_rule(
+                "cuda", f"{escape([str(nvcc), *NVCC_FLAGS, *images])} -MMD", log="$out.log"
+            )
+            runtime = ["-isystem", str(home / "include")]
+            flags_of |= {source: runtime for source in sources("cuda/*.cpp")}
         objects = []
-        for source in [*flags_of, *cuda_sources]:
+        for source in flags_of:
             objects.append(source.replace("/", "_") + ".o")
             rule = "cuda" if source.endswith(".cu") else "cxx"
             lines.append(f"build {objects[-1]}: {rule} {escape_path(ROOT / source)}")
@@ -218,9 +231,11 @@ class NinjaBuildExt(cpp_extension.BuildExtension):
         return "\n".join(lines) + "\n", objects, ([str(path) for path in library_dirs], libraries)
 
 
-def ninja_rule(name: str, compile: str) -> list[str]:
-    """A rule that compiles one source and learns which headers it includes."""
+def ninja_rule(name: str, compile: str, log: str = "") -> list[str]:
+    """A rule that compiles one source, learns which headers it includes, and puts what is printed into `log`."""
     command = f"  command = {compile} -MF $out.d -c $in -o $out"
+    if log:
+        command += f" > {log} 2>&1 || {{ cat {log}; exit 1; }}"
     return [f"rule {name}", command, "  depfile = $out.d", "  deps = gcc", "  description = $in"]
 
 
@@ -235,7 +250,14 @@ def escape_path(path: Path) -> str:
 
 
 setup(
-    ext_modules=[cpp_extension.CppExtension("seqkernels._C", sources=[])],
+    # libtorch itself has no symbol of ours, but brings libtorch_cuda where there is one.
+    ext_modules=[
+        cpp_extension.CppExtension(
+            "seqkernels._C",
+            sources=[],
+            extra_link_args=["-Wl,--no-as-needed"] if sys.platform == "linux" else [],
+        )
+    ],
     # torch's own use of ninja has one set of flags for all sources; ours is in NinjaBuildExt.
     cmdclass={"build_ext": NinjaBuildExt.with_options(use_ninja=False)},
 )

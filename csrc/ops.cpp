@@ -12,6 +12,9 @@
 
 #include "checks.h"
 #include "cpu/dispatch.h"
+#if defined(SEQKERNELS_CUDA_TARGETS)
+#include "cuda/time_loop.h"
+#endif
 
 STABLE_TORCH_LIBRARY(seqkernels, m) {
   m.def(
@@ -69,10 +72,66 @@ pybind11::dict build_config() {
   config["version"] = SEQKERNELS_VERSION;
   config["compiler"] = __VERSION__;
   config["cpu_targets"] = compiled_cpu_isas();
-  config["cuda_targets"] = std::vector<std::string>{};
+#if defined(SEQKERNELS_CUDA_TARGETS)
+  config["cuda_targets"] = SEQKERNELS_CUDA_TARGETS;
+#else
+  config["cuda_targets"] = "";
+#endif
   config["torch_target"] = "2.10";
   return config;
 }
+
+#if defined(SEQKERNELS_CUDA_TARGETS)
+
+// Asked through Python, where torch keeps the setting.
+pybind11::object tf32_query;
+
+bool ask_tf32() {
+  const pybind11::gil_scoped_acquire gil;
+  return tf32_query && tf32_query().cast<bool>();
+}
+
+void set_tf32_query(pybind11::object query) {
+  tf32_query = std::move(query);
+  cuda::tf32_allowed = tf32_query.is_none() ? nullptr : &ask_tf32;
+}
+
+template <size_t kCount>
+int index_of(const std::string& name, const char* what, const char* const (&names)[kCount]) {
+  for (size_t i = 0; i < kCount; ++i)
+    if (name == names[i]) return static_cast<int>(i);
+  fail("unknown ", what, " '", name, "'");
+}
+
+// For each kind of plan its name, cycles of a step, how it is cut, and what stands against it.
+std::vector<pybind11::dict> cuda_plans(const std::string& cell, const std::string& dtype, bool backward, int64_t batch,
+                                       int64_t hidden, int64_t directions, bool tf32_allowed, int capability,
+                                       int multiprocessors, int64_t shared_bytes) {
+  const auto kind = CellKind(index_of(cell, "cell", {"lstm", "gru", "tanh", "relu"}));
+  const auto type = DType(index_of(dtype, "dtype", {"float32", "float64", "bfloat16", "float16"}));
+  const cuda::CellKernels& kernels = cuda::kernels_of(kind, type);
+  const auto candidates =
+      cuda::candidates(backward ? kernels.backward : kernels.forward, {capability, multiprocessors, shared_bytes},
+                       {1, batch, hidden, directions, type == DType::kFloat32, tf32_allowed});
+  std::vector<pybind11::dict> plans;
+  for (const cuda::Candidate& candidate : candidates) {
+    const cuda::Plan& plan = candidate.plan;
+    pybind11::dict described;
+    described["name"] = cuda::name(plan.kind);
+    described["obstacle"] = candidate.obstacle;
+    described["cycles"] = plan.cycles;
+    described["shared_bytes"] = plan.shared_bytes;
+    described["members"] = plan.partition.members;
+    described["unit_groups"] = plan.partition.unit_groups;
+    described["columns"] = plan.partition.columns;
+    described["column_groups"] = plan.partition.column_groups;
+    described["column_tiles"] = plan.partition.column_tiles;
+    plans.push_back(std::move(described));
+  }
+  return plans;
+}
+
+#endif
 
 }  // namespace
 }  // namespace seqkernels
@@ -84,4 +143,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_isa", [] { return std::string(cpu_kernels().isa); }, "The ISA whose kernels run.");
   m.def("cpu_isas", &available_cpu_isas, "Every ISA this machine can run, best last.");
   m.def("set_cpu_isa", &set_cpu_isa, pybind11::arg("isa"), "Run the kernels of this ISA from now on.");
+#if defined(SEQKERNELS_CUDA_TARGETS)
+  namespace py = pybind11;
+  m.def("set_tf32_query", &set_tf32_query, py::arg("query"), "Called to learn whether float32 layers may use TF32.");
+  // The interpreter is gone when static objects are destroyed.
+  py::module_::import("atexit").attr("register")(py::cpp_function([] { set_tf32_query(py::none()), tf32_query = {}; }));
+  m.def("cuda_plans", &cuda_plans, py::arg("cell"), py::arg("dtype"), py::arg("backward"), py::arg("batch"),
+        py::arg("hidden"), py::arg("directions"), py::arg("tf32_allowed"), py::arg("capability"),
+        py::arg("multiprocessors"), py::arg("shared_bytes"), "Every kind of plan for one layer on such a device.");
+#endif
 }

@@ -1,6 +1,22 @@
+from collections.abc import Callable
 from typing import Any
 
 def build_config() -> dict[str, Any]: ...
 def cpu_isa() -> str: ...
 def cpu_isas() -> list[str]: ...
 def set_cpu_isa(isa: str) -> None: ...
+
+# Only in a build with CUDA kernels
+def set_tf32_query(query: Callable[[], bool] | None) -> None: ...
+def cuda_plans(
+    cell: str,
+    dtype: str,
+    backward: bool,
+    batch: int,
+    hidden: int,
+    directions: int,
+    tf32_allowed: bool,
+    capability: int,
+    multiprocessors: int,
+    shared_bytes: int,
+) -> list[dict[str, Any]]: ...

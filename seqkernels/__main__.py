@@ -21,7 +21,7 @@ def report() -> str:
         "  runnable here": ", ".join(_C.cpu_isas()),
         "  in use": f"{_C.cpu_isa()} (SEQKERNELS_CPU_ISA chooses)",
         "threads": torch.get_num_threads(),
-        "CUDA kernels": ", ".join(BUILD_CONFIG["cuda_targets"]) or "none in this build",
+        "CUDA kernels": BUILD_CONFIG["cuda_targets"].replace(",", ", ") or "none in this build",
         "CUDA devices": ", ".join(_cuda_devices()) or "none",
     }
     return "\n".join(f"{name:<16} {value}" for name, value in rows.items())

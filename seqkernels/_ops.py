@@ -34,6 +34,15 @@ rnn = torch.ops.seqkernels.rnn.default
 _library = torch.library.Library("seqkernels", "IMPL")
 
 
+def tf32_allowed() -> bool:
+    """Whether torch lets float32 recurrent layers use TF32 on the GPU."""
+    return torch.backends.cudnn.rnn.fp32_precision == "tf32"
+
+
+if BUILD_CONFIG["cuda_targets"]:
+    _C.set_tf32_query(tf32_allowed)
+
+
 # ---------------------------------------------------------------- shapes
 
 

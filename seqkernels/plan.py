@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _C
-from ._ops import BUILD_CONFIG, cast
+from ._ops import BUILD_CONFIG, cast, tf32_allowed
 
 if TYPE_CHECKING:
     State = Tensor | tuple[Tensor, Tensor] | None
@@ -137,9 +138,71 @@ def explain(module: torch.nn.Module, x: Tensor | PackedSequence, hx: State = Non
         reasons.insert(0, "backend='reference' (asked for)")
     if reasons:
         return Explanation("reference", f"{data.device.type}/torch {cell}", reasons)
+    if device_type == "cuda":
+        return _explain_cuda(cell, module, x, data)
     if device_type != "cpu":
         return Explanation("native", f"{device_type} {cell}")
     return Explanation("native", f"cpu/{_C.cpu_isa()} {cell}", _slower_isa())
+
+
+def _explain_cuda(
+    cell: str, module: torch.nn.Module, x: Tensor | PackedSequence, data: Tensor
+) -> Explanation:
+    """The plans for the two passes of a layer on the device of its input."""
+    layer = cell if cell != "rnn" else str(module.nonlinearity)
+    if isinstance(x, PackedSequence):
+        batch = int(x.batch_sizes[0])
+    elif isinstance(module, torch.nn.RNNBase):
+        batch = 1 if x.dim() == 2 else x.size(0 if module.batch_first else 1)
+    else:
+        batch = 1 if x.dim() == 1 else x.size(0)
+    device = torch.cuda.get_device_properties(data.device)
+    directions = 2 if getattr(module, "bidirectional", False) else 1
+    limits = (
+        10 * device.major + device.minor,
+        device.multi_processor_count,
+        device.shared_memory_per_block_optin,
+    )
+    passes = {}
+    reasons = []
+    for name, backward in (("forward", False), ("backward", True)):
+        plans = cuda_plans(
+            layer, data.dtype, backward, batch, int(module.hidden_size), directions, tf32_allowed(), limits
+        )
+        passes[name] = plans[0]["name"]
+        reasons += [
+            f"{plan['name']} {name}: {plan['obstacle'] or 'slower here, by the model of plan.cpp'}"
+            for plan in plans[1:]
+            if plan["name"] != "stepwise"
+        ]
+    kernel = ", ".join(f"{plan} {name}" for name, plan in passes.items())
+    return Explanation("native", f"cuda {cell}: {kernel}", reasons)
+
+
+def cuda_plans(
+    cell: str,
+    dtype: torch.dtype,
+    backward: bool,
+    batch: int,
+    hidden: int,
+    directions: int,
+    tf32: bool,
+    limits: tuple[int, int, int],
+) -> list[dict[str, Any]]:
+    """Every kind of CUDA plan for a layer, what runs first, what cannot run last.
+
+    Args:
+        cell: "lstm", "gru", "tanh" or "relu".
+        limits: Of the device: compute capability (90 is 9.0), multiprocessors, bytes of shared memory that
+            a block can have. No device is asked.
+
+    Returns:
+        For each its `name`, `obstacle` (empty if it can run), the `cycles` that the model says a step takes,
+        and how it is cut (csrc/cuda/problem.h).
+    """
+    plans = _C.cuda_plans(cell, _name(dtype), backward, batch, hidden, directions, tf32, *limits)
+    wanted = os.environ.get("SEQKERNELS_CUDA_PLAN")
+    return sorted(plans, key=lambda p: (p["name"] != wanted, p["obstacle"] != "", p["cycles"]))
 
 
 def _slower_isa() -> list[str]:

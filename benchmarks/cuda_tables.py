@@ -1,0 +1,158 @@
+"""The generated tables of docs/kernels-cuda.md: what ptxas says of the kernels, what the plans are.
+
+    python -m benchmarks.cuda_tables            prints them
+    python -m benchmarks.cuda_tables --write    puts them into the document
+
+The first table is made from the logs that a build with CUDA leaves beside its objects.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from seqkernels import plan
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENT = ROOT / "docs" / "kernels-cuda.md"
+H200 = (90, 132, 227 * 1024)  # compute capability, multiprocessors, bytes of shared memory of a block
+GIGAHERTZ = 1.755  # of an H200's multiprocessors at boost
+
+CELLS = {"4Lstm": "LSTM", "3Gru": "GRU", "4Tanh": "RNN tanh", "4Relu": "RNN relu"}
+ELEMENTS = {"8BFloat16": "bf16", "7Float16": "fp16", "f": "fp32", "d": "fp64"}
+SCOPES = {"0": "block, cluster", "1": "grid"}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel for one target, as ptxas reports it."""
+
+    form: str  # "persistent", "stepwise", or the name of another kernel
+    direction: str  # "forward" or "backward"; empty for others
+    cell: str
+    dtype: str
+    plans: str  # of a persistent kernel: which plans launch it
+    target: str
+    registers: int
+    stack: int  # bytes, as the next two
+    spill_stores: int
+    spill_loads: int
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """What it is, whatever the target."""
+        return self.form, self.plans, self.direction, self.cell, self.dtype
+
+
+def kernels(build: Path = ROOT / "build") -> list[Kernel]:
+    """The kernels of the last build, from its logs; none if it had no CUDA."""
+    logs = sorted(build.glob("temp*/csrc_cuda_*.cu.o.log"))
+    return [kernel for log in logs for kernel in _parse(log.read_text(encoding="utf-8"))]
+
+
+def _parse(log: str) -> Iterable[Kernel]:
+    found = re.finditer(
+        r"Compiling entry function '(\w+)' for '(\w+)'"
+        r".*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+        r".*?Used (\d+) registers",
+        log,
+        re.DOTALL,
+    )
+    for match in found:
+        symbol, target, stack, stores, loads, registers = match.groups()
+        numbers = (int(registers), int(stack), int(stores), int(loads))
+        yield Kernel(*_describe(symbol), target, *numbers)  # type: ignore[arg-type]
+
+
+def _describe(symbol: str) -> tuple[str, str, str, str, str]:
+    name = re.search(r"\d(persistent|stepwise)_kernelINS0_\d+(Forward|Backward)INS_5cells", symbol)
+    if not name:
+        other = re.search(r"4cuda\d+([a-z_]+)", symbol)
+        element = re.search(r"kernelI(?:NS0_)?(8BFloat16|[fd])", symbol)
+        return other[1] if other else symbol, "", "", "", ELEMENTS[element[1]] if element else ""
+    cell = next(CELLS[key] for key in CELLS if key in symbol)
+    # What follows the cell's closing E is the element type.
+    element = re.search(r"cells(?:4Lstm|3Gru|3RnnINS\d?_?\d?(?:4Tanh|4Relu)E*)E+(?:NS0_)?(8BFloat16|7Float16|[fd])", symbol)
+    scope = re.search(r"5ScopeE(\d)E", symbol)
+    return (
+        name[1],
+        name[2].lower(),
+        cell,
+        ELEMENTS[element[1]] if element else "?",
+        SCOPES[scope[1]] if scope else "",
+    )
+
+
+def kernel_table(found: list[Kernel]) -> list[str]:
+    """Registers of each kernel for each target."""
+    targets = sorted({kernel.target for kernel in found}, key=lambda t: int(re.sub(r"\D", "", t)))
+    rows: dict[tuple[str, ...], dict[str, int]] = {}
+    for kernel in found:
+        rows.setdefault(kernel.row, {})[kernel.target] = kernel.registers
+    lines = [
+        f"| kernel | plans | pass | cell | dtype | {' | '.join(targets)} |",
+        "|---" * 5 + "|---:" * len(targets) + "|",
+    ]
+    for row in sorted(rows):
+        registers = " | ".join(str(rows[row].get(target, "")) for target in targets)
+        form, plans, direction, cell, dtype = row
+        lines.append(f"| {form} | {plans} | {direction} | {cell} | {dtype} | {registers} |")
+    return lines
+
+
+def plan_table() -> list[str]:
+    """What runs a bf16 LSTM on an H200, and where the model sees the time of a step."""
+    lines = [
+        "| LSTM bf16, H200 | B | pass | plan | blocks of a group × groups | units, sequences of a block "
+        "| shared memory | model, µs a step | exchanged a step, all blocks |",
+        "|---|---:|---|---|---|---|---:|---:|---:|",
+    ]
+    for hidden in (128, 256, 512, 1024, 2048):
+        for batch in (16, 64):
+            for backward in (False, True):
+                lines.append(_plan_row(hidden, batch, backward))
+    return lines
+
+
+def _plan_row(hidden: int, batch: int, backward: bool) -> str:
+    p = plan.cuda_plans("lstm", torch.bfloat16, backward, batch, hidden, 1, True, H200)[0]
+    start = f"| H = {hidden} | {batch} | {'backward' if backward else 'forward'} | {p['name']} "
+    time = f"{p['cycles'] / GIGAHERTZ / 1000:.1f}"
+    if p["name"] == "stepwise":
+        return f"{start}| | | | {time} | |"
+    blocks = p["members"] * p["column_groups"]
+    read = blocks * (4 if backward else 1) * hidden * p["columns"] * 2 * p["unit_groups"]
+    return (
+        f"{start}| {p['members']} × {p['column_groups']} | {16 * p['unit_groups']}, {p['columns']} "
+        f"| {p['shared_bytes'] / 1024:.0f} KiB | {time} | {read / 2**20:.2f} MiB |"
+    )
+
+
+def with_tables(text: str, tables: dict[str, list[str]]) -> str:
+    """`text` with each table between its two marks."""
+    for name, lines in tables.items():
+        pattern = rf"(<!-- {name}: [^\n]*-->\n).*?(<!-- /{name} -->)"
+        text, count = re.subn(pattern, lambda m, t=lines: m[1] + "\n".join(t) + "\n" + m[2], text, flags=re.DOTALL)
+        if count != 1:
+            raise ValueError(f"{DOCUMENT.name} has {count} places for the table '{name}', not one")
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/kernels-cuda.md")
+    arguments = parser.parse_args()
+    tables = {"plans": plan_table(), "kernels": kernel_table(kernels())}
+    if arguments.write:
+        DOCUMENT.write_text(with_tables(DOCUMENT.read_text(encoding="utf-8"), tables), encoding="utf-8")
+    else:
+        print("\n\n".join("\n".join(lines) for lines in tables.values()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+// How the blocks of a group hand each other what the next step's product reads (h going forward, dgates going back),
+// with one trip through memory: data that says itself whether it is there.
+//
+// There are kBuffers buffers, publication number i in buffer i % kBuffers. A word nobody has written yet is kAbsent, a
+// pattern that no published word has, so readers spin on the data itself, and no flag, counter or barrier stands between.
+// A buffer is reset to kAbsent once all have read it:
+//   iteration i: read publication i - 1 | block_barrier | publish i | reset buffer (i + 2) % kBuffers | fence
+// All of publication i - 1 being there means that all blocks had finished reading i - 2, whose buffer is the one reset; it
+// is read again in iteration i + 3, by blocks that have then read this block's publication i + 1, which came after the fence.
+//
+// A buffer holds words [chunk][column][kChunkWords]: a chunk is 64 bytes of K. Scope::kCluster has every block keep a copy
+// of its own in shared memory, which all members write to; Scope::kDevice has one in global memory for the group.
+#pragma once
+#include "device.h"
+#include "problem.h"
+
+namespace seqkernels::cuda {
+
+constexpr int kBuffers = 4;
+constexpr int kChunkWords = 16;
+constexpr uint32_t kAbsent = 0xFFFFFFFF;  // as a float, or two 16-bit ones: NaNs that no conversion makes
+constexpr uint32_t kNaN = 0x7FFF7FFF;     // what is published in its place, if arithmetic ever made one
+
+SEQKERNELS_DEVICE bool is_complete(const Words4& v) {
+  return v.word[0] != kAbsent && v.word[1] != kAbsent && v.word[2] != kAbsent && v.word[3] != kAbsent;
+}
+
+template <Scope kScope>
+class Exchange {
+ public:
+  // `buffers`: of the group in global memory, or of this block in shared memory.
+  SEQKERNELS_DEVICE Exchange(uint32_t* buffers, int chunks, int columns, int member, int members)
+      : buffers_(buffers),
+        columns_(columns),
+        words_(chunks * columns * kChunkWords),
+        member_(member),
+        members_(members) {}
+
+  // Shared memory starts with nothing published; global memory was filled before the launch.
+  SEQKERNELS_DEVICE void initialise() const {
+    if constexpr (kScope == Scope::kCluster) {
+      for (int i = thread_index(); i < kBuffers * words_; i += block_threads()) buffers_[i] = kAbsent;
+      cluster_barrier();
+    }
+  }
+
+  // This lane's part of a chunk, for the eight columns from `column`; perhaps not all there yet.
+  SEQKERNELS_DEVICE Words4 load(int publication, int chunk, int column) const {
+    return load_relaxed<kScope>(address(publication, chunk, column));
+  }
+
+  // Spins until what `load` gave for some tiles of eight columns is there; the warp's lanes go on together.
+  template <int kColumnTiles>
+  SEQKERNELS_DEVICE void wait(Words4 (&vectors)[kColumnTiles], int publication, int chunk, int column) const {
+    SEQKERNELS_UNROLL
+    for (int n = 0; n < kColumnTiles; ++n)
+      while (!is_complete(vectors[n])) {
+        pause();
+        vectors[n] = load(publication, chunk, column + kTileColumns * n);
+      }
+    warp_barrier();
+  }
+
+  // Word `word` of K in `column`.
+  SEQKERNELS_DEVICE void publish(int publication, int word, int column, uint32_t value) const {
+    if (value == kAbsent) value = kNaN;
+    uint32_t* const to =
+        buffer(publication) + (word / kChunkWords * columns_ + column) * kChunkWords + word % kChunkWords;
+    if constexpr (kScope == Scope::kCluster)
+      for (int member = 0; member < members_; ++member) store_relaxed<kScope>(peer_shared(to, member), value);
+    else
+      store_relaxed<kScope>(to, value);
+  }
+
+  // Makes the buffer after the next one ready; shares of one buffer in global memory, or all of the block's own.
+  SEQKERNELS_DEVICE void reset(int iteration) const {
+    const int share = kScope == Scope::kCluster ? words_ : words_ / members_;
+    uint32_t* const words = buffer(iteration + 2) + (kScope == Scope::kCluster ? 0 : member_ * share);
+    for (int i = thread_index(); i < share; i += block_threads()) store_relaxed<kScope>(words + i, kAbsent);
+    if (members_ > 1) fence<kScope>();  // within a block, its barrier is enough
+  }
+
+  // CUDA wants blocks to outlive all accesses to their shared memory; here, none comes after they read all there is.
+  SEQKERNELS_DEVICE void finish() const {
+    if constexpr (kScope == Scope::kCluster) cluster_barrier();
+  }
+
+ private:
+  SEQKERNELS_DEVICE uint32_t* buffer(int publication) const { return buffers_ + publication % kBuffers * words_; }
+
+  SEQKERNELS_DEVICE const Words4* address(int publication, int chunk, int column) const {
+    const int lane = lane_index();
+    return reinterpret_cast<const Words4*>(buffer(publication) + (chunk * columns_ + column + lane / 4) * kChunkWords +
+                                           lane % 4 * 4);
+  }
+
+  uint32_t* buffers_;
+  int columns_, words_, member_, members_;
+};
+
+}  // namespace seqkernels::cuda

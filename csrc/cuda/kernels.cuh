@@ -1,0 +1,54 @@
+// The table of one cell's kernels; each .cu file makes one, so that files compile side by side.
+#pragma once
+#include <type_traits>
+
+#include "kernels.h"
+#include "persistent.cuh"
+#include "stepwise.cuh"
+
+namespace seqkernels::cuda {
+
+template <class Pass>
+PassKernels stepwise_only() {
+  return {Pass::kTiles, Pass::kPublished, 1, reinterpret_cast<const void*>(&stepwise_kernel<Pass>)};
+}
+
+template <class Pass, class Operand>
+PassKernels with_persistent() {
+  using Layout = SharedLayout<Pass, Operand>;
+  PassKernels kernels = stepwise_only<Pass>();
+  kernels.chunk = Layout::Weights::kChunk;
+  kernels.persistent_cluster = reinterpret_cast<const void*>(&persistent_kernel<Pass, Operand, Scope::kCluster>);
+  kernels.persistent_grid = reinterpret_cast<const void*>(&persistent_kernel<Pass, Operand, Scope::kDevice>);
+  kernels.resident_chunks = kResidentChunks<Pass>;
+  kernels.shared_bytes = [](const Partition& part) { return Layout(part).bytes(); };
+  kernels.exchange_words = [](const Partition& part) { return Layout(part).exchange_words(part); };
+  return kernels;
+}
+
+template <class Cell, class Element, class Operand = void>
+CellKernels both_passes() {
+  if constexpr (std::is_void_v<Operand>)
+    return {stepwise_only<Forward<Cell, Element>>(), stepwise_only<Backward<Cell, Element>>()};
+  else
+    return {with_persistent<Forward<Cell, Element>, Operand>(), with_persistent<Backward<Cell, Element>, Operand>()};
+}
+
+template <class Cell>
+const CellKernels& kernels_of(DType dtype) {
+  static const CellKernels float32 = both_passes<Cell, float, TFloat32>(), float64 = both_passes<Cell, double>(),
+                           bfloat16 = both_passes<Cell, BFloat16, BFloat16>(),
+                           float16 = both_passes<Cell, Float16, Float16>();
+  switch (dtype) {
+    case DType::kFloat32:
+      return float32;
+    case DType::kFloat64:
+      return float64;
+    case DType::kBFloat16:
+      return bfloat16;
+    default:
+      return float16;
+  }
+}
+
+}  // namespace seqkernels::cuda

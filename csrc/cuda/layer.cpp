@@ -1,0 +1,186 @@
+// A layer on CUDA: the matrix products before and after the time loop, and what the kernels need to know.
+//
+// Going forward, the input gates are made for as many steps as kGatesBytes hold, then these steps are run. Going back, the
+// time loop leaves the gradients of all gates, and products over all rows make those of x, the weights and the biases.
+#include "../layer.h"
+
+#include <algorithm>
+#include <array>
+
+#include "matrix.h"
+#include "time_loop.h"
+
+namespace seqkernels {
+namespace {
+
+using cuda::Device;
+using cuda::view;
+
+constexpr int64_t kGatesBytes = int64_t{256} << 20;
+
+// [T + 1] on the device; of a packed sequence.
+std::optional<Tensor> device_offsets(const Device& device, const Layer& layer) {
+  if (!layer.packed()) return std::nullopt;
+  const std::vector<int64_t>& offsets = layer.offsets();
+  const auto size = static_cast<int64_t>(offsets.size());
+  const Tensor on_device = new_tensor({size}, ScalarType::Long, layer.x());
+  auto* to = static_cast<int64_t*>(on_device.data_ptr());
+  for (int64_t first = 0; first < size; first += cuda::OffsetsPart::kSize) {
+    cuda::OffsetsPart part{first, std::min<int64_t>(cuda::OffsetsPart::kSize, size - first), {}};
+    std::copy_n(offsets.begin() + first, part.count, part.values);
+    void* arguments[] = {&part, &to};
+    device.launch(cuda::write_offsets_kernel(), {1, 256}, arguments);
+  }
+  return on_device;
+}
+
+cuda::Shape shape_of(const Layer& layer, const std::optional<Tensor>& offsets) {
+  return {static_cast<int>(layer.directions()),  static_cast<int>(layer.batch()),
+          static_cast<int>(layer.hidden_size()), layer.seq_len(),
+          layer.rows(),                          offsets ? static_cast<const int64_t*>(offsets->data_ptr()) : nullptr};
+}
+
+Tensor as_rows(const Layer& layer, const Tensor& tensor, int64_t features) {
+  return view(as_contiguous(tensor), {layer.rows(), features});
+}
+
+void run_forward(const Device& device, const Layer& layer, cuda::ForwardProblem& problem) {
+  const int64_t wide = layer.sizes().gates * layer.hidden_size(), steps = layer.seq_len();
+  const Tensor x = as_rows(layer, layer.x(), layer.input_size());
+  const int64_t element = layer.dtype() == DType::kFloat64 ? 8 : 4;
+  const int64_t rows_at_once = kGatesBytes / (element * layer.directions() * wide);
+  const int64_t steps_at_once = std::clamp<int64_t>(rows_at_once / layer.batch(), 1, std::max<int64_t>(steps, 1));
+  const int64_t most_rows = std::min(steps_at_once * layer.batch(), layer.rows());
+  const Tensor gates = new_tensor({layer.directions(), most_rows, wide}, layer.compute_type(), layer.x());
+  const cuda::TimeLoop loop(device, layer, true);
+  do {
+    problem.steps = std::min(steps_at_once, steps - problem.first_step);
+    for (int64_t d = 0; d < layer.directions(); ++d) {
+      const int64_t begin = d == 0 ? problem.first_step : steps - problem.first_step - problem.steps;
+      const int64_t first_row = layer.offsets()[size_t(begin)];
+      const int64_t rows = layer.offsets()[size_t(begin + problem.steps)] - first_row;
+      const Tensor input_gates = view(gates, {rows, wide}, d * most_rows * wide);
+      problem.input_gates[d] = data(input_gates);
+      cuda::multiply(view(x, {rows, layer.input_size()}, first_row * layer.input_size()),
+                     cuda::transposed(layer.weight_tensor(d, 0)), input_gates);
+    }
+    loop.run(problem);
+    problem.first_step += problem.steps;
+  } while (problem.first_step < steps);
+}
+
+// Gradients of the gates, [R, D, G H]; of one direction [R, G H].
+Tensor of_direction(const Layer& layer, const Tensor& dgates, int64_t direction) {
+  const int64_t wide = layer.sizes().gates * layer.hidden_size();
+  return view(dgates, {layer.rows(), wide}, {layer.directions() * wide, 1}, direction * wide);
+}
+
+// The state that each row's step began with, [D, R, H].
+Tensor previous_states(const Device& device, const Layer& layer, cuda::Shape& shape, const Tensor& output) {
+  const Tensor previous = new_tensor({layer.directions(), layer.rows(), layer.hidden_size()}, layer.scalar_type(), output);
+  void *from = data(output), *h0 = data(layer.h0()), *to = data(previous);
+  void* arguments[] = {&shape, &from, &h0, &to};
+  const int blocks = static_cast<int>(std::clamp<int64_t>(layer.seq_len(), 1, 1 << 16));
+  device.launch(cuda::previous_states_kernel(layer.dtype()), {blocks, 256}, arguments);
+  return previous;
+}
+
+void input_gradients(const Layer& layer, const Tensor& dgates, const Tensor& grad_x) {
+  const int64_t wide = layer.sizes().gates * layer.hidden_size(), input = layer.input_size();
+  const Tensor out = view(grad_x, {layer.rows(), input});
+  if (layer.directions() == 1) {
+    cuda::multiply(of_direction(layer, dgates, 0), layer.weight_tensor(0, 0), out);
+    return;
+  }
+  // One product over the gates of both directions, so that their sum is rounded once.
+  Tensor weights = new_tensor({layer.directions() * wide, input}, layer.scalar_type(), grad_x);
+  for (int64_t d = 0; d < layer.directions(); ++d) {
+    Tensor part = view(weights, {wide, input}, d * wide * input);
+    torch::stable::copy_(part, layer.weight_tensor(d, 0));
+  }
+  cuda::multiply(view(dgates, {layer.rows(), layer.directions() * wide}), weights, out);
+}
+
+}  // namespace
+
+LayerOutputs layer_forward_cuda(const LayerInputs& inputs, bool save_for_backward) {
+  const Layer layer(inputs);
+  const Device device(layer.x());
+  LayerOutputs out = layer.new_outputs(save_for_backward);
+  if (layer.batch() == 0) return out;
+  const std::optional<Tensor> offsets = device_offsets(device, layer);
+  std::optional<Tensor> c_carry;
+  if (layer.sizes().has_cell_state) c_carry = new_tensor(layer.state_sizes(), layer.compute_type(), layer.x());
+
+  cuda::ForwardProblem problem{};
+  problem.shape = shape_of(layer, offsets);
+  for (int64_t d = 0; d < layer.directions(); ++d) {
+    problem.b_ih[d] = layer.weight(d, 2);
+    problem.b_hh[d] = layer.weight(d, 3);
+  }
+  problem.h0 = data(layer.h0());
+  problem.c0 = data(layer.c0());
+  problem.output = data(out.output);
+  problem.h_n = data(out.h_n);
+  problem.c_n = data(out.c_n);
+  problem.c_carry = data(c_carry);
+  if (save_for_backward) {
+    problem.gates = data(out.gates);
+    problem.cells = data(out.cells);
+  }
+  run_forward(device, layer, problem);
+  return out;
+}
+
+InputGradients layer_backward_cuda(const LayerInputs& inputs, const LayerGradients& grads, const Tensor& output,
+                                   const std::optional<Tensor>& gates, const std::optional<Tensor>& cells,
+                                   const std::vector<bool>& needs_grad) {
+  const Layer layer(inputs);
+  const Device device(layer.x());
+  LayerBackwardTensors tensors(layer, grads, output, gates, cells, needs_grad);
+  const std::optional<Tensor> offsets = device_offsets(device, layer);
+  const Tensor states = as_contiguous(tensors.output);
+  std::optional<Tensor> grad_output;
+  if (tensors.grad_output) grad_output = as_contiguous(*tensors.grad_output);
+  const Sizes dgates_sizes{layer.rows(), layer.directions(), layer.sizes().gates * layer.hidden_size()};
+  const Tensor input_dgates = new_tensor(dgates_sizes, layer.scalar_type(), layer.x());
+  const bool differ = layer.cell() == CellKind::kGru;
+  const Tensor hidden_dgates = differ ? new_tensor(dgates_sizes, layer.scalar_type(), layer.x()) : input_dgates;
+
+  cuda::BackwardProblem problem{};
+  problem.shape = shape_of(layer, offsets);
+  problem.grad_output = data(grad_output);
+  problem.grad_h_n = data(tensors.grad_h_n);
+  problem.grad_c_n = data(tensors.grad_c_n);
+  problem.h0 = data(layer.h0());
+  problem.c0 = data(layer.c0());
+  problem.output = data(states);
+  problem.gates = data(tensors.gates);
+  problem.cells = data(tensors.cells);
+  problem.input_dgates = data(input_dgates);
+  problem.hidden_dgates = differ ? data(hidden_dgates) : nullptr;
+  problem.grad_h0 = result_data(tensors.results.h0);
+  if (tensors.results.c0) problem.grad_c0 = result_data(*tensors.results.c0);
+  if (layer.batch() > 0) cuda::TimeLoop(device, layer, false).run(problem);
+
+  if (result_data(tensors.results.x)) input_gradients(layer, input_dgates, tensors.results.x);
+  const Tensor x = as_rows(layer, layer.x(), layer.input_size());
+  std::optional<Tensor> previous;
+  for (int64_t d = 0; d < layer.directions(); ++d) {
+    const auto wants = [&](int64_t kind) { return tensors.weight(layer, d, kind) != nullptr; };
+    const auto result = [&](int64_t kind) -> const Tensor& { return tensors.weight_tensor(layer, d, kind); };
+    const Tensor to_input = of_direction(layer, input_dgates, d), to_hidden = of_direction(layer, hidden_dgates, d);
+    if (wants(0)) cuda::multiply(cuda::transposed(to_input), x, result(0));
+    if (wants(1)) {
+      if (!previous) previous = previous_states(device, layer, problem.shape, states);
+      const int64_t hidden = layer.hidden_size();
+      cuda::multiply(cuda::transposed(to_hidden), view(*previous, {layer.rows(), hidden}, d * layer.rows() * hidden),
+                     result(1));
+    }
+    if (wants(2)) cuda::sum_rows(to_input, result(2));
+    if (wants(3)) cuda::sum_rows(to_hidden, result(3));
+  }
+  return tensors.results;
+}
+
+}  // namespace seqkernels

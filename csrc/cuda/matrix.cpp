@@ -1,0 +1,60 @@
+#include "matrix.h"
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <array>
+#include <utility>
+
+namespace seqkernels::cuda {
+namespace {
+
+template <class... Arguments>
+void call(const char* op, const char* overload, const Arguments&... arguments) {
+  std::array<StableIValue, sizeof...(Arguments)> stack{torch::stable::detail::from(arguments)...};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, overload, stack.data(), TORCH_ABI_VERSION));
+  (void)torch::stable::detail::to<Tensor>(stack[0]);  // another handle of `out`
+}
+
+}  // namespace
+
+Tensor view(const Tensor& base, const Sizes& sizes, const Sizes& strides, int64_t offset) {
+  int64_t begin = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(base.get(), &begin));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(base.get(), static_cast<int64_t>(sizes.size()),
+                                                               sizes.data(), strides.data(), begin + offset, &handle));
+  return Tensor(handle);
+}
+
+Tensor view(const Tensor& base, const Sizes& sizes, int64_t offset) {
+  Sizes strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * sizes[i];
+  return view(base, sizes, strides, offset);
+}
+
+Tensor transposed(const Tensor& matrix) {
+  Sizes sizes = sizes_of(matrix);
+  const auto given = matrix.strides();
+  Sizes strides(given.begin(), given.end());
+  const size_t last = sizes.size() - 1;
+  std::swap(sizes[last], sizes[last - 1]);
+  std::swap(strides[last], strides[last - 1]);
+  return view(matrix, sizes, strides);
+}
+
+void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
+  const char* const op = a.dim() == 3 ? "aten::bmm" : "aten::mm";
+  if (out.scalar_type() == a.scalar_type())
+    call(op, "out", a, b, out);
+  else
+    call(op, "dtype_out", a, b, out.scalar_type(), out);
+}
+
+void sum_rows(const Tensor& matrix, const Tensor& out) {
+  const std::array<int64_t, 1> rows{0};
+  call("aten::sum", "IntList_out", matrix, std::optional(torch::headeronly::IntHeaderOnlyArrayRef(rows.data(), 1)),
+       false, std::optional<torch::headeronly::ScalarType>(), out);
+}
+
+}  // namespace seqkernels::cuda

@@ -1,0 +1,24 @@
+// Matrix products and sums, through torch's dispatcher.
+#pragma once
+#include <torch/csrc/stable/tensor.h>
+
+#include "../checks.h"
+
+namespace seqkernels::cuda {
+
+using torch::stable::Tensor;
+
+// Part of a tensor's memory; `offset` in elements from its first.
+Tensor view(const Tensor& base, const Sizes& sizes, const Sizes& strides, int64_t offset = 0);
+// The same with the strides of a contiguous tensor.
+Tensor view(const Tensor& base, const Sizes& sizes, int64_t offset = 0);
+// The last two dimensions the other way round.
+Tensor transposed(const Tensor& matrix);
+
+// out = a b, of matrices or batches of matrices. Where `out` is float32 and the operands are 16-bit, no sum is rounded.
+void multiply(const Tensor& a, const Tensor& b, const Tensor& out);
+
+// out [N] = the sum of the rows of a matrix [M, N].
+void sum_rows(const Tensor& matrix, const Tensor& out);
+
+}  // namespace seqkernels::cuda

@@ -1,0 +1,282 @@
+// A whole sequence in one launch: W_hh stays on chip, and each step costs one exchange of what the next one reads.
+//
+// One iteration of a block with a slice of the hidden units:
+//   1  every thread asks memory for the inputs of its units' pointwise part
+//   2  every warp waits for its chunks of what the group published last, and multiplies: MMAs with resident weights
+//   3  warps that share units leave partial sums in shared memory; block_barrier
+//   4  every thread adds them up for its units, does the pointwise part and publishes
+//   5  a buffer of the exchange is made ready, and only then are results written: its fence waits for all stores before
+// Columns beyond kMaxColumnTiles tiles take steps 1 to 4 again; partial sums have two buffers, so one barrier each will do.
+#pragma once
+#include "pointwise.cuh"
+#include "slice.cuh"
+
+namespace seqkernels::cuda {
+
+constexpr int kTileUnits = 16;
+static_assert(kThreads == kWarps * kWarpSize && kTileUnits == kUnitPadding);
+// A warp's share of the pointwise part is counted in quarters of a tile: 32 units, one a lane.
+constexpr int kQuarters = kTileUnits * kTileColumns / kWarpSize;
+constexpr int kMaxQuarters = kMaxTiles * kQuarters / kWarps;
+
+// Chunks whose fragments stay in registers: up to 128 of a thread's 255; passes with one tile read more inputs of a step.
+template <class Pass>
+constexpr int kResidentChunks = Pass::kTiles == 1 ? 12 : 4;
+
+// Where a block has what in shared memory; in words.
+template <class Pass, class Operand>
+struct SharedLayout {
+  using Weights = Slice<Operand, Pass::kTiles, kResidentChunks<Pass>>;
+  // Of a column of partial sums: 4 mod 16, so that neither the MMA's result nor a quarter's columns meet in a bank.
+  static constexpr int kPartialStride = Pass::kTiles * kTileUnits + 4;
+  static_assert(Weights::kStage <= 2 * kTileColumns * kPartialStride);  // weights are staged where partial sums will be
+
+  int chunks, chunks_per_warp;
+  int slice, partial;                             // sizes: one warp's weights, one warp's partial sums
+  int partials, states, biases, exchange, total;  // beginnings; weights begin at 0
+
+  SEQKERNELS_HOST_DEVICE explicit SharedLayout(const Partition& part) {
+    chunks = Pass::kPublished * part.units() / Weights::kChunk;
+    chunks_per_warp = (chunks + part.splits - 1) / part.splits;
+    slice = Weights::shared_words(chunks_per_warp);
+    partial = part.column_tiles * kTileColumns * kPartialStride;
+    partials = kWarps * slice;
+    states = partials + 2 * kWarps * partial;
+    biases = states + part.units_of_block() * part.columns * words<typename Pass::State>();
+    exchange = (biases + part.units_of_block() * words<typename Pass::Biases>() + 3) / 4 * 4;
+    total = exchange + (part.exchange ? 0 : kBuffers * chunks * part.columns * kChunkWords);
+  }
+
+  SEQKERNELS_HOST_DEVICE int64_t bytes() const { return int64_t{4} * total; }
+  // Of the buffers of all groups in global memory.
+  SEQKERNELS_HOST_DEVICE int64_t exchange_words(const Partition& part) const {
+    return int64_t{kBuffers} * chunks * part.columns * kChunkWords;
+  }
+
+ private:
+  template <class S>
+  SEQKERNELS_HOST_DEVICE static constexpr int words() {
+    return (sizeof(S) + 3) / 4;
+  }
+};
+
+template <class Pass, class Operand, Scope kScope>
+class PersistentBlock {
+  using Problem = typename Pass::Problem;
+  using Layout = SharedLayout<Pass, Operand>;
+  using Traits = OperandTraits<Operand>;
+
+ public:
+  SEQKERNELS_DEVICE PersistentBlock(const Problem& problem, const Partition& part)
+      : p_(problem),
+        part_(part),
+        layout_(part),
+        memory_(reinterpret_cast<uint32_t*>(shared_memory())),
+        group_(block_index() / part.members),
+        member_(block_index() % part.members),
+        direction_(group_ / part.column_groups),
+        first_column_(group_ % part.column_groups * part.columns),
+        first_unit_(member_ * part.units_of_block()),
+        warp_(warp_index()),
+        exchange_(part.exchange ? static_cast<uint32_t*>(part.exchange) + group_ * layout_.exchange_words(part)
+                                : memory_ + layout_.exchange,
+                  layout_.chunks, part.columns, member_, part.members),
+        states_(reinterpret_cast<typename Pass::State*>(memory_ + layout_.states)),
+        biases_(reinterpret_cast<typename Pass::Biases*>(memory_ + layout_.biases)) {}
+
+  SEQKERNELS_DEVICE void run() {
+    exchange_.initialise();
+    load_weights();
+    load_biases();
+    load_states();
+    const int steps = static_cast<int>(Pass::steps(p_));
+    int turn = 0;
+    for (int i = 0; i <= steps; ++i) {
+      for (int column = 0; column < part_.columns; column += part_.column_tiles * kTileColumns)
+        iterate(i, i == steps, column, turn ^= 1);
+    }
+    exchange_.finish();
+  }
+
+ private:
+  // What lane `lane` of quarter `quarter` of a pass over `tiles` column tiles stands for; units and columns of the block.
+  struct Spot {
+    int unit_group, tile, unit, column;
+
+    SEQKERNELS_DEVICE Spot(int quarter, int tiles)
+        : unit_group(quarter / kQuarters / tiles),
+          tile(quarter / kQuarters % tiles),
+          unit(lane_index() % kTileUnits),
+          column(quarter % kQuarters + kQuarters * (lane_index() / kTileUnits)) {}
+  };
+
+  SEQKERNELS_DEVICE Place place(const Spot& spot, int column) const {
+    return {direction_, first_column_ + column + spot.tile * kTileColumns + spot.column,
+            first_unit_ + spot.unit_group * kTileUnits + spot.unit};
+  }
+  SEQKERNELS_DEVICE bool exists(const Place& at) const {
+    return at.column < p_.shape.batch && at.unit < p_.shape.hidden;
+  }
+  SEQKERNELS_DEVICE int tiles_at(int column) const {
+    const int left = (part_.columns - column) / kTileColumns;
+    return left < part_.column_tiles ? left : part_.column_tiles;
+  }
+  SEQKERNELS_DEVICE typename Pass::State& state_of(int quarter, int column) const {
+    return states_[(column / kTileColumns * part_.unit_groups * kQuarters + quarter) * kWarpSize + lane_index()];
+  }
+
+  SEQKERNELS_DEVICE void load_weights() {
+    const int first = warp_ % part_.splits * layout_.chunks_per_warp, left = layout_.chunks - first;
+    const int chunks = left < 0 ? 0 : left < layout_.chunks_per_warp ? left : layout_.chunks_per_warp;
+    const int unit = first_unit_ + warp_ / part_.splits * kTileUnits;
+    slice_.load(first, chunks, memory_ + warp_ * layout_.slice, memory_ + layout_.partials + warp_ * 2 * layout_.partial,
+                [&](int tile, int row, int k) { return weights(tile, unit + row, k); });
+  }
+
+  // Some neighbours of one row of the matrix. Going forward, the rows of `unit` are its gates, and K is the units before;
+  // going back, it has one row, and K is the gates of the units after.
+  SEQKERNELS_DEVICE Words4 weights(int tile, int unit, int k) const {
+    using Element = typename Pass::Element;
+    constexpr int kValues = Layout::Weights::kValues;
+    const int from = k % part_.units(), block = k / part_.units(), hidden = p_.shape.hidden;
+    Words4 words{};
+    if (unit >= hidden || from >= hidden) return words;
+    const int64_t row = static_cast<int64_t>(tile) * hidden + unit;
+    const Element* const values = static_cast<const Element*>(p_.weights[direction_]) +
+                                  (row * Pass::kPublished + block) * hidden + from;
+    if (from + kValues <= hidden && reinterpret_cast<uintptr_t>(values) % sizeof(Words4) == 0) {
+      words = *reinterpret_cast<const Words4*>(values);
+      if constexpr (Traits::kPerWord == 1)
+        for (uint32_t& word : words.word) word = tf32_bits(float_of(word));
+      return words;
+    }
+    SEQKERNELS_UNROLL
+    for (int i = 0; i < kValues; ++i)
+      if (from + i < hidden)
+        words.word[i / Traits::kPerWord] |= Traits::bits(to_real(values[i])) << i % Traits::kPerWord * 16;
+    return words;
+  }
+
+  SEQKERNELS_DEVICE void load_biases() {
+    for (int unit = thread_index(); unit < part_.units_of_block(); unit += kThreads)
+      if (first_unit_ + unit < p_.shape.hidden) biases_[unit] = Pass::load_biases(p_, direction_, first_unit_ + unit);
+  }
+
+  SEQKERNELS_DEVICE void load_states() {
+    for (int column = 0; column < part_.columns; column += part_.column_tiles * kTileColumns) {
+      const int tiles = tiles_at(column);
+      for (int quarter = warp_; quarter < part_.unit_groups * tiles * kQuarters; quarter += kWarps) {
+        const Place at = place(Spot(quarter, tiles), column);
+        state_of(quarter, column) = exists(at) ? Pass::initial(p_, at) : typename Pass::State{};
+      }
+    }
+  }
+
+  // Iteration `iteration` for the columns from `column` on.
+  SEQKERNELS_DEVICE void iterate(int iteration, bool is_last, int column, int turn) {
+    const int tiles = tiles_at(column), quarters = part_.unit_groups * tiles * kQuarters;
+    const int64_t step = Pass::step_of(p_, iteration);
+    const bool has_step = Pass::has_step(p_, iteration);
+    const int active = has_step ? p_.shape.active(Pass::time_of(p_, direction_, step)) : 0;
+
+    typename Pass::Inputs inputs[kMaxQuarters];
+    SEQKERNELS_UNROLL
+    for (int n = 0; n < kMaxQuarters; ++n)
+      if (const int quarter = warp_ + n * kWarps; quarter < quarters) {
+        const Place at = place(Spot(quarter, tiles), column);
+        if (exists(at) && at.column < active) inputs[n] = Pass::load(p_, at, step);
+      }
+
+    float* const partials = reinterpret_cast<float*>(memory_ + layout_.partials + turn * kWarps * layout_.partial);
+    if (iteration > 0) {
+      static_assert(kMaxColumnTiles == 2);
+      if (tiles == 1)
+        multiply<1>(iteration - 1, column, partials + warp_ * layout_.partial);
+      else
+        multiply<2>(iteration - 1, column, partials + warp_ * layout_.partial);
+    }
+    block_barrier();
+
+    typename Pass::Results results[kMaxQuarters];
+    SEQKERNELS_UNROLL
+    for (int n = 0; n < kMaxQuarters; ++n)
+      if (const int quarter = warp_ + n * kWarps; quarter < quarters) {
+        const Spot spot(quarter, tiles);
+        const Place at = place(spot, column);
+        float product[Pass::kTiles] = {}, published[Pass::kPublished];
+        if (iteration > 0) collect(partials, spot, product);
+        typename Pass::State& state = state_of(quarter, column);
+        if (exists(at) && at.column < active)
+          results[n] = Pass::step(biases_[at.unit - first_unit_], inputs[n], product, state, published);
+        else
+          Pass::idle(product, state, published);
+        if (!is_last)
+          publish(iteration, at, published);
+        else if (exists(at))
+          Pass::finish(p_, at, state);
+      }
+
+    if (!is_last && column + tiles * kTileColumns == part_.columns) exchange_.reset(iteration);
+    SEQKERNELS_UNROLL
+    for (int n = 0; n < kMaxQuarters; ++n)
+      if (const int quarter = warp_ + n * kWarps; quarter < quarters) {
+        const Place at = place(Spot(quarter, tiles), column);
+        if (exists(at) && at.column < active) Pass::write_results(p_, at, step, results[n]);
+      }
+  }
+
+  // Leaves this warp's partial sums, [column][tile][unit].
+  template <int kColumnTiles>
+  SEQKERNELS_DEVICE void multiply(int publication, int column, float* partial) const {
+    float sum[Pass::kTiles][kColumnTiles][4];
+    slice_.multiply(exchange_, publication, column, sum);
+    const int group = lane_index() / 4, member = lane_index() % 4;
+    SEQKERNELS_UNROLL
+    for (int n = 0; n < kColumnTiles; ++n)
+      SEQKERNELS_UNROLL
+      for (int tile = 0; tile < Pass::kTiles; ++tile)
+        SEQKERNELS_UNROLL
+        for (int i = 0; i < 4; ++i)
+          partial[(n * kTileColumns + 2 * member + i % 2) * Layout::kPartialStride + tile * kTileUnits + group +
+                  8 * (i / 2)] = sum[tile][n][i];
+  }
+
+  SEQKERNELS_DEVICE void collect(const float* partials, const Spot& spot, float (&product)[Pass::kTiles]) const {
+    const float* from = partials + spot.unit_group * part_.splits * layout_.partial +
+                        (spot.tile * kTileColumns + spot.column) * Layout::kPartialStride + spot.unit;
+    for (int split = 0; split < part_.splits; ++split, from += layout_.partial) SEQKERNELS_UNROLL
+    for (int tile = 0; tile < Pass::kTiles; ++tile) product[tile] += from[tile * kTileUnits];
+  }
+
+  SEQKERNELS_DEVICE void publish(int publication, const Place& at, const float (&published)[Pass::kPublished]) const {
+    SEQKERNELS_UNROLL
+    for (int block = 0; block < Pass::kPublished; ++block) {
+      const int k = block * part_.units() + at.unit, column = at.column - first_column_;
+      uint32_t word = Traits::bits(published[block]);
+      if constexpr (Traits::kPerWord == 2) {
+        word |= shuffle_xor(word, 1) << 16;
+        if (lane_index() % 2 == 0) exchange_.publish(publication, k / 2, column, word);
+      } else {
+        exchange_.publish(publication, k, column, word);
+      }
+    }
+  }
+
+  const Problem& p_;
+  const Partition& part_;
+  const Layout layout_;
+  uint32_t* const memory_;
+  const int group_, member_, direction_, first_column_, first_unit_, warp_;
+  const Exchange<kScope> exchange_;
+  typename Pass::State* const states_;
+  typename Pass::Biases* const biases_;
+  typename Layout::Weights slice_;
+};
+
+template <class Pass, class Operand, Scope kScope>
+SEQKERNELS_KERNEL SEQKERNELS_LAUNCH_BOUNDS(kThreads, 1)
+    persistent_kernel(const typename Pass::Problem problem, const Partition part) {
+  PersistentBlock<Pass, Operand, kScope>(problem, part).run();
+}
+
+}  // namespace seqkernels::cuda

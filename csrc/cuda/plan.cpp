@@ -1,0 +1,169 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <array>
+#include <stdexcept>
+
+namespace seqkernels::cuda {
+namespace {
+
+constexpr int kMaxCluster = 8;  // what every device with clusters takes
+
+constexpr std::array<const char*, int(PlanKind::kCount)> kNames{"stepwise", "persistent_block", "persistent_cluster",
+                                                                "persistent_grid"};
+
+int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
+
+// What a step costs, in cycles of a multiprocessor. The numbers are those of an H100 or H200, measured by others
+// (docs/kernels-cuda.md); they need to be right in their order, not in their digits.
+struct Costs {
+  static constexpr double kMma = 8;               // of one warp-wide MMA, while a scheduler has another warp to turn to
+  static constexpr double kSharedBytes = 128;     // a cycle
+  static constexpr double kL2Bytes = 64;          // a cycle and multiprocessor
+  static constexpr double kL2BytesOfAll = 3000;   // a cycle
+  static constexpr double kQuarter = 60;          // the pointwise part of 32 units, in a busy warp
+  static constexpr double kStep = 500;            // barrier, partial sums, latency of the pointwise part
+  static constexpr double kNear = 700;            // an exchange through the shared memory of a cluster
+  static constexpr double kFar = 1700;            // through L2
+  static constexpr double kLaunches = 11000;      // a product and a launch of the stepwise plan
+  static constexpr double kProduct = 250;         // multiply-adds a cycle and multiprocessor of a product of few rows
+};
+
+double step_cycles(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request,
+                   const Partition& part, bool in_grid) {
+  const double chunks = double(kernels.published) * part.units() / kernels.chunk;
+  const double chunks_per_warp = double(ceil_div(int64_t(chunks), part.splits));
+  const double tiles = double(part.columns) / kTileColumns;
+  const double blocks = double(request.directions) * part.column_groups * part.members;
+  const double mma = chunks_per_warp * 2 * kernels.tiles * tiles * Costs::kMma * kWarps / 4;
+  const double passes = double(ceil_div(int64_t(tiles), part.column_tiles));
+  const double weights = std::max(0.0, chunks_per_warp - kernels.resident_chunks) * 2 * kernels.tiles * 512 * kWarps *
+                         passes / Costs::kSharedBytes;
+  const double read = chunks * part.columns * 64 * part.unit_groups;
+  const double exchange = in_grid ? std::max(read / Costs::kL2Bytes, read * blocks / Costs::kL2BytesOfAll)
+                                  : read / Costs::kSharedBytes;
+  const double partials = 2.0 * kWarps * kernels.tiles * 16 * part.columns * 4 / Costs::kSharedBytes;
+  const double pointwise = part.unit_groups * tiles * 4 * Costs::kQuarter / 4;
+  const double latency = in_grid ? Costs::kFar : part.members > 1 ? Costs::kNear : 0;
+  const double waves = double(ceil_div(int64_t(blocks), device.multiprocessors));
+  return waves * (Costs::kStep * passes + latency + std::max(mma, weights) + exchange + partials + pointwise);
+}
+
+double stepwise_cycles(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request) {
+  const double work = double(request.directions) * double(request.batch) * double(request.hidden) *
+                      double(request.hidden) * std::max(kernels.tiles, kernels.published);
+  return Costs::kLaunches + work / (Costs::kProduct * device.multiprocessors);
+}
+
+// The best cut of the columns for blocks that hold `unit_groups` of the groups of `members`; false if none is possible.
+bool cut_columns(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request, bool in_grid,
+                 int members, int unit_groups, Candidate& best) {
+  Partition part{};
+  part.members = members, part.unit_groups = unit_groups, part.splits = kWarps / unit_groups;
+  part.exchange = in_grid ? reinterpret_cast<void*>(1) : nullptr;  // not in shared memory
+  bool found = false;
+  int64_t last = 0;
+  for (int64_t groups = 1; groups <= ceil_div(request.batch, kTileColumns); ++groups) {
+    const int64_t columns = up(ceil_div(request.batch, groups), kTileColumns);
+    if (columns == last) continue;
+    last = columns;
+    part.columns = static_cast<int>(columns);
+    part.column_groups = static_cast<int>(ceil_div(request.batch, columns));
+    part.column_tiles = static_cast<int>(
+        std::min<int64_t>({kMaxColumnTiles, kMaxTiles / unit_groups, columns / kTileColumns}));
+    const int64_t blocks = request.directions * part.column_groups * members;
+    if (in_grid && blocks > device.multiprocessors) break;  // only more from here on
+    const int64_t bytes = kernels.shared_bytes(part);
+    if (bytes > device.shared_bytes) continue;
+    const double cycles = step_cycles(kernels, device, request, part, in_grid);
+    if (!best.obstacle.empty() || cycles < best.plan.cycles) {
+      best.obstacle.clear();
+      best.plan.partition = part;
+      best.plan.partition.exchange = nullptr;
+      best.plan.shared_bytes = bytes, best.plan.cycles = cycles;
+    }
+    found = true;
+  }
+  return found;
+}
+
+// What rules out all persistent plans, or nothing.
+std::string common_obstacle(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request) {
+  if (!kernels.persistent_grid) return "no tensor core products in float64";
+  if (request.is_float32 && !request.tf32_allowed)
+    return "float32 in IEEE arithmetic (torch.backends.cudnn.rnn.fp32_precision = \"tf32\" would allow TF32)";
+  if (device.capability < 80)
+    return "compute capability " + std::to_string(device.capability / 10) + "." +
+           std::to_string(device.capability % 10) + " is below 8.0";
+  return "";
+}
+
+Candidate persistent(PlanKind kind, const PassKernels& kernels, const DeviceLimits& device,
+                     const PlanRequest& request) {
+  Candidate best;
+  best.plan.kind = kind;
+  best.obstacle = common_obstacle(kernels, device, request);
+  if (best.obstacle.empty() && kind == PlanKind::kPersistentCluster && device.capability < 90)
+    best.obstacle = "thread-block clusters need compute capability 9.0";
+  if (!best.obstacle.empty()) return best;
+
+  const bool in_grid = kind == PlanKind::kPersistentGrid;
+  const int64_t needed = ceil_div(request.hidden, kUnitPadding);
+  const int64_t fewest = kind == PlanKind::kPersistentBlock ? 1 : 2;
+  const int64_t most = kind == PlanKind::kPersistentBlock     ? 1
+                       : kind == PlanKind::kPersistentCluster ? kMaxCluster
+                                                              : device.multiprocessors;
+  bool any = false;
+  best.obstacle = "none yet";
+  for (int unit_groups = 1; unit_groups <= kWarps; unit_groups *= 2) {
+    int64_t members = std::max(fewest, ceil_div(needed, unit_groups));
+    if (kind == PlanKind::kPersistentCluster)
+      for (int64_t power = 2; power <= kMaxCluster; power *= 2)
+        if (power >= members) {
+          members = power;
+          break;
+        }
+    while (members * unit_groups * kUnitPadding % kernels.chunk != 0) ++members;
+    if (members > most) continue;
+    any |= cut_columns(kernels, device, request, in_grid, static_cast<int>(members), unit_groups, best);
+  }
+  if (!any)
+    best.obstacle = in_grid ? "W_hh, the batch and the directions do not fit on " +
+                                  std::to_string(device.multiprocessors) + " multiprocessors at once"
+                            : std::string("W_hh and the exchange buffers do not fit in the registers and shared memory of ") +
+                                  (most == 1 ? "one multiprocessor" : "a cluster of " + std::to_string(most));
+  return best;
+}
+
+}  // namespace
+
+const char* name(PlanKind kind) { return kNames[size_t(kind)]; }
+
+PlanKind plan_kind(const std::string& name) {
+  std::string names;
+  for (size_t i = 0; i < kNames.size(); ++i) {
+    if (name == kNames[i]) return PlanKind(i);
+    names += (i == 0 ? "" : ", ") + std::string(kNames[i]);
+  }
+  throw std::runtime_error("a plan must be one of " + names + "; got '" + name + "'");
+}
+
+std::vector<Candidate> candidates(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request) {
+  std::vector<Candidate> all;
+  Candidate stepwise;
+  stepwise.plan.cycles = stepwise_cycles(kernels, device, request);
+  all.push_back(stepwise);
+  for (const PlanKind kind : {PlanKind::kPersistentBlock, PlanKind::kPersistentCluster, PlanKind::kPersistentGrid})
+    all.push_back(persistent(kind, kernels, device, request));
+  return all;
+}
+
+const Plan& fastest(const std::vector<Candidate>& candidates) {
+  const Candidate* best = &candidates.front();
+  for (const Candidate& candidate : candidates)
+    if (candidate.obstacle.empty() && candidate.plan.cycles < best->plan.cycles) best = &candidate;
+  return best->plan;
+}
+
+}  // namespace seqkernels::cuda

@@ -1,0 +1,47 @@
+// Which kernels run a pass, and why not others. Nothing here touches a GPU: a device is its limits, so plans for any
+// device can be made, printed and tested anywhere.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace seqkernels::cuda {
+
+struct DeviceLimits {
+  int capability;        // 10 major + minor
+  int multiprocessors;
+  int64_t shared_bytes;  // of a block, at most
+};
+
+// The slowest and most general first; the persistent ones by what a group's blocks exchange through.
+enum class PlanKind { kStepwise, kPersistentBlock, kPersistentCluster, kPersistentGrid, kCount };
+const char* name(PlanKind kind);
+PlanKind plan_kind(const std::string& name);  // throws, naming all
+
+struct PlanRequest {
+  int64_t seq_len, batch, hidden, directions;
+  bool is_float32;
+  bool tf32_allowed;  // torch's setting for recurrent networks
+};
+
+struct Plan {
+  PlanKind kind = PlanKind::kStepwise;
+  Partition partition{};    // of a persistent plan; `exchange` is still to be set
+  int64_t shared_bytes = 0;
+  double cycles = 0;        // of one step, as the model has it
+};
+
+// One kind of plan, at its best for this request, or why there is none.
+struct Candidate {
+  Plan plan;
+  std::string obstacle;  // empty: it can run
+};
+
+// All kinds, in the order of PlanKind.
+std::vector<Candidate> candidates(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request);
+
+// The fastest of them that can run.
+const Plan& fastest(const std::vector<Candidate>& candidates);
+
+}  // namespace seqkernels::cuda

@@ -1,0 +1,113 @@
+// What a kernel is told: plain structs of sizes and pointers, passed by value. D directions, T steps, B sequences, H
+// hidden units, R rows (the time steps of all sequences together), G gates; Hp is H rounded up to kUnitPadding.
+//
+// `time` counts the steps of the sequence, `step` those of a direction as it is processed: the same in direction 0, and
+// from the end in direction 1. Pointers are to the element type, or to `real`: double for double, else float.
+#pragma once
+#include <cstdint>
+
+#include "../kinds.h"
+
+#if defined(__CUDACC__)
+#define SEQKERNELS_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define SEQKERNELS_HOST_DEVICE inline
+#endif
+
+namespace seqkernels::cuda {
+
+SEQKERNELS_HOST_DEVICE int padded_units(int hidden) {
+  return (hidden + kUnitPadding - 1) / kUnitPadding * kUnitPadding;
+}
+
+struct Shape {
+  int directions;
+  int batch;
+  int hidden;
+  int64_t seq_len;
+  int64_t rows;
+  const int64_t* offsets;  // [T + 1] first row of each time of a packed sequence; null: `batch` rows each
+
+  SEQKERNELS_HOST_DEVICE int64_t first_row(int64_t time) const { return offsets ? offsets[time] : time * batch; }
+  // Sequences that are still there at this time: the first ones.
+  SEQKERNELS_HOST_DEVICE int active(int64_t time) const {
+    return offsets ? static_cast<int>(offsets[time + 1] - offsets[time]) : batch;
+  }
+  SEQKERNELS_HOST_DEVICE int64_t time_of(int direction, int64_t step) const {
+    return direction == 0 ? step : seq_len - 1 - step;
+  }
+};
+
+struct ForwardProblem {
+  Shape shape;
+  int64_t first_step, steps;   // of each direction, that this launch is to do; fewer than 2^31
+  const void* input_gates[2];  // real [rows of these steps, G H] for each direction, without bias
+  const void* weights[2];      // W_hh [G H, H]; stepwise kernels do not read it
+  const void* b_ih[2];         // [G H] or null
+  const void* b_hh[2];         // [G H] or null
+  const void* h0;              // [D, B, H]; read where first_step == 0
+  const void* c0;              // likewise, or null
+  void* output;                // [R, D, H]
+  void* h_n;                   // [D, B, H] the state after these steps; read where first_step > 0
+  void* c_n;                   // likewise, or null
+  void* c_carry;               // real [D, B, H] c between launches; null where the cell has none
+  void* gates;                 // [D, R, saved, Hp] or null
+  void* cells;                 // real [D, R, Hp] or null
+};
+
+struct BackwardProblem {
+  Shape shape;
+  const void* weights[2];   // W_hh transposed, [H, G H]; stepwise kernels do not read it
+  const void* grad_output;  // [R, D, H] or null
+  const void* grad_h_n;     // [D, B, H] or null
+  const void* grad_c_n;     // likewise
+  const void* h0;           // [D, B, H]
+  const void* c0;           // likewise, or null
+  const void* output;       // [R, D, H]
+  const void* gates;        // [D, R, saved, Hp] or null
+  const void* cells;        // real [D, R, Hp] or null
+  void* input_dgates;       // [R, D, G H] gradients of the input gates
+  void* hidden_dgates;      // [R, D, G H] gradients of the hidden gates; null where they are the same
+  void* grad_h0;            // [D, B, H] or null
+  void* grad_c0;            // likewise
+};
+
+// What a stepwise launch finds where a persistent one has its own memory.
+struct StepBuffers {
+  void* product;    // real [D, B, tiles H] what was published last, times W_hh; zero before the first product
+  void* published;  // [D, B, blocks H]
+  void* h;          // real [D, B, H] the pass's State between iterations
+  void* c;          // likewise
+};
+
+constexpr int kStepThreads = 256;
+
+constexpr int kWarps = 8, kThreads = 256;  // of a persistent kernel's block
+constexpr int kTileColumns = 8;            // sequences that one MMA takes
+constexpr int kMaxColumnTiles = 2;         // tiles of columns that a warp takes in one pass over K
+constexpr int kMaxTiles = 8;               // unit groups times column tiles of a block in one such pass
+
+// How a persistent launch is cut. A group of `members` blocks, each with a slice of the hidden units, does `columns`
+// sequences of one direction; groups know nothing of one another. Blocks are numbered member first, then column group,
+// then direction. A block's kWarps warps are unit_groups x splits: `splits` warps share 16 units and divide the sum over K.
+struct Partition {
+  int members;
+  int unit_groups;  // of 16 hidden units, in a block
+  int splits;       // unit_groups * splits == kWarps
+  int columns;      // a multiple of 8
+  int column_groups;
+  int column_tiles;  // of 8 columns, done at a time
+  void* exchange;    // kBuffers exchange buffers for each group, filled with kAbsent; null: in shared memory
+
+  SEQKERNELS_HOST_DEVICE int units_of_block() const { return unit_groups * kUnitPadding; }
+  SEQKERNELS_HOST_DEVICE int units() const { return members * units_of_block(); }
+};
+
+// Offsets come as kernel arguments: no copy from host memory that somebody would have to wait for.
+struct OffsetsPart {
+  static constexpr int kSize = 480;
+  int64_t first, count;
+  int64_t values[kSize];
+};
+
+}  // namespace seqkernels::cuda

@@ -1,0 +1,96 @@
+#include "runtime.h"
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include <map>
+#include <mutex>
+
+// Only a torch with CUDA has it; without, the library must load all the same.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
+
+namespace seqkernels::cuda {
+namespace {
+
+cudaLaunchConfig_t config_of(const Device::LaunchShape& shape, cudaStream_t stream, cudaLaunchAttribute (&attributes)[2]) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = static_cast<unsigned>(shape.blocks);
+  config.blockDim = static_cast<unsigned>(shape.threads);
+  config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
+  config.stream = stream;
+  config.attrs = attributes;
+  if (shape.cooperative) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
+    attributes[config.numAttrs++].val.cooperative = 1;
+  }
+  if (shape.cluster > 1) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[config.numAttrs++].val.clusterDim = {static_cast<unsigned>(shape.cluster), 1, 1};
+  }
+  return config;
+}
+
+void allow_shared(const void* kernel, int64_t bytes) {
+  if (bytes > 48 * 1024)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+          "asking for shared memory");
+}
+
+}  // namespace
+
+void check(cudaError_t status, const char* doing) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // so that nobody else finds it
+  fail("seqkernels on CUDA: ", doing, " failed: ", cudaGetErrorString(status), " (", cudaGetErrorName(status), ")");
+}
+
+Device::Device(const Tensor& tensor)
+    : index_(tensor.get_device_index()),
+      guard_(static_cast<torch::stable::accelerator::DeviceIndex>(index_)) {
+  // torch brings a CUDA runtime of its own, with its own idea of the current device.
+  check(cudaSetDevice(index_), "choosing the device");
+  if (!aoti_torch_get_current_cuda_stream) fail("this torch has no CUDA, but a tensor on a CUDA device came");
+  void* stream = nullptr;
+  if (aoti_torch_get_current_cuda_stream(index_, &stream) != 0) fail("torch did not say its current CUDA stream");
+  stream_ = static_cast<cudaStream_t>(stream);
+}
+
+const DeviceLimits& Device::limits() const {
+  static std::mutex mutex;
+  static std::map<int, DeviceLimits> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(index_);
+  if (found != known.end()) return found->second;
+  const auto get = [&](cudaDeviceAttr attribute) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, attribute, index_), "asking for the device's limits");
+    return value;
+  };
+  const DeviceLimits limits{10 * get(cudaDevAttrComputeCapabilityMajor) + get(cudaDevAttrComputeCapabilityMinor),
+                            get(cudaDevAttrMultiProcessorCount), get(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
+  return known.emplace(index_, limits).first->second;
+}
+
+void Device::launch(const void* kernel, const LaunchShape& shape, void** arguments) const {
+  cudaLaunchAttribute attributes[2];
+  const cudaLaunchConfig_t config = config_of(shape, stream_, attributes);
+  allow_shared(kernel, shape.shared_bytes);
+  check(cudaLaunchKernelExC(&config, kernel, arguments), "launching a kernel");
+}
+
+bool Device::can_launch(const void* kernel, const LaunchShape& shape) const {
+  cudaLaunchAttribute attributes[2];
+  const cudaLaunchConfig_t config = config_of(shape, stream_, attributes);
+  allow_shared(kernel, shape.shared_bytes);
+  if (shape.cluster > 1) {
+    int clusters = 0;
+    check(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config), "asking how many clusters fit");
+    return clusters > 0;
+  }
+  int blocks = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, shape.threads,
+                                                      static_cast<size_t>(shape.shared_bytes)),
+        "asking how many blocks fit");
+  return blocks > 0 && (!shape.cooperative || int64_t{blocks} * limits().multiprocessors >= shape.blocks);
+}
+
+}  // namespace seqkernels::cuda

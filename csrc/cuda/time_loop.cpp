@@ -1,0 +1,180 @@
+#include "time_loop.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <tuple>
+
+#include <torch/csrc/stable/ops.h>
+
+#include "matrix.h"
+
+namespace seqkernels::cuda {
+namespace {
+
+bool has_stepwise(const Candidate& candidate) { return candidate.plan.kind == PlanKind::kStepwise; }
+
+Device::LaunchShape launch_shape(const Plan& plan, int64_t directions) {
+  const Partition& part = plan.partition;
+  return {static_cast<int>(directions) * part.column_groups * part.members, kThreads, plan.shared_bytes,
+          plan.kind == PlanKind::kPersistentCluster ? part.members : 1, plan.kind == PlanKind::kPersistentGrid};
+}
+
+const void* persistent_kernel(const PassKernels& kernels, const Plan& plan) {
+  return plan.kind == PlanKind::kPersistentGrid ? kernels.persistent_grid : kernels.persistent_cluster;
+}
+
+Plan choose(const Device& device, const PassKernels& kernels, const PlanRequest& request) {
+  std::vector<Candidate> all = candidates(kernels, device.limits(), request);
+  for (Candidate& candidate : all)
+    if (!has_stepwise(candidate) && candidate.obstacle.empty() &&
+        !device.can_launch(persistent_kernel(kernels, candidate.plan),
+                           launch_shape(candidate.plan, request.directions)))
+      candidate.obstacle = "its blocks would not all run at once on this device";
+  if (const char* const wanted = std::getenv("SEQKERNELS_CUDA_PLAN"); wanted && *wanted) {
+    const Candidate& forced = all[size_t(plan_kind(wanted))];
+    if (!forced.obstacle.empty())
+      fail("SEQKERNELS_CUDA_PLAN asks for ", wanted, ", which cannot run this: ", forced.obstacle);
+    return forced.plan;
+  }
+  return fastest(all);
+}
+
+// Plans are asked for at every call, for a few sizes.
+Plan remembered(const Device& device, const PassKernels& kernels, const PlanRequest& request) {
+  const char* const wanted = std::getenv("SEQKERNELS_CUDA_PLAN");
+  const auto key = std::make_tuple(&kernels, &device.limits(), request.batch, request.hidden, request.directions,
+                                   request.tf32_allowed, std::string(wanted ? wanted : ""));
+  static std::mutex mutex;
+  static std::map<decltype(key), Plan> plans;
+  constexpr size_t kMost = 4096;
+  {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (const auto found = plans.find(key); found != plans.end()) return found->second;
+  }
+  const Plan plan = choose(device, kernels, request);
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (plans.size() >= kMost) plans.clear();
+  return plans.emplace(key, plan).first->second;
+}
+
+}  // namespace
+
+bool (*tf32_allowed)() = nullptr;
+
+const CellKernels& kernels_of(CellKind cell, DType dtype) {
+  switch (cell) {
+    case CellKind::kLstm:
+      return lstm_kernels(dtype);
+    case CellKind::kGru:
+      return gru_kernels(dtype);
+    case CellKind::kRnnTanh:
+      return rnn_tanh_kernels(dtype);
+    default:
+      return rnn_relu_kernels(dtype);
+  }
+}
+
+TimeLoop::TimeLoop(const Device& device, const Layer& layer, bool is_forward)
+    : device_(device),
+      layer_(layer),
+      kernels_(is_forward ? kernels_of(layer.cell(), layer.dtype()).forward
+                          : kernels_of(layer.cell(), layer.dtype()).backward),
+      is_forward_(is_forward),
+      plan_(remembered(device, kernels_,
+                       {layer.seq_len(), layer.batch(), layer.hidden_size(), layer.directions(),
+                        layer.dtype() == DType::kFloat32,
+                        layer.dtype() == DType::kFloat32 && tf32_allowed && tf32_allowed()})) {}
+
+template <class Problem>
+void TimeLoop::run_steps(Problem& problem, int64_t steps) const {
+  plan_.kind == PlanKind::kStepwise ? run_stepwise(problem, steps) : run_persistent(problem);
+}
+
+template <class Problem>
+void TimeLoop::run_persistent(Problem& problem) const {
+  Partition part = plan_.partition;
+  std::optional<Tensor> exchange;
+  if (plan_.kind == PlanKind::kPersistentGrid) {
+    part.exchange = &part;  // anything: the exchange is not in shared memory
+    const int64_t bytes = 4 * kernels_.exchange_words(part) * part.column_groups * layer_.directions();
+    exchange = new_tensor({bytes}, ScalarType::Byte, layer_.x());
+    part.exchange = data(*exchange);
+    check(cudaMemsetAsync(part.exchange, 0xFF, static_cast<size_t>(bytes), device_.stream()), "filling memory");
+  }
+  const Tensor weights = is_forward_ ? Tensor() : transposed_weights();
+  const size_t bytes = static_cast<size_t>(layer_.weight_tensor(0, 1).numel()) * layer_.x().element_size();
+  for (int64_t d = 0; d < layer_.directions(); ++d)
+    problem.weights[d] = is_forward_ ? layer_.weight(d, 1) : data(weights) + static_cast<size_t>(d) * bytes;
+  void* arguments[] = {&problem, &part};
+  device_.launch(persistent_kernel(kernels_, plan_), launch_shape(plan_, layer_.directions()), arguments);
+}
+
+// [D, G H, H]
+Tensor TimeLoop::stacked_weights() const {
+  const int64_t rows = layer_.sizes().gates * layer_.hidden_size(), hidden = layer_.hidden_size();
+  if (layer_.directions() == 1) return view(layer_.weight_tensor(0, 1), {1, rows, hidden});
+  const Tensor stacked = new_tensor({layer_.directions(), rows, hidden}, layer_.scalar_type(), layer_.x());
+  const size_t bytes = static_cast<size_t>(rows * hidden) * stacked.element_size();
+  for (int64_t d = 0; d < layer_.directions(); ++d)
+    check(cudaMemcpyAsync(data(stacked) + static_cast<size_t>(d) * bytes, layer_.weight(d, 1), bytes,
+                          cudaMemcpyDeviceToDevice, device_.stream()),
+          "copying weights");
+  return stacked;
+}
+
+// [D, H, G H]: the kernels read rows.
+Tensor TimeLoop::transposed_weights() const {
+  const int64_t rows = layer_.sizes().gates * layer_.hidden_size(), hidden = layer_.hidden_size();
+  const Tensor weights = new_tensor({layer_.directions(), hidden, rows}, layer_.scalar_type(), layer_.x());
+  for (int64_t d = 0; d < layer_.directions(); ++d) {
+    Tensor part = view(weights, {hidden, rows}, d * hidden * rows);
+    torch::stable::copy_(part, transposed(layer_.weight_tensor(d, 1)));
+  }
+  return weights;
+}
+
+// Rows, of any direction, that had a step in the iteration before this one, and so have something for the product.
+int64_t TimeLoop::rows_published(int64_t first_step, int64_t iteration) const {
+  int64_t rows = 0;
+  for (int64_t d = 0; d < layer_.directions(); ++d) {
+    const int64_t step = first_step + iteration - 1;
+    const int64_t time = (d == 0) == is_forward_ ? step : layer_.seq_len() - 1 - step;
+    rows = std::max(rows, layer_.offsets()[size_t(time) + 1] - layer_.offsets()[size_t(time)]);
+  }
+  return rows;
+}
+
+template <class Problem>
+void TimeLoop::run_stepwise(Problem& problem, int64_t steps) const {
+  const int64_t directions = layer_.directions(), batch = layer_.batch(), hidden = layer_.hidden_size();
+  const int64_t wide = kernels_.tiles * hidden, deep = kernels_.published * hidden;
+  const ScalarType real = layer_.compute_type();
+  const Tensor product = new_tensor({directions, batch, wide}, real, layer_.x());
+  const Tensor published = new_tensor({directions, batch, deep}, layer_.scalar_type(), layer_.x());
+  const Tensor h = new_tensor(layer_.state_sizes(), real, layer_.x()), c = new_tensor(layer_.state_sizes(), real, layer_.x());
+  check(cudaMemsetAsync(data(product), 0, static_cast<size_t>(product.numel()) * product.element_size(), device_.stream()),
+        "filling memory");
+  const Tensor weights = is_forward_ ? transposed(stacked_weights()) : stacked_weights();
+  StepBuffers buffers{data(product), data(published), data(h), data(c)};
+
+  const int64_t blocks = (directions * batch * hidden + kStepThreads - 1) / kStepThreads;
+  const Device::LaunchShape shape{static_cast<int>(std::min<int64_t>(blocks, 1 << 20)), kStepThreads};
+  int64_t first_step = 0;
+  if constexpr (std::is_same_v<Problem, ForwardProblem>) first_step = problem.first_step;
+  for (int64_t iteration = 0; iteration <= steps; ++iteration) {
+    if (iteration > 0) {
+      const int64_t rows = rows_published(first_step, iteration);
+      multiply(view(published, {directions, rows, deep}, {batch * deep, deep, 1}), weights,
+               view(product, {directions, rows, wide}, {batch * wide, wide, 1}));
+    }
+    void* arguments[] = {&problem, &buffers, &iteration};
+    device_.launch(kernels_.stepwise, shape, arguments);
+  }
+}
+
+template void TimeLoop::run_steps(ForwardProblem&, int64_t) const;
+template void TimeLoop::run_steps(BackwardProblem&, int64_t) const;
+
+}  // namespace seqkernels::cuda

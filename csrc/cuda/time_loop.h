@@ -1,0 +1,40 @@
+// Runs the time loop of one pass of a layer on the device, by the plan that is best there.
+#pragma once
+#include "../layer.h"
+#include "kernels.h"
+#include "runtime.h"
+
+namespace seqkernels::cuda {
+
+const CellKernels& kernels_of(CellKind cell, DType dtype);
+
+// Asked before each float32 layer: whether torch lets recurrent networks use TF32. Set by Python, where the setting is.
+extern bool (*tf32_allowed)();
+
+class TimeLoop {
+ public:
+  // `is_forward`: which of the cell's passes.
+  TimeLoop(const Device& device, const Layer& layer, bool is_forward);
+
+  void run(ForwardProblem& problem) const { run_steps(problem, problem.steps); }
+  void run(BackwardProblem& problem) const { run_steps(problem, problem.shape.seq_len); }
+
+ private:
+  template <class Problem>
+  void run_steps(Problem& problem, int64_t steps) const;
+  template <class Problem>
+  void run_persistent(Problem& problem) const;
+  template <class Problem>
+  void run_stepwise(Problem& problem, int64_t steps) const;
+  Tensor stacked_weights() const;
+  Tensor transposed_weights() const;
+  int64_t rows_published(int64_t first_step, int64_t iteration) const;
+
+  const Device& device_;
+  const Layer& layer_;
+  const PassKernels& kernels_;
+  const bool is_forward_;
+  const Plan plan_;
+};
+
+}  // namespace seqkernels::cuda

@@ -1,0 +1,48 @@
+"""What nvcc made of the kernels: each for every target, persistent ones in registers alone. Needs no GPU."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from benchmarks.cuda_tables import DOCUMENT, Kernel, kernels
+from seqkernels._ops import BUILD_CONFIG
+
+TARGETS = [t for t in BUILD_CONFIG["cuda_targets"].split(",") if t.startswith("sm_")]
+CELLS = ("LSTM", "GRU", "RNN tanh", "RNN relu")
+
+pytestmark = pytest.mark.skipif(not TARGETS, reason="built without CUDA")
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[tuple[str, ...], Kernel]:
+    """By what it is and its target."""
+    report = kernels()
+    if not report:
+        pytest.skip("no build folder: seqkernels was built elsewhere")
+    return {(*kernel.row, kernel.target): kernel for kernel in report}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_kernel_is_there(target: str, found: dict[tuple[str, ...], Kernel]) -> None:
+    for cell, direction in itertools.product(CELLS, ("forward", "backward")):
+        for dtype in ("fp64", "fp32", "bf16", "fp16"):
+            assert ("stepwise", "", direction, cell, dtype, target) in found
+        for dtype, plans in itertools.product(("fp32", "bf16", "fp16"), ("block, cluster", "grid")):
+            assert ("persistent", plans, direction, cell, dtype, target) in found
+
+
+def test_persistent_kernels_live_in_registers(found: dict[tuple[str, ...], Kernel]) -> None:
+    persistent = [kernel for kernel in found.values() if kernel.form == "persistent"]
+    assert persistent
+    for kernel in persistent:
+        assert kernel.stack == kernel.spill_stores == kernel.spill_loads == 0, kernel
+        assert kernel.registers <= 255, kernel
+
+
+def test_the_document_lists_every_kernel(found: dict[tuple[str, ...], Kernel]) -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    for kernel in found.values():
+        form, plans, direction, cell, dtype = kernel.row
+        assert f"| {form} | {plans} | {direction} | {cell} | {dtype} |" in text

@@ -1,0 +1,108 @@
+"""The choice of CUDA kernels, for devices that need not be there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from seqkernels import plan
+from seqkernels._ops import BUILD_CONFIG
+
+pytestmark = pytest.mark.skipif(not BUILD_CONFIG["cuda_targets"], reason="built without CUDA")
+
+# compute capability, multiprocessors, bytes of shared memory of a block
+V100, A100, H200 = (70, 80, 96 * 1024), (80, 108, 163 * 1024), (90, 132, 227 * 1024)
+CELLS = ("lstm", "gru", "tanh", "relu")
+CHUNK = {torch.bfloat16: 32, torch.float16: 32, torch.float32: 16}
+
+
+def plans(
+    cell: str = "lstm",
+    dtype: torch.dtype = torch.bfloat16,
+    backward: bool = False,
+    batch: int = 16,
+    hidden: int = 256,
+    directions: int = 1,
+    tf32: bool = True,
+    limits: tuple[int, int, int] = H200,
+) -> dict[str, dict]:
+    """By name, the one that runs first."""
+    found = plan.cuda_plans(cell, dtype, backward, batch, hidden, directions, tf32, limits)
+    return {p["name"]: p for p in found}
+
+
+def chosen(**request: object) -> str:
+    return next(iter(plans(**request)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("limits", [A100, H200], ids=["A100", "H200"])
+@pytest.mark.parametrize("dtype", CHUNK, ids=str)
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_plans_keep_to_the_limits(
+    cell: str, backward: bool, dtype: torch.dtype, limits: tuple[int, int, int]
+) -> None:
+    for hidden in (1, 16, 17, 100, 128, 130, 193, 256, 300, 512, 650, 1024, 2048, 4096):
+        for batch, directions in ((1, 1), (8, 2), (9, 1), (64, 2), (200, 1), (1000, 1)):
+            for name, p in plans(cell, dtype, backward, batch, hidden, directions, True, limits).items():
+                if name == "stepwise" or p["obstacle"]:
+                    continue
+                units = p["members"] * p["unit_groups"] * 16
+                assert units >= hidden
+                assert units % CHUNK[dtype] == 0
+                assert 8 % p["unit_groups"] == 0
+                assert p["columns"] % 8 == 0
+                assert p["columns"] * p["column_groups"] >= batch > p["columns"] * (p["column_groups"] - 1)
+                assert 1 <= p["column_tiles"] <= min(2, p["columns"] // 8)
+                assert p["unit_groups"] * p["column_tiles"] <= 8
+                assert p["shared_bytes"] <= limits[2]
+                if name == "persistent_grid":
+                    assert p["members"] * p["column_groups"] * directions <= limits[1]
+                elif name == "persistent_cluster":
+                    assert p["members"] in (2, 4, 8)
+                else:
+                    assert p["members"] == 1
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_small_layers_need_one_block_and_large_ones_the_grid(cell: str, backward: bool) -> None:
+    assert chosen(cell=cell, backward=backward, hidden=64) == "persistent_block"
+    for hidden in (192, 193, 256, 512, 768, 1024):
+        assert chosen(cell=cell, backward=backward, hidden=hidden).startswith("persistent")
+    assert chosen(cell=cell, backward=backward, hidden=1024) == "persistent_grid"
+
+
+def test_the_largest_layer_that_fits() -> None:
+    assert chosen(hidden=2048) == chosen(hidden=2048, backward=True) == "persistent_grid"
+    assert chosen(hidden=8192) == "stepwise"
+    assert "do not fit on 132 multiprocessors" in plans(hidden=8192)["persistent_grid"]["obstacle"]
+    assert "one multiprocessor" in plans(hidden=8192)["persistent_block"]["obstacle"]
+    assert "a cluster of 8" in plans(hidden=8192)["persistent_cluster"]["obstacle"]
+
+
+def test_obstacles_say_what_is_in_the_way() -> None:
+    assert "float64" in plans(dtype=torch.float64)["persistent_grid"]["obstacle"]
+    assert "fp32_precision" in plans(dtype=torch.float32, tf32=False)["persistent_block"]["obstacle"]
+    assert plans(dtype=torch.float32, tf32=True)["persistent_block"]["obstacle"] != plans()["stepwise"]
+    assert "9.0" in plans(limits=A100)["persistent_cluster"]["obstacle"]
+    assert not plans(limits=A100)["persistent_grid"]["obstacle"]
+    for name in ("persistent_block", "persistent_cluster", "persistent_grid"):
+        assert "7.0 is below 8.0" in plans(limits=V100)[name]["obstacle"]
+    assert chosen(limits=V100) == "stepwise"
+    assert not any(p["stepwise"]["obstacle"] for p in (plans(), plans(hidden=8192), plans(limits=V100)))
+
+
+def test_a_large_batch_is_left_to_matrix_products() -> None:
+    assert chosen(batch=4096, hidden=1024) == "stepwise"
+
+
+def test_a_forced_plan_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEQKERNELS_CUDA_PLAN", "stepwise")
+    assert chosen(hidden=64) == "stepwise"
+
+
+@pytest.mark.parametrize(("argument", "value"), [("cell", "mogrifier"), ("dtype", torch.int8)])
+def test_unknown_names(argument: str, value: object) -> None:
+    with pytest.raises(RuntimeError, match=f"unknown {argument} '"):
+        plans(**{argument: value})  # type: ignore[arg-type]
