@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from . import distributed, layers, terminal
+from .data import write_generated
 from .errors import InputError
 from .train import Diverged, History, Recipe
 
-__all__ = ["CommandLine", "announce_generated", "recipe"]
+__all__ = ["CommandLine", "announce_generated", "given_or_generated", "recipe"]
 
 
 def positive(text: str) -> int:
@@ -125,6 +126,15 @@ class CommandLine:
 def recipe(options: argparse.Namespace) -> Recipe:
     """The options of a training as `train.fit` takes them."""
     return Recipe(epochs=options.epochs, rate=options.rate, clip=options.clip, seed=options.seed)
+
+
+def given_or_generated(given: Path | None, path: Path, text: Callable[[], str]) -> Path:
+    """The file to read: the one given or, without, `path`, into which `text()` is written."""
+    if given is not None:
+        return given
+    write_generated(path, text())
+    announce_generated(path)
+    return path
 
 
 def announce_generated(path: Path) -> None:
