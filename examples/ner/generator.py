@@ -17,43 +17,54 @@ words = str.split  # for lists that stay readable
 NAMES = words("""
     Amazon Austin Bill Carolina Chelsea Dallas Florence Georgia Grant Hamilton Houston Jackson Jordan Lincoln
     Madison Mark May Mercedes Orlando Paris Rose Sierra Sterling Sydney Victoria Washington Wells Will""")
-ONSETS, VOWELS, CODAS = (
-    words("b br d dr f g gl k kr l m n p r s st t tr v z"),
-    "aeiou",
-    words("l n r s t th nd sk"),
-)
-
-ROLES = words(
-    "banker dancer doctor goalkeeper judge lawyer mayor painter pilot senator singer striker teacher"
-)
-SITES = words("capital city coast district harbour lake port province region town valley village")
-FIRMS = words("bank bookseller brewer carmaker chain club firm grocer newspaper publisher railway retailer")
-DAYS = words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
-THINGS = words("bill budget film grant mark match plan price report rose strike team vote will")
-
-# {P}, {L} and {O} are names of a person, a place and an organisation; {role}, {site} and {firm} say which.
-TEMPLATES = (
-    "{P} , the {role} , spoke on {day} .",
-    "{L} , the {site} , was flooded on {day} .",
-    "{O} , the {firm} , was sold on {day} .",
-    "On {day} the {role} {P} backed the {thing} .",
-    "On {day} the {site} of {L} backed the {thing} .",
-    "On {day} the {firm} {O} backed the {thing} .",
-    "{P} saw the {thing} on {day} and later became a {role} .",
-    "{L} saw the {thing} on {day} and later became a {site} .",
-    "{O} saw the {thing} on {day} and later became a {firm} .",
-    "A {role} from {L} , {P} , will leave {O} .",
-    "Shares of {O} fell after a {thing} in {L} .",
-    "The {thing} may mark the end for {P} , once a {role} .",
-    "The {thing} may mark the end for {O} , once a {firm} .",
-    "The {thing} may mark the end for {L} , once a {site} .",
-    "{P} and {P} , both {role}s , met in {L} .",
-    "{O} and {O} , both {firm}s , bid for the {thing} .",
-    "The {thing} in the {site} was put off .",
-    "Will the {role} bill the {firm} for the {thing} ?",
-)
+ONSETS, VOWELS = words("b br d dr f g gl k kr l m n p r s st t tr v z"), "aeiou"
+CODAS = words("l n r s t th nd sk")
 TYPES = {"P": "PER", "L": "LOC", "O": "ORG"}
-WORDS = {"role": ROLES, "site": SITES, "firm": FIRMS, "day": DAYS, "thing": THINGS}
+
+# A symbol in braces is one of its expansions; {P}, {L} and {O} are names of a person, a place, an organisation, and
+# {odd} is a word never seen before. {role}, {site} or {firm}, near to a name or far off, says what it names.
+GRAMMAR = {
+    "sentence": [
+        "{subject} {did} .",
+        "On {day} {subject} {did} .",
+        "In {L} {subject} {did} .",
+        "{P} {did} and then became a {role} .",
+        "{L} {did} and then became a {site} .",
+        "{O} {did} and then became a {firm} .",
+        "A {role} from {L} , {P} , works for {O} .",
+        "{P} and {P} , both {role}s , {did} .",
+        "{O} and {O} , both {firm}s , {did} .",
+        "The {odd} {thing} in the {site} was put off .",
+        "Will the {role} bill the {firm} for the {thing} ?",
+    ],
+    "subject": ["{P} , the {role} ,", "{L} , the {site} ,", "{O} , the {firm} ,", "{object}"],
+    "object": [
+        "the {role} {P}",
+        "the {site} of {L}",
+        "the {firm} {O}",
+        "the {odd} {role} {P}",
+        "the {odd} {firm} {O}",
+    ],
+    "did": [
+        "backed the {thing}",
+        "left {object}",
+        "lost the {odd} {thing} to {object}",
+        "may mark the end of the {thing}",
+        "met {object} on {day}",
+        "moved closer to {L}",
+        "saw the {thing} on {day}",
+        "will sue {object}",
+    ],
+    "role": words(
+        "banker dancer doctor goalkeeper judge lawyer mayor painter pilot senator singer striker teacher"
+    ),
+    "site": words("capital city coast district harbour lake port province region town valley village"),
+    "firm": words(
+        "bank bookseller brewer carmaker chain club firm grocer newspaper publisher railway retailer"
+    ),
+    "day": words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday"),
+    "thing": words("bill budget film grant mark match plan price report rose strike team vote will"),
+}
 
 
 def generate(count: int, seed: int) -> list[Sentence]:
@@ -69,24 +80,28 @@ def generate(count: int, seed: int) -> list[Sentence]:
 
 
 def _sentence(rng: random.Random) -> Sentence:
-    tokens: list[str] = []
-    tags: list[str] = []
-    for part in rng.choice(TEMPLATES).split():
-        slot, _, ending = part.removeprefix("{").partition("}")
-        if slot in TYPES and part.startswith("{"):
-            name = _name(rng)
-            tokens += name
-            tags += [f"B-{TYPES[slot]}"] + [f"I-{TYPES[slot]}"] * (len(name) - 1)
-        else:
-            tokens.append(rng.choice(WORDS[slot]) + ending if part.startswith("{") else part)
-            tags.append("O")
-    return Sentence(tuple(tokens), tuple(tags))
+    (first, tag), *others = _expand(rng, "{sentence}")
+    tokens, tags = zip((first[0].upper() + first[1:], tag), *others, strict=True)
+    return Sentence(tokens, tags)
 
 
-def _name(rng: random.Random) -> list[str]:
-    """One word or two, each from the list or made of two syllables."""
-    return [rng.choice(NAMES) if rng.random() < 0.5 else _invented(rng) for _ in range(rng.choice((1, 1, 2)))]
+def _expand(rng: random.Random, part: str) -> list[tuple[str, str]]:
+    """Tokens and tags of a word or of a symbol, which may have an ending: {role}s."""
+    if not part.startswith("{"):
+        return [(part, "O")]
+    symbol, ending = part.removeprefix("{").split("}")
+    if symbol == "odd":
+        return [(_invented(rng), "O")]
+    if symbol in TYPES:
+        letters = "B" + "I" * rng.choice((0, 0, 1))
+        return [(_name(rng), f"{letter}-{TYPES[symbol]}") for letter in letters]
+    expansion = rng.choice(GRAMMAR[symbol]) + ending
+    return [pair for own in expansion.split() for pair in _expand(rng, own)]
+
+
+def _name(rng: random.Random) -> str:
+    return rng.choice(NAMES) if rng.random() < 0.5 else _invented(rng).title()
 
 
 def _invented(rng: random.Random) -> str:
-    return "".join(rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS) for _ in range(2)).title()
+    return "".join(rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS) for _ in range(2))
