@@ -46,7 +46,8 @@ class StackedRNN(nn.Module):
         input: [T, B, I], [T, I] or a PackedSequence.
         hx: None for zeros, or h0 [L*D, B, H], for an LSTM (h0, c0).
         returns: `(output, h_n)`, for an LSTM `(output, (h_n, c_n))`; output is [T, B, output_size], where
-            output_size is D*H or, with "concat", I + L*D*H; h_n is like h0. For a PackedSequence, output is one.
+            output_size is D*H or, with "concat", I + L*D*H, and a PackedSequence where the input is one;
+            h_n is like h0.
 
     Raises:
         ValueError: An unknown `skip`, fewer layers than one, a `dropout` that is no probability.

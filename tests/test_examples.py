@@ -14,7 +14,9 @@ import seqkernels
 from seqkernels import functional, fusion, init, models, modules, plan
 
 
-@pytest.mark.parametrize("module", [seqkernels, functional, fusion, init, models, modules, plan], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module", [seqkernels, functional, fusion, init, models, modules, plan], ids=lambda m: m.__name__
+)
 def test_docstrings(module: ModuleType) -> None:
     names = {"torch": torch, "seqkernels": seqkernels, "model": torch.nn.Sequential(torch.nn.GRU(3, 4))}
     result = doctest.testmod(module, extraglobs=names)

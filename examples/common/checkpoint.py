@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from . import distributed
 from .errors import InputError
 
 __all__ = ["load", "load_optimizer", "optimizer_tensors", "save"]
@@ -23,12 +24,14 @@ Tensors = dict[str, dict[str, Tensor]]
 
 
 def save(path: Path, tensors: Tensors, data: dict[str, Any]) -> None:
-    """Replace the file, in one go.
+    """Replace the file, in one go; of several processes, the first does.
 
     Args:
         tensors: Groups of named tensors, such as `{"model": model.state_dict()}`.
         data: What JSON can hold.
     """
+    if distributed.rank() > 0:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     flat = {f"{group}/{name}": t.contiguous() for group, own in tensors.items() for name, t in own.items()}
     unfinished = path.with_name(path.name + ".unfinished")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from . import distributed
+
 __all__ = ["COLOURS", "new", "save"]
 
 COLOURS = (
@@ -42,10 +44,11 @@ def new(
 
 
 def save(figure: Any, path: Path) -> Path:
-    """Write the PNG, at the size that docs/gallery.md shows it."""
+    """Write the PNG, at the size that docs/gallery.md shows it; under torchrun, one process writes."""
     from matplotlib import pyplot
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    if distributed.rank() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
     pyplot.close(figure)
     return path

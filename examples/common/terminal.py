@@ -14,8 +14,11 @@ __all__ = ["console", "number", "progress", "table"]
 
 
 def console() -> Console:
-    """Where to print, at the time of the call."""
-    return Console(highlight=False, soft_wrap=True, quiet=distributed.rank() > 0)
+    """Where to print, at the time of the call; a file gets lines as long as they are."""
+    made = Console(highlight=False, soft_wrap=True, quiet=distributed.rank() > 0)
+    if not made.is_terminal:
+        made.width = 200
+    return made
 
 
 def progress(unit: str) -> Progress:

@@ -135,7 +135,7 @@ def fit(
         history.epochs.append(metrics)
         shown = "  ".join(f"{name} {terminal.number(value)}" for name, value in metrics.items())
         console.print(f"epoch {epoch + 1}/{recipe.epochs}  {shown}")
-        if path is not None and distributed.rank() == 0:
+        if path is not None:
             tensors = {"model": model.state_dict(), "optimizer": checkpoint.optimizer_tensors(optimizer)}
             checkpoint.save(path, tensors, {"config": config, "history": asdict(history)})
     distributed.barrier()
