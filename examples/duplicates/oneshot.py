@@ -87,16 +87,16 @@ def accuracy(task: Task, model: nn.Module, pairs: Sequence[Pair]) -> dict[str, f
     others are to be recognised among all classes.
 
     Returns:
-        `classes`, how many there are, and `one-shot`, the fraction recognised.
+        `classes`, how many there are, and, if there are some, `one-shot`, the fraction recognised.
     """
     groups: defaultdict[int, list[str]] = defaultdict(list)
     for question, group in same_question(pairs).items():
         groups[group].append(question)
     classes = [own for own in groups.values() if len(own) > 1]
+    if not classes:
+        return {"classes": 0.0}
     examples = vectors(task, model, [own[0] for own in classes])
     queries = [(question, n) for n, own in enumerate(classes) for question in own[1:]]
-    if not queries:
-        return {"classes": 0.0, "one-shot": 0.0}
     found = (vectors(task, model, [question for question, _ in queries]) @ examples.T).argmax(1).tolist()
     right = sum(guess == n for guess, (_, n) in zip(found, queries, strict=True))
     return {"classes": float(len(classes)), "one-shot": right / len(queries)}

@@ -21,13 +21,14 @@ ONSETS, VOWELS = words("b br d dr f g gl k kr l m n p r s st t tr v z"), "aeiou"
 CODAS = words("l n r s t th nd sk")
 TYPES = {"P": "PER", "L": "LOC", "O": "ORG"}
 
-# A symbol in braces is one of its expansions; {P}, {L} and {O} are names of a person, a place, an organisation, and
-# {odd} is a word never seen before. {role}, {site} or {firm}, near to a name or far off, says what it names.
+# A symbol in braces is one of its expansions; {P}, {L} and {O} are names of a person, a place and an
+# organisation, {odd} is a word never seen before. Which of them it is, {role}, {site} or {firm} says, nearby
+# or far off.
 GRAMMAR = {
     "sentence": [
         "{subject} {did} .",
         "On {day} {subject} {did} .",
-        "In {L} {subject} {did} .",
+        "In {L} , {subject} {did} .",
         "{P} {did} and then became a {role} .",
         "{L} {did} and then became a {site} .",
         "{O} {did} and then became a {firm} .",
