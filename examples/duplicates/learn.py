@@ -91,7 +91,7 @@ def best_threshold(similarity: Tensor, duplicate: Tensor) -> float:
         duplicate: bool [N].
 
     Example:
-        >>> best_threshold(torch.tensor([0.25, 0.875, 0.375, 0.625]), torch.tensor([False, True, False, True]))
+        >>> best_threshold(torch.tensor([0.25, 0.875, 0.375, 0.625]), torch.tensor([0, 1, 0, 1]).bool())
         0.5
     """
     similarity, order = similarity.double().sort()

@@ -26,6 +26,7 @@ def draw(
         epochs = range(1, len(history.epochs) + 1)
         axes[0].plot(epochs, [epoch["accuracy"] for epoch in history.epochs], marker=".", label=name)
     axes[0].set(title="Validation pairs", xlabel="epoch", ylabel="accuracy", ylim=(0.45, 1.02))
+    axes[0].xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend()
     for own, (name, similarity) in zip(axes[1:], similarities.items(), strict=True):
         parts = [similarity[duplicate].tolist(), similarity[~duplicate].tolist()]

@@ -26,6 +26,7 @@ def draw(path: Path, histories: dict[str, History], scores: dict[str, dict[str, 
         f1 = [epoch["F1"] for epoch in history.epochs]
         left.plot(epochs, f1, marker=".", label=name, color=colours[name])
     left.set(title="Held-out sentences", xlabel="epoch", ylabel="F1 of whole entities", ylim=(0, 1.02))
+    left.xaxis.get_major_locator().set_params(integer=True)
     left.legend()
 
     types = sorted({type for own in scores.values() for type in own if type != "all"})

@@ -68,9 +68,3 @@ class RecurrentClassifier(nn.Module):
         _, state = self.recurrent(packed)
         h = state[0] if isinstance(state, tuple) else state  # an LSTM's state is (h, c)
         return self.head(h[-1]).log_softmax(-1)
-
-    def trace(self, ids: Tensor) -> Tensor:
-        """Token ids [B, T] of tweets of one length -> log probabilities [B, T, classes] after every token, as
-        if the tweet ended there."""
-        output, _ = self.recurrent(self.embedding(ids))
-        return self.head(output).log_softmax(-1)

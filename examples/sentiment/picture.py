@@ -1,19 +1,19 @@
-"""What was learned, as a picture: accuracy by epoch, and the feeling word by word."""
+"""What was learned, as a picture: accuracy by epoch, and the feeling of tweets word by word."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from examples.common import plot
 from examples.common.train import History
 
 from .data import POSITIVE, Tweet
 from .learn import Task, predict
-from .model import RecurrentClassifier
+
+TELLING = 2  # how many tweets are shown
 
 
 def draw(
@@ -23,49 +23,53 @@ def draw(
     models: dict[str, nn.Module],
     tweets: Sequence[Tweet],
 ) -> Path:
-    """Left, accuracy on held-out tweets after each epoch; right, how the recurrent model changes its mind
-    while it reads some of those that it gets right and the mean of word vectors gets wrong."""
-    figure, (left, right) = plot.new(1, 2, width=13)
+    """Left, accuracy on held-out tweets after each epoch; then how both models change their minds, word by word,
+    over some of those that only the recurrent one gets right."""
+    figure, (left, *others) = plot.new(1, 1 + TELLING, width=16, height=4.2)
     for name, history in histories.items():
         epochs = range(1, len(history.epochs) + 1)
         left.plot(epochs, [epoch["accuracy"] for epoch in history.epochs], marker=".", label=name)
     left.set(title="Held-out tweets", xlabel="epoch", ylabel="accuracy")
+    left.xaxis.get_major_locator().set_params(integer=True)
     left.legend()
 
-    last = task.feelings.index(POSITIVE) if POSITIVE in task.feelings else len(task.feelings) - 1
-    for shift, tweet in enumerate(instructive(task, models, tweets)):
-        probability = word_by_word(task, models["recurrent"], tweet.tokens)[:, last]
-        line = right.plot(probability, marker=".")[0]
-        for i, (p, token) in enumerate(zip(probability, tweet.tokens, strict=True)):
-            above = {"xytext": (0, 6 if shift % 2 else -12), "textcoords": "offset points"}
-            token = token if token.isascii() else "☺"  # the font has few emoji
-            right.annotate(token, (i, float(p)), fontsize=7, ha="center", color=line.get_color(), **above)
-    right.set(title="The recurrent model, word by word", xlabel="words read", ylim=(-0.1, 1.1))
-    right.set_ylabel(f"probability of {task.feelings[last]}")
+    shown = task.feelings.index(POSITIVE) if POSITIVE in task.feelings else len(task.feelings) - 1
+    for own, tweet in zip(others, telling(task, models, tweets), strict=False):
+        for name, model in models.items():
+            own.plot(word_by_word(task, model, tweet.tokens)[:, shown], marker="o", label=name)
+        own.axhline(1 / len(task.feelings), color=plot.COLOURS[-1], linestyle="--", linewidth=1)
+        own.set(title=f"A {tweet.feeling} tweet, word by word", ylim=(-0.05, 1.05))
+        own.set_ylabel(f"probability of {task.feelings[shown]}")
+        words = [token if token.isascii() else "☺" for token in tweet.tokens]  # the font has no emoji
+        own.set_xticks(range(len(words)), words, rotation=60, ha="right", rotation_mode="anchor")
     return plot.save(figure, path)
 
 
-def instructive(
-    task: Task, models: dict[str, nn.Module], tweets: Sequence[Tweet], per_feeling: int = 1
-) -> list[Tweet]:
-    """For each feeling, the shortest tweets that only the recurrent model gets right."""
+def telling(task: Task, models: dict[str, nn.Module], tweets: Sequence[Tweet]) -> list[Tweet]:
+    """Tweets that only the recurrent model gets right, of different feelings by turns. First come those over which
+    it was sure of the contrary once, and of these the ones with the fewest detours."""
     texts = [task.vocabulary.ids(tweet.tokens) for tweet in tweets]
     guesses = {name: predict(model, texts).argmax(-1).tolist() for name, model in models.items()}
-    shown: list[Tweet] = []
-    for number, feeling in enumerate(task.feelings):
-        only = [
+    found: list[tuple[int, int, Tweet]] = []
+    for feeling, name in enumerate(task.feelings):
+        own = [
             tweet
             for tweet, mean, recurrent in zip(tweets, guesses["mean"], guesses["recurrent"], strict=True)
-            if tweet.feeling == feeling and recurrent == number != mean
+            if tweet.feeling == name and recurrent == feeling != mean
         ]
-        shown += sorted(only, key=lambda tweet: len(tweet.tokens))[:per_feeling]
-    return shown
+        own.sort(
+            key=lambda tweet: _detours(word_by_word(task, models["recurrent"], tweet.tokens)[:, feeling])
+        )
+        found += [(rank, feeling, tweet) for rank, tweet in enumerate(own[:TELLING])]
+    return [tweet for _, _, tweet in sorted(found)[:TELLING]]
 
 
-@torch.inference_mode()
-def word_by_word(task: Task, model: nn.Module, tokens: list[str]) -> torch.Tensor:
-    """Probabilities [T, classes], on the CPU, after each of T tokens."""
-    if not isinstance(model, RecurrentClassifier):
-        raise TypeError("only the recurrent model reads word by word")
-    ids = torch.tensor([task.vocabulary.ids(tokens)], device=next(model.parameters()).device)
-    return model.trace(ids)[0].exp().cpu()
+def _detours(probability: Tensor) -> tuple[bool, float]:
+    """Whether a probability [T] never was below 0.1, and how far it wanders up and down in all."""
+    return bool(probability.min() > 0.1), float(probability.diff().abs().sum())
+
+
+def word_by_word(task: Task, model: nn.Module, tokens: Sequence[str]) -> Tensor:
+    """Probabilities [T, classes] after each of T tokens, as if the tweet ended there."""
+    ids = task.vocabulary.ids(tokens)
+    return predict(model, [ids[: end + 1] for end in range(len(ids))]).exp()

@@ -16,7 +16,7 @@ from examples.sentiment import data, picture
 from examples.sentiment.__main__ import main
 from examples.sentiment.data import NEGATIVE, NEUTRAL, POSITIVE, Tweet
 from examples.sentiment.generator import generate
-from examples.sentiment.learn import Example, Task, accuracy, loss
+from examples.sentiment.learn import Example, Task, accuracy, loss, predict
 from examples.sentiment.model import MeanClassifier, RecurrentClassifier
 from examples.sentiment.tokenizer import tokenize
 from tests.conftest import assert_close
@@ -117,11 +117,12 @@ def test_padding_changes_nothing(cell: str) -> None:
     assert_close(together.exp().sum(1), torch.ones(3))
 
 
-def test_trace_ends_with_the_prediction() -> None:
-    model = RecurrentClassifier(9, 3, cell="lstm")
-    ids, lengths = pad_batch([[2, 3, 4, 5]])
-    assert_close(model.trace(ids)[:, -1], model(ids, lengths))
-    assert_close(model.trace(ids)[:, 1], model(ids[:, :2], lengths - 2))
+def test_word_by_word_is_tweet_by_tweet() -> None:
+    task = Task.of(generate(50, seed=1))
+    model = task.model("recurrent")
+    read = picture.word_by_word(task, model, ["the", "film", "was"])
+    assert_close(read[1:2].log(), predict(model, [task.vocabulary.ids(["the", "film"])]), torch.float32)
+    assert_close(read.sum(1), torch.ones(3))
 
 
 class Fixed(nn.Module):
@@ -178,9 +179,3 @@ def test_order_is_learned(capsys: pytest.CaptureFixture[str]) -> None:
         assert capsys.readouterr().out.splitlines()[-1].split()[1] == feeling
     assert main(["predict", "%%%"]) == 2
     assert "expected a tweet with words in it" in capsys.readouterr().err
-
-
-def test_only_the_recurrent_model_reads_word_by_word() -> None:
-    task = Task.of(generate(50, seed=1))
-    with pytest.raises(TypeError, match="recurrent"):
-        picture.word_by_word(task, task.model("mean"), ["fine"])
