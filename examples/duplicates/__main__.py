@@ -37,7 +37,7 @@ from .generator import generate
 from .groups import Rows
 from .learn import Task, metrics, similarities, triplet_loss
 
-GENERATED = {"train": (6000, 1), "valid": (1000, 2), "test": (2000, 3)}  # how many pairs, and the seed
+GENERATED = {"train": (6000, 1), "valid": (1000, 2), "test": (4000, 3)}  # how many pairs, and the seed
 MODELS = ("mean", "recurrent")
 
 

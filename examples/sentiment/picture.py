@@ -23,8 +23,8 @@ def draw(
     models: dict[str, nn.Module],
     tweets: Sequence[Tweet],
 ) -> Path:
-    """Left, accuracy on held-out tweets after each epoch; then how both models change their minds, word by word,
-    over some of those that only the recurrent one gets right."""
+    """Left, accuracy on held-out tweets after each epoch; then how both models change their minds, word by
+    word, over some of those that only the recurrent one gets right."""
     figure, (left, *others) = plot.new(1, 1 + TELLING, width=16, height=4.2)
     for name, history in histories.items():
         epochs = range(1, len(history.epochs) + 1)
@@ -46,8 +46,8 @@ def draw(
 
 
 def telling(task: Task, models: dict[str, nn.Module], tweets: Sequence[Tweet]) -> list[Tweet]:
-    """Tweets that only the recurrent model gets right, of different feelings by turns. First come those over which
-    it was sure of the contrary once, and of these the ones with the fewest detours."""
+    """Tweets that only the recurrent model gets right, of different feelings by turns. First come those over
+    which it was sure of the contrary once, and of these the ones with the fewest detours."""
     texts = [task.vocabulary.ids(tweet.tokens) for tweet in tweets]
     guesses = {name: predict(model, texts).argmax(-1).tolist() for name, model in models.items()}
     found: list[tuple[int, int, Tweet]] = []
