@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +124,10 @@ class CommandLine:
         return 0
 
 
-def recipe(options: argparse.Namespace) -> Recipe:
+def recipe(options: argparse.Namespace, **changes: Any) -> Recipe:
     """The options of a training as `train.fit` takes them."""
-    return Recipe(epochs=options.epochs, rate=options.rate, clip=options.clip, seed=options.seed)
+    made = Recipe(epochs=options.epochs, rate=options.rate, clip=options.clip, seed=options.seed)
+    return replace(made, **changes)
 
 
 def given_or_generated(given: Path | None, path: Path, text: Callable[[], str]) -> Path:

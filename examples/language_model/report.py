@@ -107,6 +107,8 @@ def draw(made: Comparison, losses: dict[str, list[float]], path: Path) -> Path:
     for name, own in losses.items():
         axes[1].plot(_smooth(own), label=name, color=colours[name])
     axes[1].set(title="Training", xlabel="step", ylabel="loss (nats per token)")
+    late = [loss for own in losses.values() for loss in _smooth(own)[len(own) // 10 :]]
+    axes[1].set_ylim(min(late) - 0.02, max(late) + 0.02)  # what the first steps learn is the same for all
     axes[1].legend()
 
     if made.agreement:
