@@ -20,22 +20,22 @@ One-shot: a class from a single example, recognised without training.
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from examples.common import checkpoint, cli, terminal
+from examples.common import cli, terminal
+from examples.common.contest import load_each, train_each
 from examples.common.data import InputError, split
-from examples.common.train import History, fit
+from examples.common.train import History
 
 from . import data, oneshot, picture
 from .data import Pair
 from .generator import generate
 from .groups import Rows
-from .learn import Task, metrics, similarities, triplet_loss
+from .learn import Task, build, metrics, similarities, triplet_loss
 
 GENERATED = {"train": (6000, 1), "valid": (1000, 2), "test": (4000, 3)}  # how many pairs, and the seed
 MODELS = ("mean", "recurrent")
@@ -57,25 +57,17 @@ def train(options: argparse.Namespace) -> History:
         f" {len(task.vocabulary):,} words"
     )
 
-    models: dict[str, nn.Module] = {}
-    histories: dict[str, History] = {}
-    for name in MODELS:
-        console.print(f"[bold]{name}[/bold]")
-        torch.manual_seed(options.seed)
-        cell = options.cell if name == "recurrent" else "none"
-        models[name] = task.model(cell, options.backend).to(options.device)
-        histories[name] = fit(
-            models[name],
-            triplet_loss(task, options.margin),
-            rows,
-            cli.recipe(options),
-            evaluate=functools.partial(metrics, task, models[name], valid),
-            path=weights(options, name),
-            config=task.config(cell),
-            resume=options.resume,
-        )
-    console.print(terminal.table("validation pairs", {name: histories[name].epochs[-1] for name in MODELS}))
-    similarity = {name: similarities(task, model, valid) for name, model in models.items()}
+    trained = train_each(
+        options,
+        build,
+        {name: task.config(options.cell if name == "recurrent" else "none") for name in MODELS},
+        triplet_loss(task, options.margin),
+        rows,
+        lambda model: metrics(task, model, valid),
+    )
+    histories = {name: own.history for name, own in trained.items()}
+    console.print(terminal.table("validation pairs", {name: h.epochs[-1] for name, h in histories.items()}))
+    similarity = {name: similarities(task, own.model, valid) for name, own in trained.items()}
     duplicate = torch.tensor([pair.duplicate for pair in valid])
     path = picture.draw(options.out / "duplicates.png", histories, similarity, duplicate)
     console.print(f"picture: {path}")
@@ -147,11 +139,8 @@ def question(text: str, argument: str) -> str:
 
 def load(options: argparse.Namespace, name: str) -> tuple[Task, nn.Module, float]:
     """What a trained encoder knows, the encoder, and its threshold."""
-    tensors, saved = checkpoint.load(weights(options, name), options.device, "model")
-    task = Task.from_config(saved["config"])
-    model = task.model(saved["config"]["cell"]).to(options.device).eval()
-    model.load_state_dict(tensors["model"])
-    return task, model, saved["history"]["epochs"][-1]["threshold"]
+    model, config, history = load_each(options, build, [name])[name]
+    return Task.from_config(config), model, history.epochs[-1]["threshold"]
 
 
 def source(options: argparse.Namespace, part: str) -> Path:
@@ -159,10 +148,6 @@ def source(options: argparse.Namespace, part: str) -> Path:
     count, seed = GENERATED[part]
     path = Path(options.out / f"generated-{part}.tsv")
     return cli.given_or_generated(options.data, path, lambda: data.write(generate(count, seed, part)))
-
-
-def weights(options: argparse.Namespace, name: str) -> Path:
-    return Path(options.out / f"{name}.safetensors")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -29,12 +29,8 @@ class Task(NamedTuple):
         questions = (question for pair in pairs for question in pair[:2])
         return cls(Vocabulary.build(map(tokenize, questions), min_count=min_count))
 
-    def model(self, cell: str, backend: str = "fused") -> Encoder:
-        """A new encoder."""
-        return Encoder(len(self.vocabulary), cell=cell, backend=backend)
-
     def config(self, cell: str) -> dict[str, Any]:
-        """What a checkpoint has to tell, for `from_config`."""
+        """What a checkpoint has to tell; `cell` as for `Encoder`."""
         return {"cell": cell, "vocabulary": self.vocabulary.to_json()}
 
     @classmethod
@@ -45,6 +41,11 @@ class Task(NamedTuple):
         """Ids [B, T] on the model's device, and lengths [B]."""
         device = next(model.parameters()).device
         return pad_batch([self.vocabulary.ids(tokenize(question)) for question in questions], device=device)
+
+
+def build(config: dict[str, Any], backend: str = "fused") -> Encoder:
+    """A new encoder of a configuration."""
+    return Encoder(len(config["vocabulary"]), cell=config["cell"], backend=backend)
 
 
 def triplet_loss(task: Task, margin: float) -> Callable[[nn.Module, Sequence[Row]], Loss]:

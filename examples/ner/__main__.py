@@ -15,22 +15,19 @@ they decide:
 from __future__ import annotations
 
 import argparse
-import functools
 import re
 import sys
 from pathlib import Path
 
-import torch
-from torch import nn
-
-from examples.common import checkpoint, cli, terminal
+from examples.common import cli, terminal
+from examples.common.contest import Trained, load_each, train_each
 from examples.common.data import Batches, InputError, split
-from examples.common.train import History, fit
+from examples.common.train import History
 
-from . import data, learn, picture
+from . import data, picture
 from .data import Sentence
 from .generator import generate
-from .learn import Task, loss, metrics, model_scores, predict
+from .learn import Task, build, loss, metrics, model_scores, predict
 from .model import Memory
 from .spans import Score, spans
 
@@ -48,25 +45,17 @@ def train(options: argparse.Namespace) -> History:
     console.print(f"{len(seen):,} sentences, {len(task.vocabulary):,} words, {', '.join(sorted(task.types))}")
     batches = Batches(task.encode(seen), options.batch, length=lambda e: len(e.ids), seed=options.seed)
 
-    models: dict[str, nn.Module] = {}
-    histories: dict[str, History] = {}
-    for name, bidirectional in MODELS.items():
-        console.print(f"[bold]{name}[/bold]")
-        torch.manual_seed(options.seed)
-        models[name] = task.model(bidirectional, options.cell, options.backend).to(options.device)
-        histories[name] = fit(
-            models[name],
-            loss,
-            batches,
-            cli.recipe(options),
-            evaluate=functools.partial(learn.evaluate, models[name], task, held_out),
-            path=weights(options, name),
-            config={**task.config(bidirectional, options.cell), "memory": memory.to_json()},
-            resume=options.resume,
-        )
-    scores = {BASELINE: memory.scores(held_out)}
-    scores |= {name: model_scores(model, task, held_out) for name, model in models.items()}
-    show("held-out sentences", scores)
+    known = {"memory": memory.to_json()}
+    trained = train_each(
+        options,
+        build,
+        {name: task.config(bidirectional, options.cell) | known for name, bidirectional in MODELS.items()},
+        loss,
+        batches,
+        lambda model: metrics(model_scores(model, task, held_out)),
+    )
+    scores = compare(task, memory, trained, held_out, "held-out sentences")
+    histories = {name: own.history for name, own in trained.items()}
     console.print(f"picture: {picture.draw(options.out / 'ner.png', histories, scores)}")
     return histories["two-way"]
 
@@ -83,13 +72,9 @@ def sentences_of(options: argparse.Namespace) -> tuple[list[Sentence], list[Sent
 
 def evaluate(options: argparse.Namespace) -> dict[str, dict[str, Score]]:
     """Precision, recall and F1 of both taggers, and of the memory of words, on the sentences of a file."""
-    task, memory, models = load(options)
+    task, memory, trained = load(options)
     sentences = data.read(source(options, "test"), task.types)
-    scores = {BASELINE: memory.scores(sentences)}
-    for name, model in models.items():
-        scores[name] = model_scores(model, task, sentences)
-    show(f"{len(sentences):,} sentences", scores)
-    return scores
+    return compare(task, memory, trained, sentences, f"{len(sentences):,} sentences")
 
 
 def tag(options: argparse.Namespace) -> list[tuple[str, str]]:
@@ -97,8 +82,8 @@ def tag(options: argparse.Namespace) -> list[tuple[str, str]]:
     tokens = re.findall(r"\w+(?:['’.-]\w+)*|[^\w\s]", options.text)
     if not tokens:
         raise InputError("TEXT", None, "a text with words in it", repr(options.text))
-    task, _, models = load(options)
-    tags = predict(models["two-way"], task, [tokens])[0]
+    task, _, trained = load(options)
+    tags = predict(trained["two-way"].model, task, [tokens])[0]
     console = terminal.console()
     for token, own in zip(tokens, tags, strict=True):
         console.print(f"{token:>16}  {own}{'' if token in task.vocabulary else '  (unknown)'}", markup=False)
@@ -109,25 +94,25 @@ def tag(options: argparse.Namespace) -> list[tuple[str, str]]:
     return entities
 
 
-def show(title: str, scores: dict[str, dict[str, Score]]) -> None:
-    """One table of all scores: precision, recall and F1 in all, F1 by type."""
+def compare(
+    task: Task, memory: Memory, trained: dict[str, Trained], sentences: list[Sentence], title: str
+) -> dict[str, dict[str, Score]]:
+    """The scores of the baseline and of the taggers, which are printed, too: in all, then F1 by type."""
+    scores = {BASELINE: memory.scores(sentences)}
+    scores |= {name: model_scores(own.model, task, sentences) for name, own in trained.items()}
     rows = {
-        name: {**metrics(own), **{f"F1 {type}": score.f1 for type, score in own.items() if type != "all"}}
+        name: metrics(own) | {f"F1 {type}": score.f1 for type, score in own.items() if type != "all"}
         for name, own in scores.items()
     }
     terminal.console().print(terminal.table(title, rows))
+    return scores
 
 
-def load(options: argparse.Namespace) -> tuple[Task, Memory, dict[str, nn.Module]]:
-    """The trained taggers, what they know, and the baseline."""
-    models: dict[str, nn.Module] = {}
-    for name, bidirectional in MODELS.items():
-        tensors, saved = checkpoint.load(weights(options, name), options.device, "model")
-        config = saved["config"]
-        task, memory = Task.from_config(config), Memory.from_json(config["memory"])
-        models[name] = task.model(bidirectional, config["cell"]).to(options.device).eval()
-        models[name].load_state_dict(tensors["model"])
-    return task, memory, models
+def load(options: argparse.Namespace) -> tuple[Task, Memory, dict[str, Trained]]:
+    """What the taggers know, the baseline, and the trained taggers."""
+    trained = load_each(options, build, MODELS)
+    config = trained["two-way"].config
+    return Task.from_config(config), Memory.from_json(config["memory"]), trained
 
 
 def source(options: argparse.Namespace, part: str) -> Path:
@@ -135,10 +120,6 @@ def source(options: argparse.Namespace, part: str) -> Path:
     count, seed = GENERATED[part]
     path = Path(options.out / f"generated-{part}.conll")
     return cli.given_or_generated(options.data, path, lambda: data.write(generate(count, seed)))
-
-
-def weights(options: argparse.Namespace, name: str) -> Path:
-    return Path(options.out / f"{name}.safetensors")
 
 
 def main(arguments: list[str] | None = None) -> int:

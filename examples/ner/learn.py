@@ -47,20 +47,20 @@ class Task(NamedTuple):
         number = {tag: i for i, tag in enumerate(self.tags)}
         return [Example(self.vocabulary.ids(s.tokens), [number[tag] for tag in s.tags]) for s in sentences]
 
-    def model(self, bidirectional: bool, cell: str = "lstm", backend: str = "fused") -> Tagger:
-        """A new model."""
-        return Tagger(
-            len(self.vocabulary), len(self.tags), bidirectional=bidirectional, cell=cell, backend=backend
-        )
-
     def config(self, bidirectional: bool, cell: str) -> dict[str, Any]:
-        """What a checkpoint has to tell, for `from_config`."""
+        """What a checkpoint has to tell."""
         own = {"tags": self.tags, "vocabulary": self.vocabulary.to_json()}
         return {"bidirectional": bidirectional, "cell": cell, **own}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Task:
         return cls(Vocabulary.from_json(config["vocabulary"]), config["tags"])
+
+
+def build(config: dict[str, Any], backend: str = "fused") -> Tagger:
+    """A new model of a configuration."""
+    sizes = len(config["vocabulary"]), len(config["tags"])
+    return Tagger(*sizes, bidirectional=config["bidirectional"], cell=config["cell"], backend=backend)
 
 
 def masked_nll(log_p: Tensor, tags: Tensor) -> Tensor:
@@ -112,8 +112,3 @@ def metrics(scores: dict[str, Score]) -> dict[str, float]:
 def model_scores(model: nn.Module, task: Task, sentences: Sequence[Sentence]) -> dict[str, Score]:
     """The scores, by type, of what a model finds in sentences whose entities are known."""
     return score(predict(model, task, [s.tokens for s in sentences]), [s.tags for s in sentences])
-
-
-def evaluate(model: nn.Module, task: Task, sentences: Sequence[Sentence]) -> dict[str, float]:
-    """The metrics of what a model finds."""
-    return metrics(model_scores(model, task, sentences))

@@ -12,20 +12,17 @@ recurrent  embedding, GRU (or another --cell), log softmax: reads the words in t
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
 from pathlib import Path
 
-import torch
-from torch import nn
-
-from examples.common import checkpoint, cli, terminal
+from examples.common import cli, terminal
+from examples.common.contest import load_each, train_each
 from examples.common.data import Batches, InputError, split
-from examples.common.train import History, fit
+from examples.common.train import History
 
 from . import data, picture
 from .generator import generate
-from .learn import MODELS, Task, accuracy, loss, predict
+from .learn import MODELS, Task, accuracy, build, loss, predict
 from .tokenizer import tokenize
 
 GENERATED = {"train": (4000, 1), "test": (1000, 2)}  # how many tweets, and the seed
@@ -43,34 +40,26 @@ def train(options: argparse.Namespace) -> History:
     batches = Batches(task.encode(seen), options.batch, length=lambda e: len(e.ids), seed=options.seed)
     examples = task.encode([tweet for tweet in held_out if tweet.feeling in task.feelings])
 
-    models: dict[str, nn.Module] = {}
-    histories: dict[str, History] = {}
-    for kind in MODELS:
-        console.print(f"[bold]{kind}[/bold]")
-        torch.manual_seed(options.seed)
-        model = models[kind] = task.model(kind, options.cell, options.backend).to(options.device)
-        histories[kind] = fit(
-            model,
-            loss,
-            batches,
-            cli.recipe(options),
-            evaluate=functools.partial(accuracy, model, examples),
-            path=weights(options, kind),
-            config=task.config(kind, options.cell),
-            resume=options.resume,
-        )
-    console.print(terminal.table("held-out tweets", {kind: histories[kind].epochs[-1] for kind in MODELS}))
-    console.print(
-        f"picture: {picture.draw(options.out / 'sentiment.png', histories, task, models, held_out)}"
+    trained = train_each(
+        options,
+        build,
+        {kind: task.config(kind, options.cell) for kind in MODELS},
+        loss,
+        batches,
+        lambda model: accuracy(model, examples),
     )
-    return histories["recurrent"]
+    last = {kind: own.history.epochs[-1] for kind, own in trained.items()}
+    console.print(terminal.table("held-out tweets", last))
+    console.print(f"picture: {picture.draw(options.out / 'sentiment.png', task, trained, held_out)}")
+    return trained["recurrent"].history
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """The accuracy of both trained models on the tweets of a file."""
-    task, models = load(options)
+    trained = load_each(options, build, MODELS)
+    task = Task.from_config(trained["recurrent"].config)
     examples = task.encode(data.read(source(options, "test"), task.feelings))
-    scores = {kind: accuracy(model, examples) for kind, model in models.items()}
+    scores = {kind: accuracy(own.model, examples) for kind, own in trained.items()}
     terminal.console().print(terminal.table(f"{len(examples):,} tweets", scores))
     return scores
 
@@ -80,16 +69,21 @@ def classify(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     tokens = tokenize(options.text)
     if not tokens:
         raise InputError("TEXT", None, "a tweet with words in it", repr(options.text))
-    task, models = load(options)
+    trained = load_each(options, build, MODELS)
+    task = Task.from_config(trained["recurrent"].config)
     probabilities = {
         kind: dict(
-            zip(task.feelings, predict(model, [task.vocabulary.ids(tokens)])[0].exp().tolist(), strict=True)
+            zip(
+                task.feelings,
+                predict(own.model, [task.vocabulary.ids(tokens)])[0].exp().tolist(),
+                strict=True,
+            )
         )
-        for kind, model in models.items()
+        for kind, own in trained.items()
     }
     console = terminal.console()
     console.print(terminal.table(" ".join(tokens), probabilities))
-    for token, p in zip(tokens, picture.word_by_word(task, models["recurrent"], tokens), strict=True):
+    for token, p in zip(tokens, picture.word_by_word(task, trained["recurrent"].model, tokens), strict=True):
         unknown = "" if token in task.vocabulary else "  (unknown)"
         console.print(
             f"{token:>16}  {task.feelings[int(p.argmax())]} {float(p.max()):.2f}{unknown}", markup=False
@@ -97,26 +91,11 @@ def classify(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     return probabilities
 
 
-def load(options: argparse.Namespace) -> tuple[Task, dict[str, nn.Module]]:
-    """The two trained models and what they know."""
-    models: dict[str, nn.Module] = {}
-    for kind in MODELS:
-        tensors, saved = checkpoint.load(weights(options, kind), options.device, "model")
-        task = Task.from_config(saved["config"])
-        models[kind] = task.model(kind, saved["config"]["cell"]).to(options.device).eval()
-        models[kind].load_state_dict(tensors["model"])
-    return task, models
-
-
 def source(options: argparse.Namespace, part: str) -> Path:
     """The file given, or one of generated tweets."""
     count, seed = GENERATED[part]
     path = Path(options.out / f"generated-{part}.csv")
     return cli.given_or_generated(options.data, path, lambda: data.write(generate(count, seed)))
-
-
-def weights(options: argparse.Namespace, kind: str) -> Path:
-    return Path(options.out / f"{kind}.safetensors")
 
 
 def main(arguments: list[str] | None = None) -> int:

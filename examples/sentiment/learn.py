@@ -39,17 +39,8 @@ class Task(NamedTuple):
     def encode(self, tweets: Sequence[Tweet]) -> list[Example]:
         return [Example(self.vocabulary.ids(t.tokens), self.feelings.index(t.feeling)) for t in tweets]
 
-    def model(self, kind: str, cell: str = "gru", backend: str = "fused") -> nn.Module:
-        """A new model: `kind` is one of MODELS."""
-        sizes = len(self.vocabulary), len(self.feelings)
-        return (
-            MeanClassifier(*sizes)
-            if kind == "mean"
-            else RecurrentClassifier(*sizes, cell=cell, backend=backend)
-        )
-
     def config(self, kind: str, cell: str) -> dict[str, Any]:
-        """What a checkpoint has to tell, for `from_config`."""
+        """What a checkpoint has to tell; `kind` is one of MODELS."""
         return {
             "kind": kind,
             "cell": cell,
@@ -60,6 +51,14 @@ class Task(NamedTuple):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Task:
         return cls(Vocabulary.from_json(config["vocabulary"]), config["feelings"])
+
+
+def build(config: dict[str, Any], backend: str = "fused") -> nn.Module:
+    """A new model of a configuration."""
+    sizes = len(config["vocabulary"]), len(config["feelings"])
+    if config["kind"] == "mean":
+        return MeanClassifier(*sizes)
+    return RecurrentClassifier(*sizes, cell=config["cell"], backend=backend)
 
 
 def log_probabilities(model: nn.Module, texts: Sequence[list[int]]) -> tuple[Tensor, int]:

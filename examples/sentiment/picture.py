@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from examples.common import plot
-from examples.common.train import History
+from examples.common.contest import Trained
 
 from .data import POSITIVE, Tweet
 from .learn import Task, predict
@@ -16,32 +16,27 @@ from .learn import Task, predict
 TELLING = 2  # how many tweets are shown
 
 
-def draw(
-    path: Path,
-    histories: dict[str, History],
-    task: Task,
-    models: dict[str, nn.Module],
-    tweets: Sequence[Tweet],
-) -> Path:
+def draw(path: Path, task: Task, trained: dict[str, Trained], tweets: Sequence[Tweet]) -> Path:
     """Left, accuracy on held-out tweets after each epoch; then how both models change their minds, word by
     word, over some of those that only the recurrent one gets right."""
     figure, (left, *others) = plot.new(1, 1 + TELLING, width=16, height=4.2)
-    for name, history in histories.items():
-        epochs = range(1, len(history.epochs) + 1)
-        left.plot(epochs, [epoch["accuracy"] for epoch in history.epochs], marker=".", label=name)
+    for name, own in trained.items():
+        epochs = range(1, len(own.history.epochs) + 1)
+        left.plot(epochs, [epoch["accuracy"] for epoch in own.history.epochs], marker=".", label=name)
     left.set(title="Held-out tweets", xlabel="epoch", ylabel="accuracy")
     left.xaxis.get_major_locator().set_params(integer=True)
     left.legend()
 
     shown = task.feelings.index(POSITIVE) if POSITIVE in task.feelings else len(task.feelings) - 1
-    for own, tweet in zip(others, telling(task, models, tweets), strict=False):
+    models = {name: own.model for name, own in trained.items()}
+    for axes, tweet in zip(others, telling(task, models, tweets), strict=False):
         for name, model in models.items():
-            own.plot(word_by_word(task, model, tweet.tokens)[:, shown], marker="o", label=name)
-        own.axhline(1 / len(task.feelings), color=plot.COLOURS[-1], linestyle="--", linewidth=1)
-        own.set(title=f"A {tweet.feeling} tweet, word by word", ylim=(-0.05, 1.05))
-        own.set_ylabel(f"probability of {task.feelings[shown]}")
+            axes.plot(word_by_word(task, model, tweet.tokens)[:, shown], marker="o", label=name)
+        axes.axhline(1 / len(task.feelings), color=plot.COLOURS[-1], linestyle="--", linewidth=1)
+        axes.set(title=f"A {tweet.feeling} tweet, word by word", ylim=(-0.05, 1.05))
+        axes.set_ylabel(f"probability of {task.feelings[shown]}")
         words = [token if token.isascii() else "☺" for token in tweet.tokens]  # the font has no emoji
-        own.set_xticks(range(len(words)), words, rotation=60, ha="right", rotation_mode="anchor")
+        axes.set_xticks(range(len(words)), words, rotation=60, ha="right", rotation_mode="anchor")
     return plot.save(figure, path)
 
 

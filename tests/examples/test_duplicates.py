@@ -19,7 +19,7 @@ from examples.duplicates.__main__ import main
 from examples.duplicates.data import Pair
 from examples.duplicates.generator import PARTS, generate
 from examples.duplicates.groups import Row, Rows, connected, same_question
-from examples.duplicates.learn import Task, accuracy, best_threshold, triplet_loss, vectors
+from examples.duplicates.learn import Task, accuracy, best_threshold, build, triplet_loss, vectors
 from examples.duplicates.loss import triplet_costs
 from examples.duplicates.model import Encoder
 from tests.conftest import assert_close
@@ -236,7 +236,7 @@ def test_only_the_recurrent_encoder_sees_the_order(cell: str, same: bool) -> Non
 def test_vectors_do_not_depend_on_the_batch() -> None:
     pairs = generate(20, seed=1)
     task = Task.of(pairs)
-    model = task.model("lstm")
+    model = build(task.config("lstm"))
     questions = [pair.first for pair in pairs]
     assert_close(vectors(task, model, questions, batch=3), vectors(task, model, questions))
 
@@ -325,7 +325,7 @@ def test_too_few_questions(capsys: pytest.CaptureFixture[str]) -> None:
 def test_paraphrases_are_learned(capsys: pytest.CaptureFixture[str]) -> None:
     """On questions never seen, at the threshold of other ones: right 19 times in 20, the bag of words 4 in 5
     at best."""
-    assert main(["train", "--epochs", "16"]) == 0
+    assert main(["train", "--epochs", "14"]) == 0
     assert "generated data" in capsys.readouterr().out
     assert Path("out/duplicates/duplicates.png").stat().st_size > 10_000
     Path("test.tsv").write_text(data.write(generate(1000, seed=8, part="test")))
