@@ -74,9 +74,11 @@ def vectors(task: Task, model: nn.Module, questions: Sequence[str], batch: int =
 
 
 def similarities(task: Task, model: nn.Module, pairs: Sequence[Pair]) -> Tensor:
-    """The cosine similarity [N] of each of N pairs."""
-    one = vectors(task, model, [pair.first for pair in pairs])
-    return (one * vectors(task, model, [pair.second for pair in pairs])).sum(-1)
+    """The cosine similarity [N] of each of N pairs; every question is read once, however often it is asked."""
+    place: dict[str, int] = {}
+    one, other = ([place.setdefault(pair[side], len(place)) for pair in pairs] for side in (0, 1))
+    table = vectors(task, model, list(place))
+    return (table[one] * table[other]).sum(-1)
 
 
 def accuracy(similarity: Tensor, duplicate: Tensor, threshold: float) -> float:

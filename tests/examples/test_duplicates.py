@@ -19,7 +19,15 @@ from examples.duplicates.__main__ import main
 from examples.duplicates.data import Pair
 from examples.duplicates.generator import PARTS, generate
 from examples.duplicates.groups import Row, Rows, connected, same_question
-from examples.duplicates.learn import Task, accuracy, best_threshold, build, triplet_loss, vectors
+from examples.duplicates.learn import (
+    Task,
+    accuracy,
+    best_threshold,
+    build,
+    similarities,
+    triplet_loss,
+    vectors,
+)
 from examples.duplicates.loss import triplet_costs
 from examples.duplicates.model import Encoder
 from tests.conftest import assert_close
@@ -239,6 +247,12 @@ def test_vectors_do_not_depend_on_the_batch() -> None:
     model = build(task.config("lstm"))
     questions = [pair.first for pair in pairs]
     assert_close(vectors(task, model, questions, batch=3), vectors(task, model, questions))
+
+
+def test_similarities_of_pairs_that_share_questions() -> None:
+    task, model = two_words()
+    pairs = [Pair("left", "up", True), Pair("up", "right", False), Pair("left", "left", True)]
+    assert_close(similarities(task, model, pairs), torch.tensor([0.6, 0.8, 1.0]))
 
 
 # ---------------------------------------------------------------- thresholds
