@@ -74,9 +74,10 @@ def vectors(task: Task, model: nn.Module, questions: Sequence[str], batch: int =
 
 
 def similarities(task: Task, model: nn.Module, pairs: Sequence[Pair]) -> Tensor:
-    """The cosine similarity [N] of each of N pairs; every question is read once, however often it is asked."""
+    """The cosine similarity [N] of each of N pairs; every question is read once, however often it occurs."""
     place: dict[str, int] = {}
-    one, other = ([place.setdefault(pair[side], len(place)) for pair in pairs] for side in (0, 1))
+    one = [place.setdefault(pair.first, len(place)) for pair in pairs]
+    other = [place.setdefault(pair.second, len(place)) for pair in pairs]
     table = vectors(task, model, list(place))
     return (table[one] * table[other]).sum(-1)
 
