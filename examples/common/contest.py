@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from . import checkpoint, cli, terminal
+from .errors import InputError
 from .train import History, Loss, Metrics, fit
 
 __all__ = ["Build", "Trained", "load_each", "train_each"]
@@ -67,12 +68,16 @@ def load_each(options: argparse.Namespace, build: Build, names: Iterable[str]) -
     """What `train_each` left in `options.out`, ready for use.
 
     Raises:
-        InputError: A checkpoint is not there, or is none.
+        InputError: A checkpoint is not there, or not of these models.
     """
     trained: dict[str, Trained] = {}
     for name in names:
-        tensors, data = checkpoint.load(options.out / f"{name}.safetensors", options.device, "model")
-        model = build(data["config"], "fused").to(options.device).eval()
-        model.load_state_dict(tensors["model"])
+        path = options.out / f"{name}.safetensors"
+        tensors, data = checkpoint.load(path, options.device, "model")
+        try:
+            model = build(data["config"], "fused").to(options.device).eval()
+            model.load_state_dict(tensors["model"])
+        except (KeyError, RuntimeError):
+            raise InputError(path, None, "a checkpoint of this program", "one of another") from None
         trained[name] = Trained(model, data["config"], History(**data["history"]))
     return trained

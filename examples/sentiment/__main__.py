@@ -31,14 +31,15 @@ GENERATED = {"train": (4000, 1), "test": (1000, 2)}  # how many tweets, and the 
 def train(options: argparse.Namespace) -> History:
     """Train both models on the same tweets and compare them on held-out ones."""
     tweets = data.read(source(options, "train"))
-    if len(tweets) < 2:
-        raise InputError(options.data, None, "two tweets at least", "one")
+    feelings = {tweet.feeling for tweet in tweets}
+    if len(feelings) < 2:
+        raise InputError(options.data, None, "tweets of two feelings at least", f"only {feelings.pop()} ones")
     seen, held_out = split(tweets, 0.1, options.seed)
-    task = Task.of(seen)
+    task = Task.of(seen, feelings)
     console = terminal.console()
     console.print(f"{len(seen):,} tweets, {len(task.vocabulary):,} words, {', '.join(task.feelings)}")
     batches = Batches(task.encode(seen), options.batch, length=lambda e: len(e.ids), seed=options.seed)
-    examples = task.encode([tweet for tweet in held_out if tweet.feeling in task.feelings])
+    examples = task.encode(held_out)
 
     trained = train_each(
         options,
@@ -71,14 +72,9 @@ def classify(options: argparse.Namespace) -> dict[str, dict[str, float]]:
         raise InputError("TEXT", None, "a tweet with words in it", repr(options.text))
     trained = load_each(options, build, MODELS)
     task = Task.from_config(trained["recurrent"].config)
+    ids = task.vocabulary.ids(tokens)
     probabilities = {
-        kind: dict(
-            zip(
-                task.feelings,
-                predict(own.model, [task.vocabulary.ids(tokens)])[0].exp().tolist(),
-                strict=True,
-            )
-        )
+        kind: dict(zip(task.feelings, predict(own.model, [ids])[0].exp().tolist(), strict=True))
         for kind, own in trained.items()
     }
     console = terminal.console()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -31,10 +31,10 @@ class Task(NamedTuple):
     feelings: list[str]
 
     @classmethod
-    def of(cls, tweets: Sequence[Tweet], min_count: int = 2) -> Task:
+    def of(cls, tweets: Sequence[Tweet], feelings: Iterable[str], min_count: int = 2) -> Task:
         """The words that occur `min_count` times in training, the others being unknown, and the feelings."""
         vocabulary = Vocabulary.build((tweet.tokens for tweet in tweets), min_count=min_count)
-        return cls(vocabulary, sorted({tweet.feeling for tweet in tweets}))
+        return cls(vocabulary, sorted(feelings))
 
     def encode(self, tweets: Sequence[Tweet]) -> list[Example]:
         return [Example(self.vocabulary.ids(t.tokens), self.feelings.index(t.feeling)) for t in tweets]

@@ -125,6 +125,18 @@ def test_nothing_runs_before_a_training(program: Program, capsys: pytest.Capture
     assert "run `train` first" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("program", "other"), [("sentiment", "duplicates"), ("duplicates", "sentiment")], indirect=["program"]
+)
+def test_checkpoints_of_another_program(
+    program: Program, other: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The two name their models alike, and so the files."""
+    train(program, "out", "--epochs", "1")
+    assert PROGRAMS[other].main(["evaluate", "--out", "out"]) == 2
+    assert "expected a checkpoint of this program, found one of another" in capsys.readouterr().err
+
+
 def test_generated_data_is_announced(program: Program, capsys: pytest.CaptureFixture[str]) -> None:
     train(program, "out", "--epochs", "1")
     capsys.readouterr()

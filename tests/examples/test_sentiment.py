@@ -118,7 +118,7 @@ def test_padding_changes_nothing(cell: str) -> None:
 
 
 def test_word_by_word_is_tweet_by_tweet() -> None:
-    task = Task.of(generate(50, seed=1))
+    task = Task.of(generate(50, seed=1), [NEGATIVE, POSITIVE])
     model = build(task.config("recurrent", "gru"))
     read = picture.word_by_word(task, model, ["the", "film", "was"])
     assert_close(read[1:2].log(), predict(model, [task.vocabulary.ids(["the", "film"])]), torch.float32)
@@ -148,12 +148,19 @@ def test_loss_and_accuracy_by_hand() -> None:
 
 def test_rare_words_are_unknown() -> None:
     tweets = [Tweet("good good once", POSITIVE), Tweet("good other other", NEGATIVE)]
-    task = Task.of(tweets)
+    task = Task.of(tweets, [POSITIVE, NEGATIVE])
     assert task.vocabulary.tokens[2:] == ["good", "other"]
     assert task.encode(tweets) == [Example([2, 2, 1], 1), Example([2, 3, 3], 0)]
 
 
 # ---------------------------------------------------------------- the program
+
+
+def test_one_feeling_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("glad.csv").write_text(data.write([Tweet("good", POSITIVE)] * 9))
+    assert main(["train", "--data", "glad.csv"]) == 2
+    expected = "error: glad.csv: expected tweets of two feelings at least, found only positive ones\n"
+    assert capsys.readouterr().err == expected
 
 
 @pytest.mark.slow
