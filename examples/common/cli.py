@@ -65,9 +65,8 @@ class CommandLine:
         folder = Path("out") / self.name
         parser.add_argument("--out", type=Path, default=folder, metavar="DIR", help="checkpoint and pictures")
         parser.add_argument("--device", type=device, default="cpu", help="cpu, cuda, cuda:1, …")
-        parser.add_argument(
-            "--threads", type=positive, metavar="N", help="CPU threads; None leaves it to torch"
-        )
+        threads = "CPU threads; networks this small are fastest on one"
+        parser.add_argument("--threads", type=positive, default=1, metavar="N", help=threads)
         return parser
 
     def training(
@@ -107,8 +106,7 @@ class CommandLine:
     def run(self, arguments: list[str] | None = None) -> int:
         """Parse and obey; the exit status. What the user has to put right is one line on stderr."""
         options = self.parser.parse_args(arguments)
-        if options.threads:
-            torch.set_num_threads(options.threads)
+        torch.set_num_threads(options.threads)
         try:
             with distributed.session(options.device) as options.device:
                 if options.comparison and options.backend == "both":
