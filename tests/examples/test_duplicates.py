@@ -1,4 +1,4 @@
-"""Question duplicates: pairs and groups, batches in which every other row is a negative, and what is learned."""
+"""Question duplicates: pairs, groups, batches in which every other row is a negative, and what is learned."""
 
 from __future__ import annotations
 
