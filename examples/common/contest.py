@@ -38,14 +38,22 @@ def train_each(
 ) -> dict[str, Trained]:
     """Train a model for each configuration, all from the same seed.
 
+    With `options.resume`, those that have a checkpoint go on from it.
+
     Args:
         options: Those of `cli.CommandLine.training`.
         build: Makes the models.
         configs: By name; a checkpoint NAME.safetensors goes to `options.out`.
         loss, batches: As for `train.fit`.
         evaluate: The metrics of a model, after each epoch.
+
+    Raises:
+        InputError: Nothing to resume, or the checkpoint of another model.
     """
     trained: dict[str, Trained] = {}
+    paths = {name: options.out / f"{name}.safetensors" for name in configs}
+    if options.resume and not any(path.exists() for path in paths.values()):
+        raise InputError(options.out, None, "checkpoints to go on from", "none")
     for name, config in configs.items():
         terminal.console().print(f"[bold]{name}[/bold]")
         torch.manual_seed(options.seed)
@@ -56,9 +64,9 @@ def train_each(
             batches,
             cli.recipe(options),
             evaluate=partial(evaluate, model),
-            path=options.out / f"{name}.safetensors",
+            path=paths[name],
             config=config,
-            resume=options.resume,
+            resume=options.resume and paths[name].exists(),
         )
         trained[name] = Trained(model, config, history)
     return trained

@@ -15,44 +15,38 @@ from __future__ import annotations
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.markup import escape
-from torch import Tensor
 
 from ..common import checkpoint, cli, distributed, layers, terminal
+from ..common.contest import load_each, train_each
 from ..common.data import InputError, write_generated
 from ..common.text import Vocabulary
-from ..common.train import History, fit
+from ..common.train import History
 from . import data, generator, report
 from .model import RecurrentLM, TruncatedBackpropagation, perplexity, sample
 from .ngram import NGram
 
-Models = dict[str, NGram | RecurrentLM]
+Models = dict[str, report.Model]
 
 
-def build(config: dict[str, Any], cell: str, backend: str = "fused") -> RecurrentLM:
+def build(config: dict[str, Any], backend: str = "fused") -> RecurrentLM:
     """The network that a configuration describes."""
     size = len(config["vocabulary"])
-    return RecurrentLM(size, config["hidden"], cell, config["depth"], config["dropout"], backend)
+    return RecurrentLM(size, config["hidden"], config["cell"], config["depth"], config["dropout"], backend)
 
 
-def load(folder: Path, device: torch.device) -> tuple[dict[str, Any], Models]:
-    """The configuration of a training and all models that it left in its folder."""
-    counted, saved = checkpoint.load(folder / "ngram.safetensors")
+def load(options: argparse.Namespace) -> tuple[dict[str, Any], Models]:
+    """The configuration of a training and all models that it left in `options.out`."""
+    counted, saved = checkpoint.load(options.out / "ngram.safetensors")
     config = saved["config"]
     size = len(config["vocabulary"])
-    models: Models = {
-        f"{order}-gram": NGram.from_tensors(counted[str(order)], size) for order in config["orders"]
-    }
-    for cell in config["cells"]:
-        network = build(config, cell).to(device).eval()
-        network.load_state_dict(checkpoint.load(folder / f"{cell}.safetensors", device, "model")[0]["model"])
-        models[cell.upper()] = network
-    return config, models
+    models: Models = {f"{n}-gram": NGram.from_tensors(counted[str(n)], size) for n in config["orders"]}
+    networks = load_each(options, build, config["cells"])
+    return config, models | {cell.upper(): own.model for cell, own in networks.items()}
 
 
 def compare(config: dict[str, Any], models: Models, lines: list[list[str]], title: str) -> report.Comparison:
@@ -102,36 +96,29 @@ def train(options: argparse.Namespace) -> History:
     models: Models = {f"{n}-gram": NGram.count(ids.tolist(), n, len(vocabulary)) for n in options.orders}
     tables = {str(model.order): model.tensors() for model in models.values() if isinstance(model, NGram)}
     checkpoint.save(options.out / "ngram.safetensors", tables, {"config": config})
-    histories = {}
-    for cell in options.cells:
-        console.print(f"[bold]{cell.upper()}[/bold]")
-        torch.manual_seed(options.seed)
-        model = build(config, cell, options.backend).to(options.device)
-        histories[cell.upper()] = fit(
-            model,
-            TruncatedBackpropagation(),
-            lambda epoch: parts,
-            cli.recipe(options),
-            evaluate=partial(held_out_perplexity, model, held_out),
-            path=options.out / f"{cell}.safetensors",
-            config={name: config[name] for name in ("level", "hidden", "depth", "dropout", "vocabulary")},
-            resume=options.resume,
-        )
-        models[cell.upper()] = model
+    shared = {name: config[name] for name in ("level", "hidden", "depth", "dropout", "vocabulary")}
+    trained = train_each(
+        options,
+        build,
+        {cell: shared | {"cell": cell} for cell in options.cells},
+        TruncatedBackpropagation(),
+        lambda epoch: parts,
+        lambda model: {"perplexity": perplexity(model, held_out)},
+    )
+    models |= {cell.upper(): own.model for cell, own in trained.items()}
     made = compare(config, models, test, "on the held-out text")
     if distributed.rank() == 0:
-        losses = {name: history.losses for name, history in histories.items()}
+        losses = {cell.upper(): own.history.losses for cell, own in trained.items()}
         console.print(f"picture: {report.draw(made, losses, options.out / 'language_model.png')}")
-    return History(epochs=[{f"{n} {k}": v for n, h in histories.items() for k, v in h.epochs[-1].items()}])
-
-
-def held_out_perplexity(model: RecurrentLM, ids: Tensor) -> dict[str, float]:
-    return {"perplexity": perplexity(model, ids)}
+    last = {cell: own.history.epochs[-1] for cell, own in trained.items()}
+    return History(
+        epochs=[{f"{cell} {name}": value for cell, own in last.items() for name, value in own.items()}]
+    )
 
 
 def evaluate(options: argparse.Namespace) -> None:
     """Compare the trained models on another text, or again on the lines that were held out."""
-    config, models = load(options.out, options.device)
+    config, models = load(options)
     lines = data.read_text(options.data or Path(config["data"]), config["level"])
     if options.data is None:
         lines = data.split_lines(lines)[1]
@@ -140,7 +127,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def predict(options: argparse.Namespace) -> None:
     """Go on writing where the given text ends, each model in its own way."""
-    config, models = load(options.out, options.device)
+    config, models = load(options)
     vocabulary = Vocabulary.from_json(config["vocabulary"])
     tokens = data.tokenize(options.text, config["level"])
     if not tokens:

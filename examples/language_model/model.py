@@ -78,7 +78,7 @@ class TruncatedBackpropagation:
 
 
 @torch.inference_mode()
-def perplexity(model: RecurrentLM, ids: Tensor, length: int = 512) -> float:
+def perplexity(model: nn.Module, ids: Tensor, length: int = 512) -> float:
     """exp of the mean of -log p over all tokens [N] but the first, each given all those before it."""
     device = next(model.parameters()).device
     total, state = 0.0, None
@@ -91,7 +91,7 @@ def perplexity(model: RecurrentLM, ids: Tensor, length: int = 512) -> float:
 
 @torch.inference_mode()
 def sample(
-    model: NGram | RecurrentLM,
+    model: NGram | nn.Module,
     prompt: list[int],
     count: int,
     *,

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..common import plot
 from ..common.text import Vocabulary
 from .data import Probe, stream, tokenize
-from .model import RecurrentLM, perplexity
+from .model import perplexity
 from .ngram import NGram
 
-__all__ = ["Comparison", "agreement", "compare", "draw", "log_probability", "memory"]
+__all__ = ["Comparison", "Model", "agreement", "compare", "draw", "log_probability", "memory"]
 
-Model = NGram | RecurrentLM
+Model = NGram | nn.Module  # counts, or a RecurrentLM
 LAST = (4, 8, 12, 16, math.inf)  # distances are taken together in ranges up to each of these
 RANGES = ("1–4", "5–8", "9–12", "13–16", "17+")
 

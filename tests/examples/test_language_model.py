@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from examples.language_model.ngram import NGram
 from tests.conftest import assert_close
 
 SMALL = ["--sentences", "300", "--orders", "2", "3", "--hidden", "16", "--cells", "lstm", "--batch", "8"]
+TRAINED = argparse.Namespace(out=Path("out/language_model"), device=torch.device("cpu"))
 A, B, C = 0, 1, 2
 
 
@@ -184,7 +186,7 @@ def test_network_sees_what_ngrams_cannot(capsys: pytest.CaptureFixture[str]) -> 
     assert main(["train", "--cells", "gru", "--orders", "2", "3", "5", "--epochs", "3"]) == 0
     assert "generated data" in capsys.readouterr().out
     assert Path("out/language_model/language_model.png").stat().st_size > 0
-    config, models = load(Path("out/language_model"), torch.device("cpu"))
+    config, models = load(TRAINED)
     _, lines = data.split_lines(data.read_text(Path(config["data"]), "word"))
     made = compare(config, models, lines, "")
     far = {name: own["17+"] for name, own in made.agreement.items()}
@@ -202,6 +204,16 @@ def test_resume_equals_uninterrupted() -> None:
         checkpoint.load(Path(f, "lstm.safetensors")) for f in ("whole", "out/language_model")
     )
     assert all(torch.equal(whole["model"][name], part["model"][name]) for name in whole["model"])
+
+
+def test_resume_after_an_interruption_between_models(capsys: pytest.CaptureFixture[str]) -> None:
+    """What has a checkpoint goes on from there, and the next starts; without any, it is an error."""
+    arguments = ["train", *SMALL, "--epochs", "1", "--resume"]
+    assert main(arguments) == 2
+    assert "to go on from" in capsys.readouterr().err
+    assert main(["train", *SMALL, "--epochs", "1"]) == 0
+    assert main([*arguments, "--cells", "lstm", "gru"]) == 0
+    assert len(list(Path("out/language_model").glob("*.safetensors"))) == 3
 
 
 def losses(folder: str) -> list[float]:
@@ -241,7 +253,7 @@ def test_own_text_by_characters(tmp_path: Path) -> None:
     path.write_text("".join(f"line {n}: tick tock\n" for n in range(60)))
     arguments = ["--data", str(path), "--level", "char", "--cells", "rnn", "--orders", "3", "--hidden", "8"]
     assert main(["train", *arguments, "--batch", "4", "--epochs", "1"]) == 0
-    assert read_probes(load(Path("out/language_model"), torch.device("cpu"))[0]) == []
+    assert read_probes(load(TRAINED)[0]) == []
     assert main(["predict", "line 7", "--temperature", "0"]) == 0
 
 
