@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import inspect
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +26,22 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
+
+
+def not_negative(text: str) -> float:
+    """A finite number from 0 on, as an argument."""
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+    return number
+
+
+def probability(text: str) -> float:
+    """A number from 0 to below 1, as an argument."""
+    number = not_negative(text)
+    if number >= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not below 1")
+    return number
 
 
 def device(text: str) -> torch.device:
@@ -57,7 +75,7 @@ class CommandLine:
 
     def command(self, name: str, function: Callable[[argparse.Namespace], Any]) -> argparse.ArgumentParser:
         """Add a command; its help is the docstring of the function that it calls with the options."""
-        text = function.__doc__ or ""
+        text = inspect.getdoc(function) or ""
         parser = self._commands.add_parser(
             name, help=text.splitlines()[0], description=text, formatter_class=_Help
         )
@@ -97,8 +115,14 @@ class CommandLine:
             metavar="N",
             help="rows in a step, of all processes together",
         )
-        add("--rate", type=float, default=rate, metavar="X", help="learning rate of Adam")
-        add("--clip", type=float, default=clip, metavar="X", help="largest norm of the gradient; 0: any")
+        add("--rate", type=not_negative, default=rate, metavar="X", help="learning rate of Adam")
+        add(
+            "--clip",
+            type=not_negative,
+            default=clip,
+            metavar="X",
+            help="largest norm of the gradient; 0: any",
+        )
         add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same training")
         add("--resume", action="store_true", help="go on from the checkpoint in --out")
         return parser

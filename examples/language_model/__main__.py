@@ -157,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add("--hidden", type=cli.positive, default=64, metavar="N", help="features of embedding and layers")
     add("--depth", type=cli.positive, default=1, metavar="N", help="recurrent layers")
-    add("--dropout", type=float, default=0.0, metavar="P", help="between the layers")
+    add("--dropout", type=cli.probability, default=0.0, metavar="P", help="between the layers")
     add("--length", type=cli.positive, default=35, metavar="N", help="tokens that gradients go back")
     add("--min-count", type=cli.positive, default=1, metavar="N", help="rarer tokens become <UNK>")
     add("--max-size", type=cli.positive, default=10_000, metavar="N", help="of the vocabulary")
@@ -167,7 +167,13 @@ def main(arguments: list[str] | None = None) -> int:
     add = line.command("predict", predict).add_argument
     add("text", metavar="TEXT", help="a beginning")
     add("--count", type=cli.positive, default=30, metavar="N", help="tokens to write")
-    add("--temperature", type=float, default=0.8, metavar="X", help="0: always the likeliest; above 1: wild")
+    add(
+        "--temperature",
+        type=cli.not_negative,
+        default=0.8,
+        metavar="X",
+        help="0: always the likeliest; above 1: wild",
+    )
     add("--seed", type=int, default=0, metavar="N", help="the same seed draws the same text")
     return line.run(arguments)
 

@@ -286,6 +286,8 @@ def test_options_reach_the_training_and_backends_are_compared(capsys: pytest.Cap
     ("arguments", "message"),
     [
         (["--epochs", "0"], "'0' is not a positive whole number"),
+        (["--rate", "-1"], "'-1' is not a number from 0 on"),
+        (["--clip", "nan"], "'nan' is not a number from 0 on"),
         (["--device", "abacus"], "abacus"),
         (["--cell", "cnn"], "invalid choice"),
     ],
