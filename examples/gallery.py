@@ -7,7 +7,6 @@ python -m examples.gallery ner          # one; the page keeps the others as they
 from __future__ import annotations
 
 import argparse
-import ast
 import shutil
 import subprocess
 import sys
@@ -40,8 +39,8 @@ def section(name: str, pictures: Path) -> str:
             sys.exit(f"{' '.join(command)} ended with {run.returncode}")
         pictures.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(Path(folder, f"{name}.png"), pictures / f"{name}.png")
-    source = (ROOT / "examples" / name / "__main__.py").read_text(encoding="utf-8")
-    about = (ast.get_docstring(ast.parse(source)) or "").split("\n\n    ")[0]
+    readme = (ROOT / "examples" / name / "README.md").read_text(encoding="utf-8")
+    about = readme.split("\n\n")[1]  # the paragraph after the title
     return f"""## {PROGRAMS[name]}
 
 {about}
