@@ -25,7 +25,7 @@ RESULT := benchmarks/results/$(NAME)
 BUILT := build/.built-$(shell printf '%s' '$(PY) $(TORCH_SPEC) $(CXX) $(CXXFLAGS) $(SEQKERNELS_WITH_CUDA) $(SEQKERNELS_CUDA_TARGETS)' | tr -c 'A-Za-z0-9.=' _)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench lint format wheel clean env bench-env
+.PHONY: help build demo examples test bench lint format wheel clean env bench-env
 .SILENT: help env build
 
 help:  ## this list
@@ -43,6 +43,10 @@ $(BUILT): setup.py seqkernels/__init__.py $(shell find csrc -type f 2>/dev/null)
 demo: build  ## train a character language model with torch.nn and with seqkernels, side by side
 	@$(call need,numpy matplotlib rich)
 	@$(PY) -m examples.char_lm $(ARGS)
+
+examples: build  ## train all example programs, and collect what they print and draw in docs/gallery.md (ARGS=ner: one)
+	@$(call need,numpy matplotlib rich safetensors torchmetrics)
+	$(PY) -m examples.gallery $(ARGS)
 
 test: build  ## run the tests
 	@$(call need,numpy pytest xdist pytest_benchmark hypothesis expecttest)

@@ -6,7 +6,7 @@
 `seqkernels.explain(module, x)` says which kernel runs; `python -m seqkernels` what this build can do.
 """
 
-from . import _dynamo, functional
+from . import _dynamo, functional, init, models
 from .fusion import fuse, unfuse
 from .modules import FusedGRU, FusedGRUCell, FusedLSTM, FusedLSTMCell, FusedRNN, FusedRNNCell
 from .plan import Explanation, explain
@@ -25,6 +25,8 @@ __all__ = [
     "explain",
     "functional",
     "fuse",
+    "init",
+    "models",
     "unfuse",
 ]
 

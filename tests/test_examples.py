@@ -11,10 +11,12 @@ import pytest
 import torch
 
 import seqkernels
-from seqkernels import functional, fusion, modules, plan
+from seqkernels import functional, fusion, init, models, modules, plan
 
 
-@pytest.mark.parametrize("module", [seqkernels, functional, fusion, modules, plan], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module", [seqkernels, functional, fusion, init, models, modules, plan], ids=lambda m: m.__name__
+)
 def test_docstrings(module: ModuleType) -> None:
     names = {"torch": torch, "seqkernels": seqkernels, "model": torch.nn.Sequential(torch.nn.GRU(3, 4))}
     result = doctest.testmod(module, extraglobs=names)

@@ -1,0 +1,177 @@
+"""The command line of all programs: `train | evaluate | predict`, the same options, one clear error."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import distributed, layers, terminal
+from .data import write_generated
+from .errors import InputError
+from .train import Diverged, History, Recipe
+
+__all__ = ["CommandLine", "announce_generated", "given_or_generated", "recipe"]
+
+
+def positive(text: str) -> int:
+    """A positive integer, as an argument."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def not_negative(text: str) -> float:
+    """A finite number from 0 on, as an argument."""
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+    return number
+
+
+def probability(text: str) -> float:
+    """A number from 0 to below 1, as an argument."""
+    number = not_negative(text)
+    if number >= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not below 1")
+    return number
+
+
+def device(text: str) -> torch.device:
+    """A device that this machine has, as an argument."""
+    try:
+        made = torch.device(text)
+        torch.empty(0, device=made)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise argparse.ArgumentTypeError(f"{text}: {str(error).splitlines()[0]}") from None
+    return made
+
+
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Descriptions as they are written, and the default of every option that says what it does."""
+
+
+class CommandLine:
+    """The command line of one program.
+
+    Args:
+        name: That of the folder: results go to out/NAME.
+        description: The docstring of the program, which `--help` shows.
+    """
+
+    def __init__(self, name: str, description: str | None) -> None:
+        self.name = name
+        self.parser = argparse.ArgumentParser(
+            f"python -m examples.{name}", description=description, formatter_class=_Help
+        )
+        self._commands = self.parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(self, name: str, function: Callable[[argparse.Namespace], Any]) -> argparse.ArgumentParser:
+        """Add a command; its help is the docstring of the function that it calls with the options."""
+        text = inspect.getdoc(function) or ""
+        parser = self._commands.add_parser(
+            name, help=text.splitlines()[0], description=text, formatter_class=_Help
+        )
+        parser.set_defaults(function=function, comparison=False)
+        folder = Path("out") / self.name
+        parser.add_argument("--out", type=Path, default=folder, metavar="DIR", help="checkpoint and pictures")
+        parser.add_argument("--device", type=device, default="cpu", help="cpu, cuda, cuda:1, …")
+        threads = "CPU threads; networks this small are fastest on one"
+        parser.add_argument("--threads", type=positive, default=1, metavar="N", help=threads)
+        return parser
+
+    def training(
+        self,
+        function: Callable[[argparse.Namespace], History],
+        *,
+        epochs: int,
+        batch: int,
+        rate: float,
+        cell: str | None = "lstm",
+        clip: float = 1.0,
+    ) -> argparse.ArgumentParser:
+        """Add `train` with the options of all trainings at these defaults; cell=None: no --cell."""
+        parser = self.command("train", function)
+        parser.set_defaults(comparison=True)
+        add = parser.add_argument
+        if cell is not None:
+            add("--cell", choices=layers.CELLS, default=cell, help="the recurrent layer")
+        choices = (*layers.BACKENDS, "both")
+        add(
+            "--backend", choices=choices, default="fused", help="seqkernels, torch.nn, or one after the other"
+        )
+        add("--epochs", type=positive, default=epochs, metavar="N", help="passes through the data")
+        add(
+            "--batch",
+            type=positive,
+            default=batch,
+            metavar="N",
+            help="rows in a step, of all processes together",
+        )
+        add("--rate", type=not_negative, default=rate, metavar="X", help="learning rate of Adam")
+        add(
+            "--clip",
+            type=not_negative,
+            default=clip,
+            metavar="X",
+            help="largest norm of the gradient; 0: any",
+        )
+        add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same training")
+        add("--resume", action="store_true", help="go on from the checkpoint in --out")
+        return parser
+
+    def run(self, arguments: list[str] | None = None) -> int:
+        """Parse and obey; the exit status. What the user has to put right is one line on stderr."""
+        options = self.parser.parse_args(arguments)
+        torch.set_num_threads(options.threads)
+        try:
+            with distributed.session(options.device) as options.device:
+                if options.comparison and options.backend == "both":
+                    _compare(options)
+                else:
+                    options.function(options)
+        except (InputError, Diverged) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted; `train --resume` goes on from the last full epoch", file=sys.stderr)
+            return 130
+        return 0
+
+
+def recipe(options: argparse.Namespace, **changes: Any) -> Recipe:
+    """The options of a training as `train.fit` takes them."""
+    made = Recipe(epochs=options.epochs, rate=options.rate, clip=options.clip, seed=options.seed)
+    return replace(made, **changes)
+
+
+def given_or_generated(given: Path | None, path: Path, text: Callable[[], str]) -> Path:
+    """The file to read: the one given or, without, `path`, into which `text()` is written."""
+    if given is not None:
+        return given
+    write_generated(path, text())
+    announce_generated(path)
+    return path
+
+
+def announce_generated(path: Path) -> None:
+    """Say that the data is not from the world."""
+    terminal.console().print(f"[yellow]no --data given: this is generated data, written to {path}[/yellow]")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    """The same training on torch.nn and on seqkernels: last epoch's numbers, side by side."""
+    rows = {}
+    for backend in ("torch", "fused"):
+        own = argparse.Namespace(**vars(options))
+        own.backend, own.out = backend, options.out / backend
+        terminal.console().rule(f"backend {backend}")
+        rows[backend] = options.function(own).epochs[-1]
+    terminal.console().print(terminal.table("last epoch, by backend", rows))

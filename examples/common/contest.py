@@ -1,0 +1,91 @@
+"""Several models that learn from the same batches, one after the other, each with a checkpoint of its own."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from . import checkpoint, cli, terminal
+from .errors import InputError
+from .train import History, Loss, Metrics, fit
+
+__all__ = ["Build", "Trained", "load_each", "train_each"]
+
+Config = dict[str, Any]
+Build = Callable[[Config, str], nn.Module]  # a new model, from its configuration and the backend
+
+
+class Trained(NamedTuple):
+    """A model, what it was made from, and what it went through."""
+
+    model: nn.Module
+    config: Config
+    history: History
+
+
+def train_each(
+    options: argparse.Namespace,
+    build: Build,
+    configs: Mapping[str, Config],
+    loss: Callable[[Any, Any], Loss],
+    batches: Callable[[int], Iterable[Any]],
+    evaluate: Callable[[nn.Module], Metrics],
+) -> dict[str, Trained]:
+    """Train a model for each configuration, all from the same seed.
+
+    With `options.resume`, those that have a checkpoint go on from it.
+
+    Args:
+        options: Those of `cli.CommandLine.training`.
+        build: Makes the models.
+        configs: By name; a checkpoint NAME.safetensors goes to `options.out`.
+        loss, batches: As for `train.fit`.
+        evaluate: The metrics of a model, after each epoch.
+
+    Raises:
+        InputError: Nothing to resume, or the checkpoint of another model.
+    """
+    trained: dict[str, Trained] = {}
+    paths = {name: options.out / f"{name}.safetensors" for name in configs}
+    if options.resume and not any(path.exists() for path in paths.values()):
+        raise InputError(options.out, None, "checkpoints to go on from", "none")
+    for name, config in configs.items():
+        terminal.console().print(f"[bold]{name}[/bold]")
+        torch.manual_seed(options.seed)
+        model = build(config, options.backend).to(options.device)
+        history = fit(
+            model,
+            loss,
+            batches,
+            cli.recipe(options),
+            evaluate=partial(evaluate, model),
+            path=paths[name],
+            config=config,
+            resume=options.resume and paths[name].exists(),
+        )
+        trained[name] = Trained(model, config, history)
+    return trained
+
+
+def load_each(options: argparse.Namespace, build: Build, names: Iterable[str]) -> dict[str, Trained]:
+    """What `train_each` left in `options.out`, ready for use.
+
+    Raises:
+        InputError: A checkpoint is not there, or not of these models.
+    """
+    trained: dict[str, Trained] = {}
+    for name in names:
+        path = options.out / f"{name}.safetensors"
+        tensors, data = checkpoint.load(path, options.device, "model")
+        try:
+            model = build(data["config"], "fused").to(options.device).eval()
+            model.load_state_dict(tensors["model"])
+        except (KeyError, RuntimeError):
+            raise InputError(path, None, "a checkpoint of this program", "one of another") from None
+        trained[name] = Trained(model, data["config"], History(**data["history"]))
+    return trained

@@ -1,0 +1,50 @@
+"""What the programs print; under torchrun, only the first process does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from . import distributed
+
+__all__ = ["console", "number", "progress", "table"]
+
+
+def console() -> Console:
+    """Where to print, at the time of the call; a file gets lines as long as they are."""
+    made = Console(highlight=False, soft_wrap=True, quiet=distributed.rank() > 0)
+    if not made.is_terminal:
+        made.width = 200
+    return made
+
+
+def progress(unit: str) -> Progress:
+    """A bar with the fields `loss` and `rate` (in units per second) of its task; gone when done."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:6.4f}"),
+        TextColumn("{task.fields[rate]:>9,.0f} " + unit + "/s"),
+    )
+    output = console()
+    return Progress(*columns, console=output, transient=True, disable=not output.is_terminal)
+
+
+def number(value: float) -> str:
+    """Four digits, or all before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def table(title: str, rows: Mapping[str, Mapping[str, float]]) -> Table:
+    """Rows of numbers with the same names, which head the columns; a dash where a row lacks one."""
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    made = Table("", title=title, title_justify="left")
+    for name in names:
+        made.add_column(name, justify="right")
+    for label, row in rows.items():
+        made.add_row(label, *(number(row[name]) if name in row else "–" for name in names))
+    return made

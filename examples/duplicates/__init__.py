@@ -1,0 +1,1 @@
+"""Do two questions ask the same? One LSTM encoder for both, trained with the triplet loss."""

@@ -1,0 +1,1 @@
+"""Why long sequences are hard to learn, and what helps: gradients that vanish or explode, as a picture."""

@@ -1,0 +1,1 @@
+"""Which words are a name, and of what? A tag for every token, from an LSTM that reads both ways."""

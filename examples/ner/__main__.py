@@ -1,0 +1,139 @@
+"""Named-entity recognition: which words name a person, a place, an organisation? A tag for every token.
+
+Two taggers, embedding → LSTM (or another --cell) → dense layer → log softmax, differ in what they read before
+they decide:
+
+  one-way  the words up to the token
+  two-way  the whole sentence, by a second LSTM from its end
+
+    python -m examples.ner train                                       on generated sentences, half a minute
+    python -m examples.ner train --data eng.train --valid eng.testa    on CoNLL columns: token first, tag last
+    python -m examples.ner evaluate --data eng.testb
+    python -m examples.ner predict "Jordan , the striker , left Paris ."
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from examples.common import cli, terminal
+from examples.common.contest import Trained, load_each, train_each
+from examples.common.data import Batches, InputError, split
+from examples.common.train import History
+
+from . import data, picture
+from .data import Sentence
+from .generator import generate
+from .learn import Task, build, loss, metrics, model_scores, predict
+from .model import Memory
+from .spans import Score, spans
+
+GENERATED = {"train": (3000, 1), "test": (1000, 2)}  # how many sentences, and the seed
+BASELINE = "memory"
+MODELS = {"one-way": False, "two-way": True}  # whether it is bidirectional
+
+
+def train(options: argparse.Namespace) -> History:
+    """Train both taggers on the same sentences and compare them with a memory of each word's tag."""
+    seen, held_out = sentences_of(options)
+    task = Task.of(seen, {tag[2:] for s in (*seen, *held_out) for tag in s.tags if tag != "O"})
+    memory = Memory.of(seen)
+    console = terminal.console()
+    console.print(f"{len(seen):,} sentences, {len(task.vocabulary):,} words, {', '.join(sorted(task.types))}")
+    batches = Batches(task.encode(seen), options.batch, length=lambda e: len(e.ids), seed=options.seed)
+
+    known = {"memory": memory.to_json()}
+    trained = train_each(
+        options,
+        build,
+        {name: task.config(bidirectional, options.cell) | known for name, bidirectional in MODELS.items()},
+        loss,
+        batches,
+        lambda model: metrics(model_scores(model, task, held_out)),
+    )
+    scores = compare(task, memory, trained, held_out, "held-out sentences")
+    histories = {name: own.history for name, own in trained.items()}
+    console.print(f"picture: {picture.draw(options.out / 'ner.png', histories, scores)}")
+    return histories["two-way"]
+
+
+def sentences_of(options: argparse.Namespace) -> tuple[list[Sentence], list[Sentence]]:
+    """Training and held-out sentences: two files, or one of which a tenth is held out."""
+    read = data.read(source(options, "train"))
+    if options.valid is not None:
+        return read, data.read(options.valid)
+    if len(read) < 2:
+        raise InputError(options.data, None, "two sentences at least", "one")
+    return split(read, 0.1, options.seed)
+
+
+def evaluate(options: argparse.Namespace) -> dict[str, dict[str, Score]]:
+    """Precision, recall and F1 of both taggers, and of the memory of words, on the sentences of a file."""
+    task, memory, trained = load(options)
+    sentences = data.read(source(options, "test"), task.types)
+    return compare(task, memory, trained, sentences, f"{len(sentences):,} sentences")
+
+
+def tag(options: argparse.Namespace) -> list[tuple[str, str]]:
+    """The entities in a text, as the two-way tagger finds them."""
+    tokens = re.findall(r"\w+(?:['’.-]\w+)*|[^\w\s]", options.text)
+    if not tokens:
+        raise InputError("TEXT", None, "a text with words in it", repr(options.text))
+    task, _, trained = load(options)
+    tags = predict(trained["two-way"].model, task, [tokens])[0]
+    console = terminal.console()
+    for token, own in zip(tokens, tags, strict=True):
+        console.print(f"{token:>16}  {own}{'' if token in task.vocabulary else '  (unknown)'}", markup=False)
+    entities = [(" ".join(tokens[start:end]), type) for start, end, type in spans(tags)]
+    console.print(
+        "entities: " + (", ".join(f"{text} ({type})" for text, type in entities) or "none"), markup=False
+    )
+    return entities
+
+
+def compare(
+    task: Task, memory: Memory, trained: dict[str, Trained], sentences: list[Sentence], title: str
+) -> dict[str, dict[str, Score]]:
+    """The scores of the baseline and of the taggers, which are printed, too: in all, then F1 by type."""
+    scores = {BASELINE: memory.scores(sentences)}
+    scores |= {name: model_scores(own.model, task, sentences) for name, own in trained.items()}
+    rows = {
+        name: metrics(own) | {f"F1 {type}": score.f1 for type, score in own.items() if type != "all"}
+        for name, own in scores.items()
+    }
+    terminal.console().print(terminal.table(title, rows))
+    return scores
+
+
+def load(options: argparse.Namespace) -> tuple[Task, Memory, dict[str, Trained]]:
+    """What the taggers know, the baseline, and the trained taggers."""
+    trained = load_each(options, build, MODELS)
+    config = trained["two-way"].config
+    return Task.from_config(config), Memory.from_json(config["memory"]), trained
+
+
+def source(options: argparse.Namespace, part: str) -> Path:
+    """The file given, or one of generated sentences."""
+    count, seed = GENERATED[part]
+    path = Path(options.out / f"generated-{part}.conll")
+    return cli.given_or_generated(options.data, path, lambda: data.write(generate(count, seed)))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    line = cli.CommandLine("ner", __doc__)
+    training = line.training(train, epochs=8, batch=32, rate=5e-3)
+    for parser in (training, line.command("evaluate", evaluate)):
+        help = "columns, token first, tag last; None generates sentences"
+        parser.add_argument("--data", type=Path, metavar="CONLL", help=help)
+    training.add_argument(
+        "--valid", type=Path, metavar="CONLL", help="held-out sentences; None: a tenth of --data"
+    )
+    line.command("predict", tag).add_argument("text", metavar="TEXT", help="a sentence")
+    return line.run(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

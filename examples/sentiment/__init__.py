@@ -1,0 +1,1 @@
+"""Is a tweet glad or sour? A mean of word vectors against a GRU."""

@@ -1,0 +1,151 @@
+"""What every program that classifies text must do alike, on small files of generated data."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from matplotlib import pyplot
+
+from examples.common import checkpoint, plot
+from examples.duplicates import __main__ as duplicates
+from examples.ner import __main__ as ner
+from examples.sentiment import __main__ as sentiment
+
+
+class Program(NamedTuple):
+    """A program's main, its data as the text of a file, and the names of the models that it trains."""
+
+    main: Callable[[list[str]], int]
+    text: str
+    models: tuple[str, ...]
+
+
+PROGRAMS = {
+    "sentiment": Program(
+        sentiment.main, sentiment.data.write(sentiment.generate(100, seed=3)), ("mean", "recurrent")
+    ),
+    "ner": Program(ner.main, ner.data.write(ner.generate(60, seed=3)), ("one-way", "two-way")),
+    "duplicates": Program(
+        duplicates.main, duplicates.data.write(duplicates.generate(200, seed=3)), ("mean", "recurrent")
+    ),
+}
+MODULES = {
+    "sentiment": ("data", "generator", "tokenizer"),
+    "ner": ("data", "generator", "model", "spans"),
+    "duplicates": ("data", "generator", "groups", "learn", "loss"),
+}
+
+
+@pytest.fixture(params=PROGRAMS)
+def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Program:
+    """Each program, its data in the file `data`; it saves no picture, which takes longer than all the
+    rest."""
+    monkeypatch.setattr(plot, "save", lambda figure, path: pyplot.close(figure))
+    made = PROGRAMS[request.param]
+    Path("data").write_text(made.text, encoding="utf-8")
+    return made
+
+
+def train(program: Program, out: str, *options: str) -> None:
+    assert program.main(["train", "--data", "data", "--out", out, "--batch", "16", *options]) == 0
+
+
+def trained(out: str, name: str) -> tuple[checkpoint.Tensors, list[float]]:
+    """The tensors in a checkpoint, and the losses that led to them."""
+    tensors, data = checkpoint.load(Path(out) / f"{name}.safetensors")
+    return tensors, data["history"]["losses"]
+
+
+@pytest.mark.parametrize("name", [f"{name}.{module}" for name, own in MODULES.items() for module in own])
+def test_docstrings(name: str) -> None:
+    module = importlib.import_module(f"examples.{name}")
+    globs = {**vars(module), "torch": torch}
+    assert doctest.testmod(module, globs=globs).failed == 0
+
+
+def test_resume_equals_uninterrupted(program: Program) -> None:
+    train(program, "whole", "--epochs", "2")
+    train(program, "part", "--epochs", "1")
+    train(program, "part", "--epochs", "2", "--resume")
+    for name in program.models:
+        (whole, losses), (part, resumed) = trained("whole", name), trained("part", name)
+        assert resumed == losses
+        assert whole["model"].keys() == part["model"].keys()
+        assert all(torch.equal(whole["model"][key], part["model"][key]) for key in whole["model"])
+
+
+def test_backends_train_alike(program: Program) -> None:
+    train(program, "out", "--epochs", "1", "--backend", "both")
+    for name in program.models:
+        losses, theirs = trained("out/fused", name)[1], trained("out/torch", name)[1]
+        assert losses == pytest.approx(theirs, rel=1e-4)
+
+
+def test_two_processes_train_like_one(
+    program: Program, two_processes: Callable[[Callable[[list[str]], int], list[str]], None]
+) -> None:
+    """The same losses, though each process has only its part of each batch."""
+    options = ["train", "--data", "data", "--batch", "16", "--epochs", "1", "--out"]
+    assert program.main([*options, "one"]) == 0
+    two_processes(program.main, [*options, "two"])
+    for name in program.models:
+        (one, losses), (two, shared) = trained("one", name), trained("two", name)
+        assert shared == pytest.approx(losses, rel=1e-4)
+        assert all(torch.allclose(one["model"][key], two["model"][key], atol=1e-4) for key in one["model"])
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "nowhere: expected a file that can be read"),
+        (b"", "expected text"),
+        (b"ok\n\xff", ":2: expected UTF-8"),
+    ],
+)
+def test_unreadable_data_is_one_line(
+    content: bytes | None, expected: str, program: Program, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        Path("nowhere").write_bytes(content)
+    assert program.main(["train", "--data", "nowhere"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: nowhere")
+    assert expected in error
+    assert error.count("\n") == 1
+
+
+def test_nothing_runs_before_a_training(program: Program, capsys: pytest.CaptureFixture[str]) -> None:
+    assert program.main(["evaluate", "--data", "data"]) == 2
+    assert "run `train` first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("program", "other"), [("sentiment", "duplicates"), ("duplicates", "sentiment")], indirect=["program"]
+)
+def test_checkpoints_of_another_program(
+    program: Program, other: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The two name their models alike, and so the files."""
+    train(program, "out", "--epochs", "1")
+    assert PROGRAMS[other].main(["evaluate", "--out", "out"]) == 2
+    assert "expected a checkpoint of this program, found one of another" in capsys.readouterr().err
+
+
+def test_generated_data_is_announced(program: Program, capsys: pytest.CaptureFixture[str]) -> None:
+    train(program, "out", "--epochs", "1")
+    capsys.readouterr()
+    assert program.main(["evaluate", "--out", "out"]) == 0
+    assert "generated data" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict"])
+def test_help(command: str, program: Program, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        program.main([command, "--help"])
+    assert "--out" in capsys.readouterr().out
