@@ -29,9 +29,8 @@ class Case:
     seq_len: int
     batch: int
     hidden: int
-    variant: str = (
-        ""  # "", PACKED_WIDE, "packed", "bidirectional", "2 layers", "2 layers, bidirectional", "Cell"
-    )
+    # "", "packed", PACKED_WIDE, "bidirectional", "2 layers" or both, or "Cell": the single-step module
+    variant: str = ""
     dtype: str = "float32"  # or "tf32": float32 whose products may be done in TF32
     quick: bool = False
 

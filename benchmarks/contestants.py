@@ -22,8 +22,8 @@ LAYERS = {
     "gru": (nn.GRU, seqkernels.FusedGRU, nn.GRUCell, seqkernels.FusedGRUCell),
     "rnn": (nn.RNN, seqkernels.FusedRNN, nn.RNNCell, seqkernels.FusedRNNCell),
 }
-# Largest error allowed before a case is timed, relative to the RMS of torch.nn's result in float32, on a GPU in
-# float64. TF32 and float16 have 10 bits of mantissa, bfloat16 has 7.
+# Largest error allowed before a case is timed, relative to the RMS of torch.nn's result in float32, on a GPU
+# in float64. TF32 and float16 have 10 bits of mantissa, bfloat16 has 7.
 TOLERANCE = {"float32": 1e-4, "tf32": 16 * 2**-10, "float16": 16 * 2**-10, "bfloat16": 16 * 2**-8}
 GEMM_SIZE = 1024
 GEMM_FLOPS = 2 * GEMM_SIZE**3
@@ -31,7 +31,8 @@ GEMM_FLOPS = 2 * GEMM_SIZE**3
 
 def set_tf32(allowed: bool) -> None:
     """Whether float32 products on a GPU, recurrent or not, may be done in TF32."""
-    torch.backends.cudnn.rnn.fp32_precision = "tf32" if allowed else "ieee"
+    rnn: Any = torch.backends.cudnn.rnn
+    rnn.fp32_precision = "tf32" if allowed else "ieee"
     torch.backends.cuda.matmul.allow_tf32 = allowed
 
 

@@ -1,10 +1,10 @@
-"""Measures on a GPU: every case against cuDNN, the plans against one another, and what the GPU can do at most.
+"""Measures on a GPU: every case against cuDNN, the plans against one another, and the GPU's own limits.
 
     python -m benchmarks.gpu_race benchmarks/results/nvidia-h200.json --seconds 200
 
-One thing after another, the most important first, until the time is over; after each, the file is written anew.
-Something that does not come to an end takes the process with it after a minute, and the next one (`--resume`)
-goes on behind it. `--device cpu` rehearses all of it with tiny sizes on a machine without a GPU.
+One thing after another, the most important first, until the time is over; after each, the file is written
+anew. What does not come to an end takes the process with it, and the next one (`--resume`) goes on behind it.
+ `--device cpu` rehearses all of it with tiny sizes on a machine without a GPU.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ SWEEP = [
     ("rnn", "float16", 512, 16),
 ]
 SWEEP_STEPS = (64, 320)  # two lengths, so that what does not depend on the length drops out
-STALLED = 60.0  # seconds after which one measurement is given up
-BROKEN = 75  # the process ends so where the GPU cannot be used any more
+STALLED = 45.0  # seconds after which one measurement is given up
+SOME_FAILED = 3  # the exit status where the work is done, but some of it failed
+BROKEN = 75  # that where the GPU cannot be used any more
 GRAPHS = ", CUDA graphs"
 SHORT = 2e-3  # seconds; only shorter calls are measured as CUDA graphs too
 
@@ -57,7 +58,7 @@ class Item:
 
     id: str
     title: str
-    list: str  # of the file's content
+    goes_to: str  # a list of the file's content
     measure: Callable[[], dict[str, Any]]
 
 
@@ -66,8 +67,7 @@ class Item:
 
 def rehearsed(case: Case) -> Case:
     """So small that a CPU is done at once."""
-    sizes = {"seq_len": min(case.seq_len, 4), "batch": min(case.batch, 4), "hidden": min(case.hidden, 16)}
-    return replace(case, **sizes)
+    return replace(case, seq_len=min(case.seq_len, 4), batch=min(case.batch, 4), hidden=min(case.hidden, 16))
 
 
 def as_graph(call: Call) -> Call:
@@ -104,7 +104,8 @@ def measure_case(case: Case, device: str, seconds: float) -> dict[str, Any]:
     set_tf32(case.dtype == "tf32")
     problem = Problem(case, device)
     kernel = seqkernels.explain(problem.ours, problem.input_of(problem.x)).kernel
-    calls, notes = problem.gpu_contestants(), []
+    calls = problem.gpu_contestants()
+    notes: list[str] = []
     errors = problem.check(calls)
     clock = wall_clock
     if device != "cpu":
@@ -156,7 +157,7 @@ def per_step(times: dict[int, float]) -> dict[str, float]:
 
 
 def measure_plans(cell: str, dtype: str, hidden: int, batch: int, device: str) -> dict[str, Any]:
-    """Each plan's time per step of both passes, the recurrence nearly alone: 16 features, no weights' gradients."""
+    """Each plan's time per step in both passes, without most other work: few features, frozen weights."""
     set_tf32(dtype == "tf32")
     like: dict[str, Any] = {
         "device": device,
@@ -212,7 +213,7 @@ def measure_plans(cell: str, dtype: str, hidden: int, batch: int, device: str) -
 
 
 def ceilings(device: str) -> dict[str, float]:
-    """What nothing can surpass: bytes a second of a copy, read and written, and of a large bfloat16 product."""
+    """What nothing can surpass: bytes that a copy reads and writes, and operations of a large product."""
     megabytes, size = (2048, 8192) if device != "cpu" else (1, 128)
     clock = wall_clock if device == "cpu" else gpu_clock
     source = torch.randint(0, 256, (megabytes << 20,), dtype=torch.uint8, device=device)
@@ -239,7 +240,7 @@ def machine(device: str, quick: bool) -> dict[str, Any]:
         "gpu": "rehearsal on a CPU",
     }
     if device != "cpu":
-        properties = torch.cuda.get_device_properties(0)
+        properties: Any = torch.cuda.get_device_properties(0)
         found |= {
             "gpu": properties.name,
             "capability": f"{properties.major}.{properties.minor}",
@@ -272,34 +273,33 @@ def commit() -> dict[str, Any]:
 # ---------------------------------------------------------------- one after another
 
 
+def case_item(case: Case, device: str, seconds: float) -> Item:
+    def measure() -> dict[str, Any]:
+        info = measure_case(rehearsed(case) if device == "cpu" else case, device, seconds)
+        return {"name": case.id, "extra_info": info}
+
+    return Item(case.id, f"{case.work} {case.title}", "benchmarks", measure)
+
+
+def plans_item(cell: str, dtype: str, hidden: int, batch: int, device: str) -> Item:
+    return Item(
+        f"plans-{cell}-{dtype}-h{hidden}-b{batch}",
+        f"plans of {cell.upper()} {dtype} H={hidden} B={batch}",
+        "plans",
+        lambda: measure_plans(cell, dtype, hidden, batch, device),
+    )
+
+
 def items(device: str, quick: bool) -> list[Item]:
     """Everything, in order: the most important cases, the plans, the other cases."""
     seconds = 0.02 if device == "cpu" else 0.2 if quick else 0.35
-    cases = [
-        Item(
-            case.id,
-            f"{case.work} {case.title}",
-            "benchmarks",
-            lambda c=case: {
-                "name": c.id,
-                "extra_info": measure_case(rehearsed(c) if device == "cpu" else c, device, seconds),
-            },
-        )
-        for case in gpu_cases()
-    ]
-    first = [item for item, case in zip(cases, gpu_cases(), strict=True) if case.quick]
-    plans = [
-        Item(
-            f"plans-{cell}-{dtype}-{hidden}-{batch}",
-            f"plans of {cell.upper()} {dtype} H={hidden} B={batch}",
-            "plans",
-            lambda a=(cell, dtype, hidden, batch): measure_plans(*a, device),
-        )
-        for cell, dtype, hidden, batch in SWEEP
-    ]
+    cases = gpu_cases()
+    first = [case_item(case, device, seconds) for case in cases if case.quick]
+    rest = [case_item(case, device, seconds) for case in cases if not case.quick]
+    plans = [plans_item(*layer, device) for layer in SWEEP]
     if device == "cpu":
-        return first[:3] + cases[-2:] + plans[:1]
-    return first + plans + [item for item in cases if item not in first]
+        return first[:3] + plans[:1] + rest[-2:]
+    return first + plans + rest
 
 
 def first_line(error: BaseException) -> str:
@@ -315,13 +315,14 @@ def write(content: Content, path: Path) -> None:
 
 def line_of(item: Item, result: dict[str, Any]) -> str:
     """What is printed of it."""
-    if item.list == "plans":
+    if item.goes_to == "plans":
         times = [
-            f"{name} "
-            + ", ".join(f"{plan} {t['us_per_step']:.2f}" for plan, t in result[name].items() if len(t) > 1)
+            f"{name} {plan} {time['us_per_step']:.2f}"
             for name in ("forward", "backward")
+            for plan, time in result[name].items()
+            if "us_per_step" in time
         ]
-        return f"{item.title:58} µs/step: {'; '.join(times)}"
+        return f"{item.title:58} µs/step: {', '.join(times)}"
     info = result["extra_info"]
     ratios = "  ".join(f"{s['median']:.2f}x {name}" for name, s in info["speedup"].items())
     return f"{item.title:58} {info['us_per_step']:8.2f} µs/step  {ratios}  [{info['plan']}]"
@@ -348,7 +349,7 @@ def measure_all(work: list[Item], content: Content, path: Path, seconds: float) 
         began = time.monotonic()
         try:
             result = item.measure()
-            content[item.list].append(result)
+            content[item.goes_to].append(result)
             content["measured"].append({"id": item.id, "seconds": round(time.monotonic() - began, 2)})
             print(line_of(item, result), flush=True)
         except Exception as error:
@@ -400,7 +401,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"{len(content['benchmarks'])} cases and {len(content['plans'])} sets of plans measured,"
         f" {len(content['failed'])} failed, {len(content['left_out'])} left out for lack of time"
     )
-    return 1 if content["failed"] else 0
+    return SOME_FAILED if content["failed"] else 0
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 All contestants of a case run in every round, in random order, each for at least a few milliseconds, so a
 machine that is slow for a second is slow for all of them, and speedups are taken round by round before the
 median. Each turn starts with a short sleep, in which the spinning threads of the one before come to rest, and
-with an untimed call where calls are short, so that nobody inherits another's cache. One contestant on a CPU is
-always a matrix product in the same dtype: the rate that the machine could give in the same round.
+with an untimed call where calls are short, so that nobody inherits another's cache. One contestant on a CPU
+is always a matrix product in the same dtype: the rate that the machine could give in the same round.
 
 On a GPU the clock is the GPU's own, between events before and after the calls.
 """
