@@ -5,6 +5,7 @@
 #   make test TORCH=2.10.0                            another torch in .venv: a version, or anything pip understands
 #   make test PYTHON=/opt/env/bin/python              use that environment, install nothing in it
 #   make test PYTHON3=python3.12                      the interpreter that a new .venv is made from
+#   make gpu QUICK=1 OUT=results                      with the Python that is there; fewer cases; results elsewhere
 
 TORCH ?= 2.13.0
 PYTHON ?=
@@ -25,7 +26,7 @@ RESULT := benchmarks/results/$(NAME)
 BUILT := build/.built-$(shell printf '%s' '$(PY) $(TORCH_SPEC) $(CXX) $(CXXFLAGS) $(SEQKERNELS_WITH_CUDA) $(SEQKERNELS_CUDA_TARGETS)' | tr -c 'A-Za-z0-9.=' _)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo examples test bench lint format wheel clean env bench-env
+.PHONY: help build demo examples test bench gpu lint format wheel clean env bench-env
 .SILENT: help env build
 
 help:  ## this list
@@ -58,6 +59,9 @@ bench: build bench-env  ## measure against torch.nn and ONNX Runtime, write tabl
 	$(PY) -m pytest benchmarks $(if $(QUICK),--quick) --benchmark-json=$(RESULT).json \
 		--benchmark-columns=median,iqr,rounds --benchmark-sort=fullname $(ARGS)
 	$(PY) -m benchmarks.report $(RESULT).json
+
+gpu:  ## build, test and measure against cuDNN on this machine's NVIDIA GPU, offline (QUICK=1: 3 minutes; OUT=)
+	@$(or $(PYTHON),python3) -m benchmarks.gpu $(if $(QUICK),--quick) $(if $(OUT),--out '$(OUT)') $(ARGS)
 
 lint: env  ## check style and types
 	@$(call need,ruff mypy clang_format)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+PACKED_WIDE = "packed, lengths 1 to T"  # "packed" alone has lengths T / 4 to T
 
 # (T, B, H), input_size = hidden_size throughout. The quick run takes the first five.
 GRID = [
@@ -28,9 +29,14 @@ class Case:
     seq_len: int
     batch: int
     hidden: int
-    variant: str = ""  # "", "packed", "2 layers, bidirectional", or "Cell": the single-step module
-    dtype: str = "float32"
+    # "", "packed", PACKED_WIDE, "bidirectional", "2 layers" or both, or "Cell": the single-step module
+    variant: str = ""
+    dtype: str = "float32"  # or "tf32": float32 whose products may be done in TF32
     quick: bool = False
+
+    @property
+    def packed(self) -> bool:
+        return self.variant.startswith("packed")
 
     @property
     def layers(self) -> int:
@@ -42,9 +48,11 @@ class Case:
 
     @cached_property
     def lengths(self) -> list[int]:
-        """Length of every sequence of the batch: T, or, packed, from T down to T / 4."""
-        if self.variant != "packed":
+        """Length of every sequence of the batch: T, or, packed, evenly from T down."""
+        if not self.packed:
             return [self.seq_len] * self.batch
+        if self.variant == PACKED_WIDE:
+            return [max(1, self.seq_len - self.seq_len * b // self.batch) for b in range(self.batch)]
         return [self.seq_len - self.seq_len * 3 * b // (4 * self.batch) for b in range(self.batch)]
 
     @property
@@ -91,4 +99,53 @@ def step_cases() -> list[Case]:
         for cell in GATES
         for hidden in (128, 512)
         for variant in ("", "Cell")
+    ]
+
+
+def gpu_cases() -> list[Case]:
+    """What is measured on a GPU, inference and training of each, what matters most first.
+
+    One thing at a time is varied around LSTM T=256 B=16 H=512 or 768 in float16, since all combinations would
+    be thousands. The quick run takes those at the beginning.
+    """
+    hiddens = (128, 130, 160, 192, 193, 256, 512, 768, 1024, 2048)
+    dtypes = ("float16", "bfloat16", "tf32", "float32")
+    rows: list[tuple[str, int, int, int, str, str]] = [  # cell, T, B, H, variant, dtype
+        ("lstm", 1024, 16, 768, "", "float16"),
+        *(("lstm", 256, 16, 512, "", dtype) for dtype in dtypes),
+        *(("gru", 256, 16, 512, "", dtype) for dtype in dtypes[:3]),
+        *(("lstm", 256, 16, hidden, "", "float16") for hidden in (128, 256, 1024)),
+        ("lstm", 1024, 16, 768, "", "bfloat16"),
+        ("lstm", 1024, 16, 768, "", "tf32"),
+        ("gru", 1024, 16, 768, "", "float16"),
+        ("lstm", 1024, 32, 512, PACKED_WIDE, "float16"),
+        ("lstm", 256, 16, 512, "bidirectional", "float16"),
+        ("lstm", 256, 16, 512, "2 layers", "float16"),
+        ("rnn", 256, 16, 512, "", "float16"),
+        *(("lstm", 256, 16, hidden, "", "bfloat16") for hidden in hiddens),
+        *(("lstm", 256, 16, hidden, "", "float16") for hidden in hiddens),
+        *(("gru", 256, 16, hidden, "", "bfloat16") for hidden in hiddens),
+        *(("lstm", 256, batch, 768, "", "float16") for batch in (1, 8, 32, 64, 128)),
+        *(("lstm", seq_len, 16, 768, "", "float16") for seq_len in (1, 64, 256)),
+        *(("lstm", seq_len, 1, 256, "", "float16") for seq_len in (1, 64, 1024)),
+        *(("lstm", 256, 16, hidden, "", "tf32") for hidden in hiddens),
+        *(("gru", 256, 16, hidden, "", "tf32") for hidden in hiddens),
+        *(
+            (cell, 256, 32, 256, variant, dtype)
+            for variant in ("bidirectional", "2 layers", "2 layers, bidirectional", PACKED_WIDE)
+            for cell in ("lstm", "gru")
+            for dtype in ("bfloat16", "tf32")
+        ),
+        *(("lstm", 256, batch, 256, "", "tf32") for batch in (1, 8, 64, 128)),
+        *(("lstm", 256, batch, 1024, "", "bfloat16") for batch in (1, 8, 64, 128)),
+        *(("gru", 256, batch, 768, "", "float16") for batch in (1, 8, 64, 128)),
+        *((cell, 256, 16, hidden, "", "float32") for cell in ("lstm", "gru") for hidden in hiddens),
+        *(("rnn", 256, 16, hidden, "", dtype) for dtype in ("bfloat16", "tf32") for hidden in hiddens),
+        *(("rnn", 1024, batch, 512, "", "float16") for batch in (1, 64)),
+        *((cell, 1024, 64, 2048, "", "bfloat16") for cell in GATES),
+    ]
+    return [
+        Case(work, *row, quick=n < 12)
+        for n, row in enumerate(dict.fromkeys(rows))
+        for work in ("inference", "training")
     ]

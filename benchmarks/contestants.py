@@ -16,23 +16,36 @@ from benchmarks.cases import GATES, Case
 from benchmarks.race import OURS, Call
 
 TORCH, ONNX, GEMM = "torch.nn", "onnxruntime", "gemm"
+TORCH_HALF = "torch.nn float16"
 LAYERS = {
     "lstm": (nn.LSTM, seqkernels.FusedLSTM, nn.LSTMCell, seqkernels.FusedLSTMCell),
     "gru": (nn.GRU, seqkernels.FusedGRU, nn.GRUCell, seqkernels.FusedGRUCell),
     "rnn": (nn.RNN, seqkernels.FusedRNN, nn.RNNCell, seqkernels.FusedRNNCell),
 }
-# Largest error allowed before a case is timed, relative to the RMS of torch.nn's result in float32.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 16 * 2**-8}
+# Largest error allowed before a case is timed, relative to the RMS of torch.nn's result in float32, on a GPU
+# in float64. TF32 and float16 have 10 bits of mantissa, bfloat16 has 7.
+TOLERANCE = {"float32": 1e-4, "tf32": 16 * 2**-10, "float16": 16 * 2**-10, "bfloat16": 16 * 2**-8}
 GEMM_SIZE = 1024
 GEMM_FLOPS = 2 * GEMM_SIZE**3
 
 
-class Problem:
-    """One case's modules and inputs, and every contestant's way to run it."""
+def set_tf32(allowed: bool) -> None:
+    """Whether float32 products on a GPU, recurrent or not, may be done in TF32."""
+    rnn: Any = torch.backends.cudnn.rnn
+    rnn.fp32_precision = "tf32" if allowed else "ieee"
+    torch.backends.cuda.matmul.allow_tf32 = allowed
 
-    def __init__(self, case: Case) -> None:
+
+class Problem:
+    """One case's modules and inputs, and every contestant's way to run it.
+
+    A case in TF32 is one in float32; `set_tf32` makes the difference.
+    """
+
+    def __init__(self, case: Case, device: str = "cpu") -> None:
         torch.manual_seed(0)
-        self.case, self.dtype = case, getattr(torch, case.dtype)
+        self.case, self.device = case, device
+        self.dtype = torch.float32 if case.dtype == "tf32" else getattr(torch, case.dtype)
         theirs, ours, their_cell, our_cell = LAYERS[case.cell]
         if case.variant == "Cell":
             self.theirs, self.ours = their_cell(case.hidden, case.hidden), our_cell(case.hidden, case.hidden)
@@ -45,27 +58,34 @@ class Problem:
             )
             shape = (case.seq_len, case.batch, case.hidden)
         for module in (self.theirs, self.ours):
-            module.to(self.dtype).train(case.work == "training")
+            module.to(device, self.dtype).train(case.work == "training")
         self.ours.load_state_dict(self.theirs.state_dict())
-        self.x = torch.randn(shape).to(self.dtype)
+        self.x = torch.randn(shape, device=device).to(self.dtype)
         state_shape = shape if case.variant == "Cell" else (1, case.batch, case.hidden)
         states = {"lstm": 2}.get(case.cell, 1) if case.work == "step" else 0
         self.states = tuple(
-            torch.randn(state_shape).to(self.dtype) for _ in range(states)
+            torch.randn(state_shape, device=device).to(self.dtype) for _ in range(states)
         )  # h, and c of an LSTM
-        rows = (sum(case.lengths),) if case.variant == "packed" else shape[:-1]
-        self.grad_output = torch.randn(*rows, case.directions * case.hidden).to(self.dtype)
+        rows = (sum(case.lengths),) if case.packed else shape[:-1]
+        self.grad_output = torch.randn(*rows, case.directions * case.hidden, device=device).to(self.dtype)
 
-    def _input(self, x: Tensor) -> Tensor | PackedSequence:
-        return (
-            pack_padded_sequence(x, torch.tensor(self.case.lengths)) if self.case.variant == "packed" else x
-        )
+    def cast(self, dtype: torch.dtype) -> Problem:
+        """The same problem in another dtype, as torch.nn has it."""
+        other = copy.copy(self)
+        other.dtype = dtype
+        other.theirs = copy.deepcopy(self.theirs).to(dtype)
+        other.x, other.grad_output = self.x.to(dtype), self.grad_output.to(dtype)
+        other.states = tuple(state.to(dtype) for state in self.states)
+        return other
+
+    def input_of(self, x: Tensor) -> Tensor | PackedSequence:
+        return pack_padded_sequence(x, torch.tensor(self.case.lengths)) if self.case.packed else x
 
     def run(self, module: nn.Module) -> Callable[[], list[Tensor]]:
         """A call that does the case's work with the module and returns its results: the output, then all
         gradients."""
         if self.case.work != "training":
-            x = self._input(self.x)
+            x = self.input_of(self.x)
             hx = (self.states if self.case.cell == "lstm" else self.states[0]) if self.states else None
 
             @torch.inference_mode()
@@ -77,7 +97,7 @@ class Problem:
             return infer
 
         leaf = self.x.clone().requires_grad_()
-        packed = self._input(leaf)  # packing is the caller's work, and the same for everybody
+        packed = self.input_of(leaf)  # packing is the caller's work, and the same for everybody
         wanted = [packed.data if isinstance(packed, PackedSequence) else packed, *module.parameters()]
 
         def train() -> list[Tensor]:
@@ -92,26 +112,44 @@ class Problem:
         a, b = torch.randn(2, GEMM_SIZE, GEMM_SIZE).to(self.dtype)
         product = torch.empty_like(a)
         calls: dict[str, Call] = {OURS: self.run(self.ours), TORCH: self.run(self.theirs)}
-        if self.case.work != "training" and self.case.variant != "packed" and self.dtype == torch.float32:
+        if self.case.work != "training" and not self.case.packed and self.dtype == torch.float32:
             session = onnx_call(self)
             calls |= {ONNX: session} if session else {}
         return calls | {GEMM: lambda: torch.mm(a, b, out=product)}
 
-    def check(self, calls: dict[str, Call]) -> None:
-        """Everybody's results are right, or nothing is timed."""
-        exact = copy.copy(self)
-        exact.theirs = copy.deepcopy(self.theirs).float()
-        exact.x, exact.grad_output = self.x.float(), self.grad_output.float()
-        exact.states = tuple(state.float() for state in self.states)
+    def gpu_contestants(self) -> dict[str, Call]:
+        """Ours, cuDNN behind torch.nn, and that in float16, for which it has its fastest kernels."""
+        calls: dict[str, Call] = {OURS: self.run(self.ours), TORCH: self.run(self.theirs)}
+        if self.dtype != torch.float16:
+            half = self.cast(torch.float16)
+            calls[TORCH_HALF] = half.run(half.theirs)
+        return calls
+
+    def check(self, calls: dict[str, Call]) -> dict[str, float]:
+        """The largest error of each that is checked; raises where one is wrong, so that it is not timed.
+
+        Where torch.nn's own result in this dtype is checked too, on a GPU, a larger error than the tolerance
+        is none if torch.nn's is as large.
+        """
+        on_gpu = self.device != "cpu"
+        exact = self.cast(torch.float64 if on_gpu else torch.float32)
         truth = exact.run(exact.theirs)()
-        for name in calls.keys() & {OURS, ONNX}:
+        errors: dict[str, list[float]] = {}
+        for name in (TORCH, OURS) if on_gpu else calls.keys() & {OURS, ONNX}:
             results: Any = calls[name]()
-            for i, (got, expected) in enumerate(zip(results, truth, strict=True)):
-                scale = expected.square().mean().sqrt().clamp(min=1e-6)
-                error = (got.float().reshape(expected.shape) - expected).abs().max() / scale
-                assert error <= TOLERANCE[self.case.dtype], (
-                    f"{name}, result {i}: error {error:.2e} of the RMS"
-                )
+            errors[name] = [error_of(*pair) for pair in zip(results, truth, strict=True)]
+        for name in errors.keys() - {TORCH}:
+            for i, error in enumerate(errors[name]):
+                allowed = max(TOLERANCE[self.case.dtype], errors[TORCH][i] if on_gpu else 0.0)
+                assert error <= allowed, f"{name}, result {i}: error {error:.2e} of the RMS"
+        return {name: max(values) for name, values in errors.items()}
+
+
+def error_of(actual: Tensor, expected: Tensor) -> float:
+    """The largest error, relative to the RMS of what is right; infinite for NaN."""
+    scale = expected.square().mean().sqrt().clamp(min=1e-6)
+    error = float((actual.to(expected.dtype).reshape(expected.shape) - expected).abs().max() / scale)
+    return error if error == error else float("inf")
 
 
 def onnx_call(problem: Problem) -> Call | None:

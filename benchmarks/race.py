@@ -3,8 +3,10 @@
 All contestants of a case run in every round, in random order, each for at least a few milliseconds, so a
 machine that is slow for a second is slow for all of them, and speedups are taken round by round before the
 median. Each turn starts with a short sleep, in which the spinning threads of the one before come to rest, and
-with an untimed call where calls are short, so that nobody inherits another's cache. One contestant is always
-a matrix product in the same dtype: the rate that the machine could give in the same round.
+with an untimed call where calls are short, so that nobody inherits another's cache. One contestant on a CPU
+is always a matrix product in the same dtype: the rate that the machine could give in the same round.
+
+On a GPU the clock is the GPU's own, between events before and after the calls.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
+
 Call = Callable[[], object]
+Clock = Callable[[Call, int], float]  # the seconds that a call takes, measured over so many of them
 
 OURS = "seqkernels"
 TURN_SECONDS = 5e-3  # calls are repeated until a turn takes this long
@@ -24,6 +29,24 @@ REST_SECONDS = 2e-3
 MAX_ROUNDS = 200
 
 _ours_total = 0.0
+
+
+def wall_clock(call: Call, calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - start) / calls
+
+
+def gpu_clock(call: Call, calls: int) -> float:
+    """Time of the GPU, its waiting for the host included."""
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    for _ in range(calls):
+        call()
+    end.record()
+    end.synchronize()
+    return max(begin.elapsed_time(end), 1e-3) * 1e-3 / calls
 
 
 def ours_timer() -> float:
@@ -48,6 +71,8 @@ class Race:
     contestants: dict[str, Call]
     seconds: float  # to spend in all
     min_rounds: int
+    clock: Clock = wall_clock
+    rest: float = REST_SECONDS
     calls: dict[str, int] = field(default_factory=dict)
     times: dict[str, list[float]] = field(default_factory=dict)
 
@@ -57,17 +82,10 @@ class Race:
         turns = 0.0
         for name, call in self.contestants.items():
             call()
-            once = min(self._time(call, 1) for _ in range(2))
+            once = min(self.clock(call, 1) for _ in range(2))
             self.calls[name] = max(1, round(TURN_SECONDS / once))
-            turns += REST_SECONDS + once * (self.calls[name] + (self.calls[name] > 1))
+            turns += self.rest + once * (self.calls[name] + (self.calls[name] > 1))
         self.rounds = min(MAX_ROUNDS, max(self.min_rounds, round(self.seconds / turns)))
-
-    @staticmethod
-    def _time(call: Call, calls: int) -> float:
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        return (time.perf_counter() - start) / calls
 
     def round(self) -> None:
         """One turn for each contestant."""
@@ -76,10 +94,10 @@ class Race:
         gc.disable()
         try:
             for name, call in self._order.sample(sorted(self.contestants.items()), len(self.contestants)):
-                time.sleep(REST_SECONDS)
+                time.sleep(self.rest)
                 if self.calls[name] > 1:
                     call()
-                self.times[name].append(self._time(call, self.calls[name]))
+                self.times[name].append(self.clock(call, self.calls[name]))
         finally:
             if collecting:
                 gc.enable()

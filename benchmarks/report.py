@@ -2,6 +2,7 @@
 
     python -m benchmarks.report benchmarks/results/cpu.json                      # cpu.md and cpu.png
     python -m benchmarks.report benchmarks/results/cpu.json --readme README.md   # and the README
+    python -m benchmarks.report benchmarks/results/nvidia-h200.json              # likewise, of a GPU
 
 Speedup is a peer's seconds over ours, taken round by round; the table shows its median and, in brackets, its
 quartiles.
@@ -10,6 +11,7 @@ quartiles.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import sys
@@ -65,10 +67,27 @@ def table(rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def on_gpu(machine: dict[str, Any]) -> bool:
+    return "gpu" in machine
+
+
+def rate_columns(info: Info) -> dict[str, str]:
+    """How much of the machine is used."""
+    if "share_of_gemm" in info:
+        return {"GFLOP/s": f"{info['gflops']:.1f}", "of GEMM's rate": f"{info['share_of_gemm']:.0%}"}
+    errors = [info["errors"].get(name) for name in ("seqkernels", "torch.nn")]
+    return {
+        "µs a step": f"{info['us_per_step']:.2f}",
+        "TFLOP/s": f"{info['tflops']:.2f}",
+        "plan": info["plan"].partition(": ")[2] or info["plan"],
+        "error / torch.nn's": " / ".join(f"{error:.0e}" for error in errors if error is not None),
+    }
+
+
 def work_table(cases: list[Info]) -> str:
     """Every case of one kind of work, losses first: sorted by the least speedup over any peer."""
     peers = peers_of(cases)
-    head = ["case", "ms", *(f"speedup over {peer}" for peer in peers), "GFLOP/s", "of GEMM's rate"]
+    head = ["case", "ms", *(f"speedup over {peer}" for peer in peers), *rate_columns(cases[0])]
     rows = []
     for info in sorted(
         cases, key=lambda info: min(speedup["median"] for speedup in info["speedup"].values())
@@ -83,32 +102,31 @@ def work_table(cases: list[Info]) -> str:
                 else "–"
             )
         ours = milliseconds(info["seconds"]["seqkernels"]["median"])
-        rows.append(
-            [info["case"]["title"], ours, *cells, f"{info['gflops']:.1f}", f"{info['share_of_gemm']:.0%}"]
-        )
+        rows.append([info["case"]["title"], ours, *cells, *rate_columns(info).values()])
     return table([head, *rows])
 
 
-def summary(cases: list[Info]) -> str:
-    """Geometric means over the cases of each work and cell, and how many of them are slower than the peer."""
+def summary(cases: list[Info], by_dtype: bool = False) -> str:
+    """Geometric means over the cases of each work, cell and maybe dtype; how many the peer is faster in."""
     peers = peers_of(cases)
     rows = [["geometric mean", "cases", *(f"speedup over {peer} (slower in)" for peer in peers)]]
-    for work in WORKS:
-        for cell in CELLS:
-            some = of(cases, work=work, cell=cell)
-            if not some:
-                continue
+    dtypes = list(dict.fromkeys(info["case"]["dtype"] for info in cases)) if by_dtype else [""]
+    for work, cell, dtype in itertools.product(WORKS, CELLS, dtypes):
+        some = of(cases, work=work, cell=cell, **({"dtype": dtype} if dtype else {}))
+        if some:
             cells = []
             for peer in peers:
                 ratios = [info["speedup"][peer]["median"] for info in some if peer in info["speedup"]]
                 slower = sum(ratio < 1 for ratio in ratios)
                 cells.append(f"{geometric_mean(ratios):.2f} ({slower} of {len(ratios)})" if ratios else "–")
-            rows.append([f"{cell.upper()} {work}", str(len(some)), *cells])
+            rows.append([" ".join(filter(None, (cell.upper(), work, dtype))), str(len(some)), *cells])
     return table(rows)
 
 
 def machine_line(cases: list[Info], machine: dict[str, Any], commit: dict[str, Any]) -> str:
     """Where, with what and when the numbers came to be."""
+    if on_gpu(machine):
+        return gpu_line(machine, commit)
     processor = machine.get("cpu", {}).get("brand_raw") or machine.get("machine", "unknown processor")
     rates = [info["gemm_gflops"] for info in of(cases, dtype="float32")] or [0.0]
     revision = str(commit.get("id", ""))[:10] or "no commit"
@@ -123,15 +141,67 @@ def machine_line(cases: list[Info], machine: dict[str, Any], commit: dict[str, A
     )
 
 
+def gpu_line(machine: dict[str, Any], commit: dict[str, Any]) -> str:
+    known = [
+        machine["gpu"],
+        f"driver {machine['driver']}" if machine.get("driver") else "",
+        f"torch {machine['torch']}",
+        f"cuDNN {machine['cudnn']}" if "cudnn" in machine else "",
+        f"copies at {machine['copy_gb_per_s']:.0f} GB/s",
+        f"bfloat16 products at {machine['matmul_tflops']:.0f} TFLOP/s",
+        f"commit {commit['id'][:10]}" + " with changes" * commit["dirty"] if commit.get("id") else "",
+        "quick run" if machine["quick"] else "",
+    ]
+    return "; ".join(filter(None, known))
+
+
+def plans_table(plans: list[Info]) -> str:
+    """Microseconds a step of every plan in both passes; in bold the one that is chosen."""
+    names = list(dict.fromkeys(plan for entry in plans for plan in entry["forward"]))
+    rows = [["layer", "pass", *(name.replace("_", " ") for name in names)]]
+    for entry in plans:
+        for which in ("forward", "backward"):
+            cells = []
+            for name in names:
+                time = entry[which].get(name, {}).get("us_per_step")
+                mark = "**" if entry["chosen"].get(which) == name else ""
+                cells.append("–" if time is None else f"{mark}{time:.2f}{mark}")
+            layer = f"{entry['cell'].upper()} {entry['dtype']} H={entry['hidden']} B={entry['batch']}"
+            rows.append([layer, which, *cells])
+    return table(rows)
+
+
+def missing(content: dict[str, Any]) -> list[str]:
+    """Sections on what a run on a GPU did not measure."""
+    failed = [f"- {entry['id']}: {entry['why']}" for entry in content.get("failed", [])]
+    left_out = [f"- {title}" for title in content.get("left_out", [])]
+    return [
+        *(["## Failed", "\n".join(failed)] if failed else []),
+        *(["## Left out for lack of time", "\n".join(left_out)] if left_out else []),
+    ]
+
+
+CPU_LEGEND = (
+    " GFLOP/s counts the matrix products alone; the last column is"
+    " its share of what a 1024 x 1024 x 1024 product of the same dtype reached in the same rounds."
+)
+GPU_LEGEND = (
+    " torch.nn runs cuDNN with the same dtype and setting of TF32, torch.nn float16 the same layer in the"
+    " dtype for which cuDNN has its fastest kernels. Times are the GPU's, from the first call of a turn to"
+    " the end of the last, with the host's part where the GPU waits for it; in CUDA graphs it does not."
+    " TFLOP/s counts the matrix products alone. Errors are the largest of all results and gradients, against"
+    " float64 and relative to the RMS."
+)
+
+
 def report(cases: list[Info], machine: dict[str, Any], commit: dict[str, Any], name: str) -> str:
     parts = [
         f"# Benchmark results: {name}",
         machine_line(cases, machine, commit) + ".",
         "Speedup is the peer's time over that of seqkernels, by turns in the same rounds: median [quartiles];"
-        " below 1, in bold, the peer is faster. GFLOP/s counts the matrix products alone; the last column is"
-        " its share of what a 1024 x 1024 x 1024 product of the same dtype reached in the same rounds.",
+        " below 1, in bold, the peer is faster." + (GPU_LEGEND if on_gpu(machine) else CPU_LEGEND),
         "## Summary",
-        summary(cases),
+        summary(cases, by_dtype=on_gpu(machine)),
     ]
     for work, title in WORKS.items():
         some = of(cases, work=work)
@@ -201,9 +271,13 @@ def main(arguments: list[str] | None = None) -> None:
     cases, machine, commit = read(options.results)
     markdown, picture = options.results.with_suffix(".md"), options.results.with_suffix(".png")
     text = report(cases, machine, commit, options.results.stem)
+    if on_gpu(machine):
+        content = json.loads(options.results.read_text(encoding="utf-8"))
+        plans = ["## Plans, µs a step", plans_table(content["plans"])] if content["plans"] else []
+        text = "\n\n".join([text.rstrip(), *plans, *missing(content)]) + "\n"
     markdown.write_text(text, encoding="utf-8")
     plot(cases, machine_line(cases, machine, commit), picture)
-    print(f"\n{summary(cases)}\n\nwrote {markdown} and {picture}")
+    print(f"\n{summary(cases, by_dtype=on_gpu(machine))}\n\nwrote {markdown} and {picture}")
     if options.readme:
         fill(options.readme, f"{summary(cases)}\n\n{machine_line(cases, machine, commit)}.")
         print(f"filled in {options.readme}")

@@ -1,16 +1,19 @@
-"""What all tests share: devices, instruction sets, dtypes, the table of tolerances, seeds, poisoned memory.
+"""What all tests share: devices, instruction sets, plans, dtypes, tolerances, seeds, poisoned memory.
 
-A test that runs kernels takes `target`: each instruction set of this CPU, then each kind of GPU. One that is
-about the Python around them takes `device`, which runs the best of each. Both are a `torch.device`.
+A test that runs kernels takes `target`: each instruction set of this CPU, then the GPU, with the plan that is
+thought best and with each plan in turn. One that is about the Python around them takes `device`, which runs
+the best of each. Both are a `torch.device`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it in deterministic mode
@@ -24,8 +27,11 @@ from seqkernels import _C
 from seqkernels._ops import BUILD_CONFIG
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+PLANS = ("stepwise", "persistent_block", "persistent_cluster", "persistent_grid")
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() and BUILD_CONFIG["cuda_targets"] else [])
-TARGETS = [f"cpu/{isa}" for isa in _C.cpu_isas()] + DEVICES[1:]
+# What is best on each device, once for each instruction set.
+BEST_TARGETS = [f"cpu/{isa}" for isa in _C.cpu_isas()] + DEVICES[1:]
+TARGETS = BEST_TARGETS + [f"{gpu}/{plan}" for gpu in DEVICES[1:] for plan in PLANS]
 
 # The largest error a result may have, relative to the root mean square of the right result, which float64
 # gives for the same (rounded) inputs. In units of eps, the spacing of the dtype's numbers at 1:
@@ -34,11 +40,14 @@ TARGETS = [f"cpu/{isa}" for isa in _C.cpu_isas()] + DEVICES[1:]
 #   float16, bfloat16 h, the saved gates and their gradients are rounded once per time step, by up to eps / 2
 #                     of elements that may be five times the root mean square; over a dozen steps a few such
 #                     errors meet in one element. Sums and the cell state are float32 and add nothing.
-TOLERANCES = {
+#   tf32              float32 where the GPU may multiply in TF32: factors are rounded to the 10 bits of
+#                     mantissa that float16 has, once per time step as there; what is stored is float32.
+TOLERANCES: dict[torch.dtype | str, float] = {
     torch.float64: 128 * torch.finfo(torch.float64).eps,
     torch.float32: 128 * torch.finfo(torch.float32).eps,
     torch.float16: 12 * torch.finfo(torch.float16).eps,
     torch.bfloat16: 12 * torch.finfo(torch.bfloat16).eps,
+    "tf32": 12 * 2**-10,
 }
 
 hypothesis.settings.register_profile(
@@ -58,10 +67,10 @@ def error_of(actual: Tensor, expected: Tensor) -> float:
     return float((largest / expected.square().mean().sqrt()).nan_to_num(nan=float("inf")))
 
 
-def assert_close(actual: Any, expected: Any, dtype: torch.dtype | None = None, what: str = "") -> None:
+def assert_close(actual: Any, expected: Any, dtype: torch.dtype | str | None = None, what: str = "") -> None:
     """Tensors, or dicts or sequences of them, have the same shapes and agree to the tolerance of `dtype`.
 
-    The dtype is by default that of each actual tensor.
+    The dtype is by default that of each actual tensor. Devices may differ.
     """
     if isinstance(expected, dict):
         assert actual.keys() == expected.keys(), what
@@ -117,19 +126,47 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
 
+@contextlib.contextmanager
+def running_on(target: str) -> Iterator[torch.device]:
+    """One of TARGETS: its device, with its instruction set or its plan chosen meanwhile."""
+    device, _, choice = target.partition("/")
+    if device == "cpu":
+        before = _C.cpu_isa()
+        _C.set_cpu_isa(choice)
+        try:
+            yield torch.device(device)
+        finally:
+            _C.set_cpu_isa(before)
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        if choice:
+            patch.setenv("SEQKERNELS_CUDA_PLAN", choice)
+        yield torch.device(device)
+
+
 @pytest.fixture(params=TARGETS)
 def target(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """Each device, the CPU once for each instruction set that it can run."""
-    device, _, isa = request.param.partition("/")
-    if not isa:
-        yield torch.device(device)
-        return
-    before = _C.cpu_isa()
-    _C.set_cpu_isa(isa)
+    """Each device, the CPU once for each instruction set that it can run, the GPU also once for each plan."""
+    with running_on(request.param) as device:
+        yield device
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """A forced plan that cannot run what the test gives it says so; then there is nothing to test."""
     try:
-        yield torch.device(device)
-    finally:
-        _C.set_cpu_isa(before)
+        return (yield)
+    except RuntimeError as error:
+        refusal = re.search(r"SEQKERNELS_CUDA_PLAN asks for \w+, which cannot run this: .*", str(error))
+        if refusal and os.environ.get("SEQKERNELS_CUDA_PLAN"):
+            pytest.skip(refusal[0])
+        raise
+
+
+def set_tf32(allowed: bool) -> None:
+    """Whether float32 products on the GPU, recurrent or not, may be done in TF32."""
+    torch.backends.cudnn.rnn.fp32_precision = "tf32" if allowed else "ieee"
+    torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 @pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
@@ -142,6 +179,15 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 def seed() -> None:
     """The same random numbers in every run, whichever tests run before."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def ieee() -> Iterator[None]:
+    """float32 is float32, in torch.nn too, where a test does not say otherwise."""
+    before = torch.backends.cudnn.rnn.fp32_precision, torch.backends.cuda.matmul.allow_tf32
+    set_tf32(False)
+    yield
+    torch.backends.cudnn.rnn.fp32_precision, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @pytest.fixture(autouse=True)

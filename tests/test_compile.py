@@ -114,10 +114,10 @@ def test_compile_packed_autocast_and_backends(device: torch.device) -> None:
         assert_close(torch.compile(module, backend="aot_eager", fullgraph=True)(x)[0], module(x)[0])
 
 
-def test_compile_dropout() -> None:
-    module = seqkernels.FusedGRU(4, 5, 2, dropout=0.5)
+def test_compile_dropout(device: torch.device) -> None:
+    module = seqkernels.FusedGRU(4, 5, 2, dropout=0.5, device=device)
     compiled = torch.compile(module, backend="eager", fullgraph=True)
-    x = torch.randn(3, 2, 4)
+    x = torch.randn(3, 2, 4, device=device)
     torch.manual_seed(1)
     actual = compiled(x)
     torch.manual_seed(1)
@@ -135,20 +135,21 @@ def test_plain_layers_stay_as_they_are(name: str) -> None:
 
 @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
 @pytest.mark.parametrize("name", NAMES)
-def test_export(name: str, strict: bool) -> None:
-    module = getattr(seqkernels, f"Fused{name}")(4, 5, 2, bidirectional=True).eval()
+def test_export(name: str, strict: bool, device: torch.device) -> None:
+    module = getattr(seqkernels, f"Fused{name}")(4, 5, 2, bidirectional=True, device=device).eval()
     dynamic = ({0: torch.export.Dim("T"), 1: torch.export.Dim("B")}, None)
-    program = torch.export.export(module, (torch.randn(5, 3, 4), None), dynamic_shapes=dynamic, strict=strict)
+    example = torch.randn(5, 3, 4, device=device)
+    program = torch.export.export(module, (example, None), dynamic_shapes=dynamic, strict=strict)
     ops = [str(node.target) for node in program.graph.nodes]
     assert sum(op.startswith(f"seqkernels.{name.lower()}") for op in ops) == 2
     for shape in ((5, 3), (9, 2), (30, 8)):
-        x = torch.randn(*shape, 4)
+        x = torch.randn(*shape, 4, device=device)
         assert_close(flat(program.module()(x, None)), flat(module(x)))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
-def test_jit_trace() -> None:
-    module = seqkernels.FusedLSTM(4, 5)
-    traced = torch.jit.trace(module, torch.randn(3, 2, 4))
-    x = torch.randn(6, 2, 4)
+def test_jit_trace(device: torch.device) -> None:
+    module = seqkernels.FusedLSTM(4, 5, device=device)
+    traced = torch.jit.trace(module, torch.randn(3, 2, 4, device=device))
+    x = torch.randn(6, 2, 4, device=device)
     assert_close(flat(traced(x)), flat(module(x)))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqkernels import _C
-
+from .conftest import BEST_TARGETS, running_on
 from .problems import CELLS, Problem
 
 SIZES = st.integers(1, 40)
@@ -36,15 +37,11 @@ def problems(draw: st.DrawFn, cells: tuple[str, ...] = CELLS, least: int = 1) ->
     )
 
 
-@given(problem=problems(), isa=st.sampled_from(_C.cpu_isas()))
-@settings(max_examples=150)
-def test_any_sizes(problem: Problem, isa: str) -> None:
-    before = _C.cpu_isa()
-    _C.set_cpu_isa(isa)
-    try:
-        problem.check()
-    finally:
-        _C.set_cpu_isa(before)
+@pytest.mark.parametrize("where", BEST_TARGETS)
+@given(problem=problems())
+def test_any_sizes(problem: Problem, where: str) -> None:
+    with running_on(where) as device:
+        replace(problem, device=device).check()
 
 
 @given(problem=problems(), data=st.data())
