@@ -80,12 +80,12 @@ void Machine::run() {
   machine = this;
   {
     Faults faults;
-    release(&clock_);
+    release(&begin_);
     CudaThread& first = pick();
     current = &first;
     Fiber::switch_over(main_, first.fiber);
     current = nullptr;
-    acquire(&clock_);
+    acquire(&end_);
   }
   machine = nullptr;
   if (fault_) error_ = std::make_exception_ptr(std::runtime_error(describe_fault()));
@@ -96,7 +96,7 @@ void Machine::run() {
 
 void Machine::enter() {
   for (;;) {  // a launch each
-    acquire(&machine->clock_);
+    acquire(&machine->begin_);
     machine->start();
     try {
       machine->body_(machine->argument_);
@@ -123,7 +123,7 @@ void Machine::end() {
   }
   progressed();
   thread.stage = Stage::kEnded;
-  release(&clock_);
+  release(&end_);
   if (--alive_ > 0)
     resume_another();
   else
@@ -131,7 +131,7 @@ void Machine::end() {
 }
 
 void Machine::abandon() {
-  release(&clock_);
+  release(&end_);
   Fiber::switch_over(me().fiber, main_);
   std::terminate();
 }

@@ -93,7 +93,7 @@ class Machine {
   uint64_t epoch_ = 1;       // counts what may end somebody's waiting
   size_t idle_threads_ = 0;  // that have been idle for long, in this epoch
   Fiber main_;
-  char clock_ = 0;  // orders the launch after its caller, and what the caller does then after the launch
+  char begin_ = 0, end_ = 0;  // clocks that order the launch after its caller, and the caller after the launch
   std::exception_ptr error_;
   const char* fault_ = nullptr;  // a bad address, and who used it
   const CudaThread* faulty_ = nullptr;

@@ -35,11 +35,11 @@ std::string doing(const CudaThread& thread) {
     case Stage::kNew:
       return "not started";
     case Stage::kReady:
-      return "can run, last at " + place(thread.primitive, thread.where);
+      return "running, last at " + place(thread.primitive, thread.where);
     case Stage::kWaiting:
-      return "waits at " + place(thread.primitive, thread.where);
+      return "at " + place(thread.primitive, thread.where);
     case Stage::kEnded:
-      return "has ended, last at " + place(thread.primitive, thread.where);
+      return "ended, last at " + place(thread.primitive, thread.where);
   }
   return "?";
 }
@@ -70,9 +70,10 @@ std::string Machine::standing() const {
     const std::string what = doing(thread);
     while (end < threads_.size() && threads_[end]->block == thread.block && doing(*threads_[end]) == what) ++end;
     if (++lines > kReportedLines) return text + "\n  ...";
-    text += "\n  " + name(thread);
+    text += "\n  block " + std::to_string(thread.block) + " thread" + (end - first > 1 ? "s " : " ");
+    text += std::to_string(thread.index);
     if (end - first > 1) text += "-" + std::to_string(threads_[end - 1]->index);
-    text += " " + what;
+    text += ": " + what;
   }
   return text;
 }
@@ -84,7 +85,8 @@ std::string Machine::describe_fault() const {
   const std::string what = owner ? "stack overflow of " + name(*owner) : arena.describe(fault_);
   char address[32];
   std::snprintf(address, sizeof address, "%p", static_cast<const void*>(fault_));
-  return name(*faulty_) + ": bad address " + address + ", " + what + "; the thread " + doing(*faulty_);
+  return name(*faulty_) + ": bad address " + address + ", " + what + "; last at " +
+         place(faulty_->primitive, faulty_->where);
 }
 
 }  // namespace seqkernels::emulator

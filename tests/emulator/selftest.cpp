@@ -400,7 +400,7 @@ void race_after_cluster_exchange() {
 }
 
 void speed() {
-  constexpr int kBlocks = 16, kThreads = 256, kTurns = 500;
+  constexpr int kBlocks = 16, kThreads = 256, kTurns = 20;
   const auto run = [&] {
     launch({.blocks = kBlocks, .threads = kThreads, .seed = seed}, [] {
       for (int i = 0; i < kTurns; ++i) block_barrier();

@@ -1,0 +1,62 @@
+"""Builds and runs programs of CUDA kernels' source on the emulator, for the kernels' tests and its own."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+_ROOT = _HERE.parents[1]
+_BUILD = _ROOT / "build" / "emulator"
+
+# The emulator itself is never instrumented: what it does between fibers is no access of theirs.
+_RULES = """\
+flags = -std=c++20 -g -Wall -Wextra -Wno-parentheses -Werror -DSEQKERNELS_EMULATED -I{root}/csrc/cuda -I{root}/tests/emulator
+rule emulator
+  command = {compiler} $flags -O2 -MMD -MF $out.d -c $in -o $out
+  depfile = $out.d
+rule kernels
+  command = {compiler} $flags -O1 $sanitize -MMD -MF $out.d -c $in -o $out
+  depfile = $out.d
+rule program
+  command = {compiler} $sanitize $in -o $out
+"""
+
+
+def build(source: Path, *, sanitize: bool = False) -> Path:
+    """The program of `source` and the emulator, with ThreadSanitizer if `sanitize`; compiled if need be."""
+    program = f"{source.stem}_{'sanitized' if sanitize else 'plain'}"
+    lines = [_RULES.format(root=_ROOT, compiler=os.environ.get("CXX", "c++"))]
+    objects = [f"{program}.o"]
+    for part in sorted(_HERE.glob("*.cpp")):
+        if part.stem != "selftest":
+            objects.append(f"{part.stem}.o")
+            lines.append(f"build {part.stem}.o: emulator {part}")
+    option = f"\n  sanitize = {'-fsanitize=thread' if sanitize else ''}"
+    lines.append(f"build {program}.o: kernels {source.resolve()}{option}")
+    lines.append(f"build {program}: program {' '.join(objects)}{option}\n")
+    _BUILD.mkdir(parents=True, exist_ok=True)
+    with open(_BUILD / "lock", "w") as lock:  # tests may run in several processes
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        plan = _BUILD / f"{program}.ninja"
+        plan.write_text("\n".join(lines))
+        ninja = shutil.which("ninja") or "ninja"
+        done = subprocess.run([ninja, "-C", str(_BUILD), "-f", plan.name], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{source.name} does not compile:\n{done.stdout}{done.stderr}")
+    return _BUILD / program
+
+
+def run(program: Path, *arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """Runs it; ThreadSanitizer ends it with status 66 at its first report."""
+    options = "halt_on_error=1 atexit_sleep_ms=0 history_size=1"
+    return subprocess.run(
+        [str(program), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "TSAN_OPTIONS": options},
+    )
