@@ -9,6 +9,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "../kinds.h"
+
 namespace seqkernels {
 
 struct Bf16 {
@@ -18,12 +20,7 @@ struct Half {
   uint16_t bits;
 };
 
-enum class DType : int { kFloat32, kFloat64, kBFloat16, kFloat16, kCount };
-enum class CellKind : int { kLstm, kGru, kRnnTanh, kRnnRelu, kCount };
 enum class MathFunction : int { kExp, kSigmoid, kTanh };
-
-// Hidden units are padded to this many in the reserve, whatever the ISA.
-constexpr int64_t kUnitPadding = 16;
 
 // A tensor of one row of features per (step, sequence): element f of sequence b at step t is at
 // data + step(t) + b * batch_stride + f.

@@ -1,0 +1,193 @@
+#include "layer.h"
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <array>
+
+namespace seqkernels {
+namespace {
+
+CellSizes cell_sizes(CellKind cell) {
+  switch (cell) {
+    case CellKind::kLstm:
+      return {4, 4, true};
+    case CellKind::kGru:
+      return {3, 4, false};
+    default:
+      return {1, 0, false};
+  }
+}
+
+DType dtype_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::Double:
+      return DType::kFloat64;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    default:
+      fail("x must be float32, float64, bfloat16 or float16");
+  }
+}
+
+}  // namespace
+
+Tensor new_tensor(const Sizes& sizes, ScalarType dtype, const Tensor& like) {
+  Sizes strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(sizes[i], 1);
+  int32_t device_type;
+  int32_t device_index;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device_type, device_index, &handle));
+  return Tensor(handle);
+}
+
+Tensor as_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);  // the check is the cheaper call
+}
+
+Tensor with_contiguous_rows(const Tensor& tensor) {
+  const int64_t last = tensor.dim() - 1;
+  return tensor.size(last) <= 1 || tensor.stride(last) == 1 ? tensor : as_contiguous(tensor);
+}
+
+Layer::Layer(const LayerInputs& inputs)
+    : cell_(inputs.cell), sizes_(cell_sizes(cell_)), packed_(inputs.batch_sizes.has_value()) {
+  const int64_t x_dim = packed_ ? 2 : 3;
+  if (inputs.x.dim() != x_dim) fail("x must have ", x_dim, " dimensions, got ", inputs.x.dim());
+  if (inputs.h0.dim() != 3) fail("h0 must have 3 dimensions, got ", inputs.h0.dim());
+  if (inputs.h0.size(0) != 1 && inputs.h0.size(0) != 2)
+    fail("h0 must have 1 or 2 directions in its first dimension, got ", inputs.h0.size(0));
+  x_ = with_contiguous_rows(inputs.x);
+  h0_ = as_contiguous(inputs.h0);
+  if (inputs.c0) c0_ = as_contiguous(*inputs.c0);
+  dtype_ = dtype_of(x_);
+
+  directions_ = h0_.size(0);
+  batch_ = h0_.size(1);
+  hidden_size_ = h0_.size(2);
+  if (hidden_size_ == 0) fail("h0 must have at least one hidden unit in its last dimension, got 0");
+  input_size_ = x_.size(x_dim - 1);
+  if (packed_)
+    offsets_of(*inputs.batch_sizes);
+  else
+    offsets_of(x_.size(0), x_.size(1));
+
+  if (!packed_) check_sizes(h0_, Sizes{directions_, x_.size(1), hidden_size_}, "h0");
+  check_like(h0_, x_, "h0");
+  if (c0_) {
+    check_sizes(*c0_, state_sizes(), "c0");
+    check_like(*c0_, x_, "c0");
+  }
+  take_weights(inputs.weights);
+}
+
+void Layer::offsets_of(const Tensor& batch_sizes) {
+  if (!batch_sizes.is_cpu() || batch_sizes.scalar_type() != ScalarType::Long || batch_sizes.dim() != 1)
+    fail("batch_sizes must be a one-dimensional int64 tensor on the CPU");
+  const Tensor sizes = as_contiguous(batch_sizes);
+  const int64_t* const active = static_cast<const int64_t*>(sizes.data_ptr());
+  const int64_t steps = sizes.numel();
+  offsets_.assign(1, 0);
+  offsets_.reserve(static_cast<size_t>(steps) + 1);
+  for (int64_t t = 0; t < steps; ++t) {
+    const int64_t limit = t == 0 ? batch_ : active[t - 1];
+    if (active[t] <= 0 || active[t] > limit || (t == 0 && active[t] != limit))
+      fail("batch_sizes must be positive, not increasing, and begin with the batch of h0 (", batch_, "); got ",
+           active[t], " at step ", t);
+    offsets_.push_back(offsets_.back() + active[t]);
+  }
+  if (offsets_.back() != x_.size(0))
+    fail("x must have as many rows as batch_sizes add up to (", offsets_.back(), "), got ", x_.size(0));
+}
+
+void Layer::offsets_of(int64_t seq_len, int64_t batch) {
+  offsets_.resize(static_cast<size_t>(seq_len) + 1);
+  for (int64_t t = 0; t <= seq_len; ++t) offsets_[static_cast<size_t>(t)] = t * batch;
+}
+
+void Layer::take_weights(const std::vector<Tensor>& weights) {
+  const auto count = static_cast<int64_t>(weights.size());
+  weights_per_direction_ = count / directions_;
+  if (count % directions_ != 0 || (weights_per_direction_ != 2 && weights_per_direction_ != 4))
+    fail("weights must be w_ih, w_hh and optionally b_ih, b_hh for each of ", directions_, " directions, got ", count,
+         " tensors");
+  const int64_t gate_rows = sizes_.gates * hidden_size_;
+  static const char* const names[] = {"w_ih", "w_hh", "b_ih", "b_hh"};
+  weights_.reserve(weights.size());
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t kind = i % weights_per_direction_;
+    const Tensor& weight = weights[static_cast<size_t>(i)];
+    const std::array<int64_t, 2> expected{gate_rows, kind == 0 ? input_size_ : hidden_size_};
+    const auto check = [&](auto... name) {
+      kind < 2 ? check_sizes(weight, expected, name...)
+               : check_sizes(weight, std::array<int64_t, 1>{gate_rows}, name...);
+      check_like(weight, x_, name...);
+    };
+    check("weights[", i, "] (", names[kind], ")");
+    weights_.push_back(as_contiguous(weight));
+  }
+}
+
+LayerOutputs Layer::new_outputs(bool save_for_backward) const {
+  LayerOutputs out;
+  out.output = new_tensor(output_sizes(), scalar_type(), x_);
+  out.h_n = new_tensor(state_sizes(), scalar_type(), x_);
+  if (sizes_.has_cell_state) out.c_n = new_tensor(state_sizes(), scalar_type(), x_);
+  if (sizes_.saved > 0) out.gates = new_tensor(save_for_backward ? gates_sizes() : Sizes{0}, scalar_type(), x_);
+  if (sizes_.has_cell_state) out.cells = new_tensor(save_for_backward ? cells_sizes() : Sizes{0}, compute_type(), x_);
+  return out;
+}
+
+LayerBackwardTensors::LayerBackwardTensors(const Layer& layer, const LayerGradients& grads, const Tensor& output_given,
+                                           const std::optional<Tensor>& gates_given,
+                                           const std::optional<Tensor>& cells_given,
+                                           const std::vector<bool>& needs_grad) {
+  const Sizes state = layer.state_sizes();
+  const size_t states = layer.sizes().has_cell_state ? 2 : 1;
+  if (needs_grad.size() != 1 + states + layer.weights().size())
+    fail("needs_grad must have ", 1 + states + layer.weights().size(), " entries, got ", needs_grad.size());
+
+  check_sizes(output_given, layer.output_sizes(), "output");
+  check_like(output_given, layer.x(), "output");
+  output = with_contiguous_rows(output_given);
+  if (grads.output) {
+    check_sizes(*grads.output, layer.output_sizes(), "grad_output");
+    check_like(*grads.output, layer.x(), "grad_output");
+    grad_output = with_contiguous_rows(*grads.output);
+  }
+  const auto take = [&](const std::optional<Tensor>& tensor, const char* name, const Sizes& expected,
+                        ScalarType dtype) -> std::optional<Tensor> {
+    if (!tensor) return std::nullopt;
+    check_sizes(*tensor, expected, name);
+    check_dtype(*tensor, dtype, name);
+    check_device(*tensor, layer.x(), name);
+    return as_contiguous(*tensor);
+  };
+  grad_h_n = take(grads.h_n, "grad_h_n", state, layer.scalar_type());
+  grad_c_n = take(grads.c_n, "grad_c_n", state, layer.scalar_type());
+  gates = take(gates_given, "gates (of a forward pass with save_for_backward=True)", layer.gates_sizes(),
+               layer.scalar_type());
+  cells = take(cells_given, "cells (of a forward pass with save_for_backward=True)", layer.cells_sizes(),
+               layer.compute_type());
+
+  const auto result = [&](bool needed, const Sizes& like) {
+    return new_tensor(needed ? like : Sizes{0}, layer.scalar_type(), layer.x());
+  };
+  results.x = result(needs_grad[0], sizes_of(layer.x()));
+  results.h0 = result(needs_grad[1], state);
+  if (layer.sizes().has_cell_state) results.c0 = result(needs_grad[2], state);
+  for (size_t i = 0; i < layer.weights().size(); ++i)
+    results.weights.push_back(result(needs_grad[1 + states + i], sizes_of(layer.weights()[i])));
+}
+
+}  // namespace seqkernels

@@ -1,0 +1,153 @@
+// One layer in all its directions, as the ops get it: arguments checked, sizes read off them, results allocated. What a
+// device adds is in cpu/layer.cpp and cuda/layer.cpp.
+#pragma once
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <vector>
+
+#include "checks.h"
+#include "kinds.h"
+
+namespace seqkernels {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+struct LayerInputs {
+  CellKind cell;
+  Tensor x;                           // [T, B, I] or packed [R, I]
+  Tensor h0;                          // [D, B, H]
+  std::optional<Tensor> c0;           // [D, B, H]
+  std::vector<Tensor> weights;        // per direction w_ih, w_hh and, with biases, b_ih, b_hh
+  std::optional<Tensor> batch_sizes;  // [T] of a packed sequence
+};
+
+struct LayerOutputs {
+  Tensor output;                // [T, B, D H] or packed [R, D H]
+  Tensor h_n;                   // [D, B, H]
+  std::optional<Tensor> c_n;    // likewise, of a cell with cell state
+  std::optional<Tensor> gates;  // [D, R, saved, Hp] or, not saved, [0]; of a cell that saves some
+  std::optional<Tensor> cells;  // [D, R, Hp] or [0], of a cell with cell state
+};
+
+struct LayerGradients {
+  std::optional<Tensor> output, h_n, c_n;  // null: not used in the loss
+};
+
+struct InputGradients {  // [0] where not asked for
+  Tensor x, h0;
+  std::optional<Tensor> c0;  // of a cell with cell state
+  std::vector<Tensor> weights;
+};
+
+// What a device implements. `needs_grad`: x, h0, c0 (if the cell has one), then each weight.
+using LayerForward = LayerOutputs(const LayerInputs& inputs, bool save_for_backward);
+using LayerBackward = InputGradients(const LayerInputs& inputs, const LayerGradients& grads, const Tensor& output,
+                                     const std::optional<Tensor>& gates, const std::optional<Tensor>& cells,
+                                     const std::vector<bool>& needs_grad);
+LayerForward layer_forward_cpu, layer_forward_cuda;
+LayerBackward layer_backward_cpu, layer_backward_cuda;
+
+// An uninitialised contiguous tensor on the device of `like`, without the dispatcher's detour.
+Tensor new_tensor(const Sizes& sizes, ScalarType dtype, const Tensor& like);
+
+inline char* data(const Tensor& tensor) { return static_cast<char*>(tensor.data_ptr()); }
+inline char* data(const std::optional<Tensor>& tensor) { return tensor ? data(*tensor) : nullptr; }
+
+// Where to write a result; null where it has no elements, as one that nobody asked for.
+inline char* result_data(const Tensor& tensor) { return tensor.numel() > 0 ? data(tensor) : nullptr; }
+
+Tensor as_contiguous(const Tensor& tensor);
+// A tensor as kernels on the CPU read rows of it: only the feature stride must be 1.
+Tensor with_contiguous_rows(const Tensor& tensor);
+
+struct CellSizes {
+  int64_t gates, saved;
+  bool has_cell_state;
+};
+
+// The inputs, checked, and the sizes read off them.
+class Layer {
+ public:
+  explicit Layer(const LayerInputs& inputs);
+
+  int64_t seq_len() const { return static_cast<int64_t>(offsets_.size()) - 1; }
+  int64_t batch() const { return batch_; }
+  int64_t input_size() const { return input_size_; }
+  int64_t hidden_size() const { return hidden_size_; }
+  int64_t directions() const { return directions_; }
+  int64_t rows() const { return offsets_.back(); }
+  int64_t padded_hidden() const { return (hidden_size_ + kUnitPadding - 1) / kUnitPadding * kUnitPadding; }
+  // Multiply-adds of a forward pass.
+  double work() const {
+    return static_cast<double>(rows()) * static_cast<double>(directions_ * sizes_.gates * hidden_size_) *
+           static_cast<double>(input_size_ + hidden_size_);
+  }
+  Sizes state_sizes() const { return {directions_, batch_, hidden_size_}; }
+  Sizes gates_sizes() const { return {directions_, rows(), sizes_.saved, padded_hidden()}; }
+  Sizes cells_sizes() const { return {directions_, rows(), padded_hidden()}; }
+  Sizes output_sizes() const {
+    if (packed_) return {rows(), directions_ * hidden_size_};
+    return {seq_len(), batch_, directions_ * hidden_size_};
+  }
+
+  CellKind cell() const { return cell_; }
+  const CellSizes& sizes() const { return sizes_; }
+  DType dtype() const { return dtype_; }
+  ScalarType scalar_type() const { return x_.scalar_type(); }
+  ScalarType compute_type() const { return dtype_ == DType::kFloat64 ? ScalarType::Double : ScalarType::Float; }
+  bool packed() const { return packed_; }
+  const std::vector<int64_t>& offsets() const { return offsets_; }  // [T + 1] first row of every step
+  const Tensor& x() const { return x_; }                            // rows contiguous
+  const Tensor& h0() const { return h0_; }                          // contiguous, as all below
+  const std::optional<Tensor>& c0() const { return c0_; }
+  const std::vector<Tensor>& weights() const { return weights_; }
+  int64_t weights_per_direction() const { return weights_per_direction_; }
+  // Weight `kind` (w_ih, w_hh, b_ih, b_hh) of a direction; a null pointer for a bias that is not there.
+  char* weight(int64_t direction, int64_t kind) const {
+    return kind < weights_per_direction_ ? data(weight_tensor(direction, kind)) : nullptr;
+  }
+  const Tensor& weight_tensor(int64_t direction, int64_t kind) const {
+    return weights_[static_cast<size_t>(direction * weights_per_direction_ + kind)];
+  }
+
+  LayerOutputs new_outputs(bool save_for_backward) const;
+
+ private:
+  void offsets_of(const Tensor& batch_sizes);
+  void offsets_of(int64_t seq_len, int64_t batch);
+  void take_weights(const std::vector<Tensor>& weights);
+
+  const CellKind cell_;
+  const CellSizes sizes_;
+  const bool packed_;
+  DType dtype_;
+  int64_t batch_, input_size_, hidden_size_, directions_;
+  Tensor x_, h0_;
+  std::optional<Tensor> c0_;
+  std::vector<Tensor> weights_;
+  int64_t weights_per_direction_;
+  std::vector<int64_t> offsets_;
+};
+
+// What backward reads, checked and with contiguous rows (states and what forward saved: contiguous), and its results.
+struct LayerBackwardTensors {
+  Tensor output;
+  std::optional<Tensor> grad_output, grad_h_n, grad_c_n, gates, cells;
+  InputGradients results;
+
+  LayerBackwardTensors(const Layer& layer, const LayerGradients& grads, const Tensor& output,
+                       const std::optional<Tensor>& gates, const std::optional<Tensor>& cells,
+                       const std::vector<bool>& needs_grad);
+
+  const Tensor& weight_tensor(const Layer& layer, int64_t direction, int64_t kind) const {
+    return results.weights[static_cast<size_t>(direction * layer.weights_per_direction() + kind)];
+  }
+  // The gradient of weight `kind` of a direction; null where there is nothing to compute.
+  char* weight(const Layer& layer, int64_t direction, int64_t kind) const {
+    return kind < layer.weights_per_direction() ? result_data(weight_tensor(layer, direction, kind)) : nullptr;
+  }
+};
+
+}  // namespace seqkernels
