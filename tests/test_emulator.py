@@ -44,7 +44,7 @@ RACES = [
 FAULTS = {
     "skipped_barrier": r"deadlock: (.|\n)*block 1 threads 0-39: at block_barrier in selftest.cpp:\d+\n"
     r"  block 1 thread 40: ended, last at start\n",
-    "endless_spin": r"deadlock: (.|\n)*block 0 thread 0: running, last at pause in self",
+    "endless_spin": r"deadlock: (.|\n)*block 0 thread 0: running, last at (pause|relaxed access) in self",
     "endless_load": r"deadlock: (.|\n)*block 0 thread 0: running, last at relaxed access in self",
     "divergent_barrier": r"divergence: block \d thread \d+ is at block_barrier in self",
     "divergent_lanes": r"divergence: block \d thread \d+ is at \w+ in self",

@@ -14,7 +14,8 @@ _BUILD = _ROOT / "build" / "emulator"
 
 # The emulator itself is never instrumented: what it does between fibers is no access of theirs.
 _RULES = """\
-flags = -std=c++20 -g -Wall -Wextra -Wno-parentheses -Werror -DSEQKERNELS_EMULATED -I{root}/csrc/cuda -I{root}/tests/emulator
+warnings = -Wall -Wextra -Wno-parentheses -Werror
+flags = -std=c++20 -g $warnings -DSEQKERNELS_EMULATED -I{root}/csrc/cuda -I{root}/tests/emulator
 rule emulator
   command = {compiler} $flags -O2 -MMD -MF $out.d -c $in -o $out
   depfile = $out.d

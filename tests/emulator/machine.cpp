@@ -159,7 +159,7 @@ uint32_t Machine::draw(uint32_t below) {  // splitmix64
 CudaThread& Machine::pick() {
   const auto count = static_cast<uint32_t>(ready_.size());
   uint32_t index = draw(count);
-  for (int i = 0; i < 4 && ready_[index]->slow; ++i) index = draw(count);
+  if (ready_[index]->slow && draw(16) > 0) index = draw(count);  // once: the last few slow ones must not starve
   CudaThread& thread = *ready_[index];
   ready_[index] = ready_.back();
   ready_.pop_back();
@@ -177,20 +177,30 @@ void Machine::resume_another() {
 void Machine::give_way() {
   CudaThread& thread = me();
   if (StoreBuffer& held = this->held(); !held.empty() && draw(lazily_) == 0)
-    store(draw(static_cast<uint32_t>(held.size())));
+    for (size_t i = held.size(); i-- > 0;)
+      if (draw(2)) store(held, i);
   if (thread.epoch != epoch_) thread.epoch = epoch_, thread.idle = 0;
-  if (++thread.idle == kPatience && ++idle_threads_ > ready_.size())
+  if (++thread.idle == kPatience && ++idle_threads_ > ready_.size() && !store_all())
     fail("deadlock: all that still run have long been waiting for a word that nobody stores");
   ready_.push_back(&thread);
   resume_another();
+}
+
+// What is still held back may be what all wait for.
+bool Machine::store_all() {
+  bool any = false;
+  for (StoreBuffer& held : held_)
+    while (!held.empty()) store(held, 0), any = true;
+  if (any) progressed();
+  return any;
 }
 
 void Machine::interleave() {
   if (draw(rarely_) == 0) give_way();
 }
 
-void Machine::store(size_t index) {
-  const Store store = held().take(index);
+void Machine::store(StoreBuffer& held, size_t index) {
+  const Store store = held.take(index);
   if (*store.to != store.word) progressed();
   std::atomic_ref(*store.to).store(store.word, std::memory_order_relaxed);
 }

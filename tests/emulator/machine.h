@@ -61,7 +61,8 @@ class Machine {
   void give_way();  // lets another thread run, if only for a while
   void interleave();
   StoreBuffer& held() { return held_[current->block]; }
-  void store(size_t index);  // one of those held back
+  void store(StoreBuffer& held, size_t index);  // one of those held back
+  bool store_all();                             // all of all blocks; false if there are none
   void progressed() { ++epoch_, idle_threads_ = 0; }
 
   uint32_t draw(uint32_t below);
@@ -89,7 +90,7 @@ class Machine {
   int alive_;
   uint64_t random_;
   uint32_t rarely_;          // one in how many relaxed accesses lets others run
-  uint32_t lazily_;          // at one in how many turns of a block's threads a store that is held back is done
+  uint32_t lazily_;          // one in how many turns of a block's threads does half of the stores that are held back
   uint64_t epoch_ = 1;       // counts what may end somebody's waiting
   size_t idle_threads_ = 0;  // that have been idle for long, in this epoch
   Fiber main_;

@@ -81,7 +81,7 @@ void store_held() {
   StoreBuffer& held = machine->held();
   const int round = machine->meeting(Group::kBlock).round;
   for (size_t i = held.size(); i-- > 0;)
-    if (held[i].thread == current->index || held[i].round < round) machine->store(i);
+    if (held[i].thread == current->index || held[i].round < round) machine->store(held, i);
 }
 
 }  // namespace seqkernels::emulator
