@@ -44,10 +44,10 @@ RACES = [
 FAULTS = {
     "skipped_barrier": r"deadlock: (.|\n)*block 1 threads 0-39: at block_barrier in selftest.cpp:\d+\n"
     r"  block 1 thread 40: ended, last at start\n",
-    "endless_spin": r"deadlock: (.|\n)*block 0 thread 0: running, last at (pause|relaxed access) in self",
-    "endless_load": r"deadlock: (.|\n)*block 0 thread 0: running, last at relaxed access in self",
-    "divergent_barrier": r"divergence: block \d thread \d+ is at block_barrier in self",
-    "divergent_lanes": r"divergence: block \d thread \d+ is at \w+ in self",
+    "endless_spin": r"deadlock: (.|\n)*block 0 thread 0: running, last at (pause|relaxed access) in selftest",
+    "endless_load": r"deadlock: (.|\n)*block 0 thread 0: running, last at relaxed access in selftest",
+    "divergent_barrier": r"divergence: block \d thread \d+ is at block_barrier in selftest",
+    "divergent_lanes": r"divergence: block \d thread \d+ is at \w+ in selftest",
     "shared_read_behind": r"block \d thread 3: bad address \w+, 12 bytes behind the 100 bytes of block \d",
     "shared_written_behind": r"bytes next to the shared memory of block \d were written",
     "shared_written_before": r"bytes next to the shared memory of block \d were written",
