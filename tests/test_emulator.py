@@ -42,7 +42,7 @@ RACES = [
     "race_after_cluster_exchange",
 ]
 FAULTS = {
-    "skipped_barrier": r"deadlock: (.|\n)*block 1 threads 0-39: at block_barrier in selftest.cpp:\d+\n"
+    "skipped_barrier": r"deadlock: (.|\n)*block 1 threads 0-39: at block_barrier in \S+:\d+\n"
     r"  block 1 thread 40: ended, last at start\n",
     "endless_spin": r"deadlock: (.|\n)*block 0 thread 0: running, last at (pause|relaxed access) in selftest",
     "endless_load": r"deadlock: (.|\n)*block 0 thread 0: running, last at relaxed access in selftest",
@@ -53,7 +53,7 @@ FAULTS = {
     "shared_written_before": r"bytes next to the shared memory of block \d were written",
     "peer_ended": r"block 0 thread 0: bad address \w+, byte 0 of the 100 bytes of block 1, which has not",
     "stack_overflow": r"block \d thread 3: bad address \w+, stack overflow of block \d thread 3",
-    "misaligned_words": r"block \d thread \d+: misaligned relaxed access in selftest.cpp:\d+",
+    "misaligned_words": r"block \d thread \d+: misaligned relaxed access in \S+:\d+",
 }
 
 
