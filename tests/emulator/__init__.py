@@ -11,33 +11,41 @@ from pathlib import Path
 _HERE = Path(__file__).parent
 _ROOT = _HERE.parents[1]
 _BUILD = _ROOT / "build" / "emulator"
+_PROGRAMS = ("selftest", "kernels")  # the other files here are the emulator, part of every program
 
 # The emulator itself is never instrumented: what it does between fibers is no access of theirs.
 _RULES = """\
-warnings = -Wall -Wextra -Wno-parentheses -Werror
-flags = -std=c++20 -g $warnings -DSEQKERNELS_EMULATED -I{root}/csrc/cuda -I{root}/tests/emulator
+warnings = -Wall -Wextra -Wno-parentheses -Wno-missing-field-initializers -Werror
+flags = -std=c++20 -g $warnings -DSEQKERNELS_EMULATED -I{root}/tests/emulator
 rule emulator
-  command = {compiler} $flags -O2 -MMD -MF $out.d -c $in -o $out
+  command = {compiler} $flags -I{root}/csrc/cuda -O2 -MMD -MF $out.d -c $in -o $out
   depfile = $out.d
 rule kernels
-  command = {compiler} $flags -O1 $sanitize -MMD -MF $out.d -c $in -o $out
+  command = {compiler} $flags -I$csrc/cuda -O1 $sanitize -MMD -MF $out.d -x c++ -c $in -o $out
   depfile = $out.d
 rule program
   command = {compiler} $sanitize $in -o $out
 """
 
 
-def build(source: Path, *, sanitize: bool = False) -> Path:
-    """The program of `source` and the emulator, with ThreadSanitizer if `sanitize`; compiled if need be."""
-    program = f"{source.stem}_{'sanitized' if sanitize else 'plain'}"
+def build(*sources: Path, sanitize: bool = False, csrc: Path = _ROOT / "csrc", variant: str = "") -> Path:
+    """The program of `sources` and the emulator, with ThreadSanitizer if `sanitize`; compiled if need be.
+
+    `csrc` is where the kernels are; `variant` names the program if they are not the project's own.
+    """
+    suffix = f"{variant}_sanitized" if sanitize else variant or "plain"
+    suffix = suffix.removeprefix("_")
+    program = f"{sources[0].stem}_{suffix}"
     lines = [_RULES.format(root=_ROOT, compiler=os.environ.get("CXX", "c++"))]
-    objects = [f"{program}.o"]
+    objects = []
     for part in sorted(_HERE.glob("*.cpp")):
-        if part.stem != "selftest":
+        if part.stem not in _PROGRAMS:
             objects.append(f"{part.stem}.o")
             lines.append(f"build {part.stem}.o: emulator {part}")
-    option = f"\n  sanitize = {'-fsanitize=thread' if sanitize else ''}"
-    lines.append(f"build {program}.o: kernels {source.resolve()}{option}")
+    option = f"\n  csrc = {csrc}\n  sanitize = {'-fsanitize=thread' if sanitize else ''}"
+    for source in sources:
+        objects.append(f"{source.stem}_{suffix}.o")
+        lines.append(f"build {objects[-1]}: kernels {source.resolve()}{option}")
     lines.append(f"build {program}: program {' '.join(objects)}{option}\n")
     _BUILD.mkdir(parents=True, exist_ok=True)
     with open(_BUILD / "lock", "w") as lock:  # tests may run in several processes
@@ -47,7 +55,7 @@ def build(source: Path, *, sanitize: bool = False) -> Path:
         ninja = shutil.which("ninja") or "ninja"
         done = subprocess.run([ninja, "-C", str(_BUILD), "-f", plan.name], capture_output=True, text=True)
     if done.returncode != 0:
-        raise RuntimeError(f"{source.name} does not compile:\n{done.stdout}{done.stderr}")
+        raise RuntimeError(f"{program} does not compile:\n{done.stdout}{done.stderr}")
     return _BUILD / program
 
 
