@@ -10,7 +10,7 @@ from pathlib import Path
 
 _HERE = Path(__file__).parent
 _ROOT = _HERE.parents[1]
-_BUILD = _ROOT / "build" / "emulator"
+BUILD = _ROOT / "build" / "emulator"
 _PROGRAMS = ("selftest", "kernels")  # the other files here are the emulator, part of every program
 
 # The emulator itself is never instrumented: what it does between fibers is no access of theirs.
@@ -28,35 +28,37 @@ rule program
 """
 
 
-def build(*sources: Path, sanitize: bool = False, csrc: Path = _ROOT / "csrc", variant: str = "") -> Path:
-    """The program of `sources` and the emulator, with ThreadSanitizer if `sanitize`; compiled if need be.
+def build(
+    source: Path, *kernels: Path, sanitize: bool = False, csrc: Path = _ROOT / "csrc", variant: str = ""
+) -> Path:
+    """The program of `source`, `kernels` and the emulator, with ThreadSanitizer if `sanitize`; compiled if need be.
 
-    `csrc` is where the kernels are; `variant` names the program if they are not the project's own.
+    `csrc` is where `kernels` include from; with a `variant`, they are not the project's own.
     """
-    suffix = f"{variant}_sanitized" if sanitize else variant or "plain"
-    suffix = suffix.removeprefix("_")
-    program = f"{sources[0].stem}_{suffix}"
+    instrumentation = "sanitized" if sanitize else "plain"
+    program = f"{source.stem}_{variant}{'_' if variant else ''}{instrumentation}"
     lines = [_RULES.format(root=_ROOT, compiler=os.environ.get("CXX", "c++"))]
     objects = []
     for part in sorted(_HERE.glob("*.cpp")):
         if part.stem not in _PROGRAMS:
             objects.append(f"{part.stem}.o")
             lines.append(f"build {part.stem}.o: emulator {part}")
-    option = f"\n  csrc = {csrc}\n  sanitize = {'-fsanitize=thread' if sanitize else ''}"
-    for source in sources:
-        objects.append(f"{source.stem}_{suffix}.o")
-        lines.append(f"build {objects[-1]}: kernels {source.resolve()}{option}")
+    option = f"\n  sanitize = {'-fsanitize=thread' if sanitize else ''}"
+    for file, root in [(source, _ROOT / "csrc"), *((kernel, csrc) for kernel in kernels)]:
+        folder = f"{variant}/" if root != _ROOT / "csrc" else ""
+        objects.append(f"{folder}{file.stem}_{instrumentation}.o")
+        lines.append(f"build {objects[-1]}: kernels {file.resolve()}{option}\n  csrc = {root}")
     lines.append(f"build {program}: program {' '.join(objects)}{option}\n")
-    _BUILD.mkdir(parents=True, exist_ok=True)
-    with open(_BUILD / "lock", "w") as lock:  # tests may run in several processes
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with open(BUILD / "lock", "w") as lock:  # tests may run in several processes
         fcntl.flock(lock, fcntl.LOCK_EX)
-        plan = _BUILD / f"{program}.ninja"
+        plan = BUILD / f"{program}.ninja"
         plan.write_text("\n".join(lines))
         ninja = shutil.which("ninja") or "ninja"
-        done = subprocess.run([ninja, "-C", str(_BUILD), "-f", plan.name], capture_output=True, text=True)
+        done = subprocess.run([ninja, "-C", str(BUILD), "-f", plan.name], capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{program} does not compile:\n{done.stdout}{done.stderr}")
-    return _BUILD / program
+    return BUILD / program
 
 
 def run(program: Path, *arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
