@@ -65,11 +65,13 @@ SHAPES = {
     "two_splits": Shape(33, 8, 3, Partition(1, 4), bias=False),
     "idle_members": Shape(17, 3, 3, Partition(5, 2), packed=True),
     "three_passes": Shape(40, 20, 3, Partition(2, 2, columns=24, column_tiles=1), launches=(1, 2)),
-    "uneven_passes": Shape(40, 17, 3, Partition(3, 2, columns=24, column_tiles=2), packed=True),
+    "uneven_passes": Shape(
+        40, 17, 3, Partition(3, 2, columns=24, column_tiles=2), directions=2, launches=(1, 2)
+    ),
     "wide_block": Shape(100, 3, 2, Partition(1, 8), bias=False, packed=True),
     "two_columns": Shape(100, 20, 2, Partition(4, 2, columns=16, column_tiles=2), bias=False),
     "all_at_once": Shape(
-        40, 20, 3, Partition(2, 4, columns=16, column_tiles=2), 3, 2, packed=True, launches=(2, 1)
+        40, 20, 3, Partition(2, 4, columns=16, column_tiles=2), 3, 2, packed=True, bias=False, launches=(2, 1)
     ),
     # More chunks than a warp's registers hold.
     "in_memory": Shape(200, 2, 2, Partition(2, 8), cells=("lstm", "gru"), stepwise=False),
@@ -118,7 +120,10 @@ def assert_right(
         expected.append({name: value.reshape(-1) for name, value in right.items() if name in outcome.results})
         actual.append(outcome.results)
         kernels.update(outcome.kernels)
-    together = [{name: torch.cat([r[name] for r in results]) for name in expected[0]} for results in (actual, expected)]
+    together = [
+        {name: torch.cat([r[name] for r in results]) for name in expected[0]}
+        for results in (actual, expected)
+    ]
     error, name = worst(*together)
     tolerance = tolerance_of(problems[0].dtype, plan)
     assert error <= tolerance, f"{name}: error {error:.2e} exceeds {tolerance:.2e}"
@@ -208,7 +213,8 @@ const CellKernels& gru_kernels(DType) {
 
 }  // namespace seqkernels::cuda
 """
-MUTANT_SHAPE = Shape(40, 9, 6, Partition(3, 2), directions=1, launches=(5, 1))
+# Small, so that many seeds can be tried; some warps reset, but do not publish, and may lag behind those that do.
+MUTANT_SHAPE = Shape(50, 20, 6, Partition(4, 1, columns=24, column_tiles=1))
 
 
 @dataclass(frozen=True)
@@ -223,26 +229,26 @@ class Mutation:
 
 
 MUTATIONS = {
-    "none": Mutation("exchange.cuh", "", ""),
+    "none": Mutation("exchange.cuh", "", "", seeds=20),
     "reads_before_arrival": Mutation("exchange.cuh", "while (!is_complete(v)) {", "while (false) {"),
     "fragment_rows": Mutation("slice.cuh", "group + 8 * (i % 2)", "group + 8 * (i / 2)"),
     "fragment_words": Mutation("slice.cuh", "2 * m + i / 2", "2 * m + i % 2"),
     "sums_of_other_units": Mutation("persistent.cuh", "8 * (i / 2)] = sum", "8 * (i % 2)] = sum"),
     "reset_unfenced": Mutation("exchange.cuh", "    fence<kScope>();\n", "", seeds=50),
-    "reset_too_early": Mutation("exchange.cuh", "buffer(iteration + 2)", "buffer(iteration + 3)", seeds=50),
-    "reset_too_late": Mutation("exchange.cuh", "buffer(iteration + 2)", "buffer(iteration + 1)", seeds=50),
+    "reset_of_what_is_read": Mutation(
+        "exchange.cuh", "buffer(iteration + 2)", "buffer(iteration + 3)", seeds=50
+    ),
+    "reset_of_what_is_next": Mutation(
+        "exchange.cuh", "buffer(iteration + 2)", "buffer(iteration + 1)", seeds=50
+    ),
     "reset_never": Mutation("persistent.cuh", "if (i < steps) exchange_.reset(i);", ""),
     "peers_not_awaited": Mutation(
         "exchange.cuh", "= kAbsent;\n      cluster_barrier();", "= kAbsent;", plan="cluster", seeds=50
-    ),
-    "leaves_early": Mutation(
-        "exchange.cuh", "if constexpr (kScope == Scope::kCluster) cluster_barrier();", "", "cluster", seeds=50
     ),
 }
 RACES = {
     "unordered_sums": Mutation("persistent.cuh", "    block_barrier();\n\n", "\n"),
     "one_buffer_of_sums": Mutation("persistent.cuh", "turn ^= 1", "turn"),
-    "fragments_before_loaded": Mutation("persistent.cuh", "    block_barrier();\n    const int steps", "    const int steps"),
 }
 
 
@@ -271,12 +277,11 @@ def test_mutant_is_found(name: str) -> None:
     mutation = MUTATIONS[name]
     driver = mutant(name, mutation)
     problem = MUTANT_SHAPE.problem("gru", torch.bfloat16)
-    right = problem.expected()
+    expected = problem.expected()
 
     def is_right(seed: int) -> bool:
-        outcome = layer.run(
-            driver, problem, mutation.plan, MUTANT_SHAPE.partition, MUTANT_SHAPE.launches, seed=seed
-        )
+        outcome = layer.run(driver, problem, mutation.plan, MUTANT_SHAPE.partition, seed=seed, saves=False)
+        right = {name: expected[name] for name in outcome.results}
         return outcome.status == 0 and worst(outcome.results, right)[0] <= TOLERANCES[problem.dtype]
 
     assert all(is_right(seed) for seed in range(mutation.seeds)) == (name == "none")

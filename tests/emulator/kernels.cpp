@@ -316,7 +316,7 @@ class Host {
     previous.check("previous");
 
     const void *const x = in_.find("x"), *const input_dgates = input_dgates_.data(),
-                     *const hidden_dgates = cell_.has_hidden_dgates ? hidden_dgates_.data() : input_dgates;
+                      *const hidden_dgates = cell_.has_hidden_dgates ? hidden_dgates_.data() : input_dgates;
     for (int64_t d = 0; d < directions; ++d) {
       const auto input_dgate = [&](int64_t row, int64_t j) {
         return double{read<T>(input_dgates, (row * directions + d) * gate_units_ + j)};
@@ -327,13 +327,11 @@ class Host {
       const auto sum_rows = [&](const char* name, int64_t columns, const auto& term) {
         std::vector<double> grad;
         for (int64_t j = 0; j < gate_units_; ++j)
-          for (int64_t i = 0; i < columns; ++i)
-            grad.push_back(sum(rows, [&](int64_t row) { return term(row, j, i); }));
+          for (int64_t i = 0; i < columns; ++i) grad.push_back(sum(rows, [&](int64_t row) { return term(row, j, i); }));
         result_.write("grad_" + of(name, static_cast<int>(d)), grad);
       };
-      sum_rows("w_ih", input_, [&](int64_t row, int64_t j, int64_t i) {
-        return input_dgate(row, j) * read<T>(x, row * input_ + i);
-      });
+      sum_rows("w_ih", input_,
+               [&](int64_t row, int64_t j, int64_t i) { return input_dgate(row, j) * read<T>(x, row * input_ + i); });
       sum_rows("w_hh", hidden, [&](int64_t row, int64_t j, int64_t i) {
         return hidden_dgate(row, j) * read<T>(previous.data(), (d * rows + row) * hidden + i);
       });

@@ -55,6 +55,7 @@ Machine::Machine(const Launch& launch, void (*body)(void*), void* argument)
   // Seeds differ in how finely threads interleave, how long stores are held back, and which blocks and warps lag behind.
   rarely_ = 2u << draw(6);
   lazily_ = 1u << draw(9);
+  late_ = 64u << draw(5);
   const uint32_t slow_blocks = draw(4), slow_warps = draw(4);  // quarters
   ready_.reserve(alive_);
   bool slow_block = false, slow_warp = false;
@@ -178,7 +179,7 @@ void Machine::give_way() {
   CudaThread& thread = me();
   if (StoreBuffer& held = this->held(); !held.empty() && draw(lazily_) == 0)
     for (size_t i = held.size(); i-- > 0;)
-      if (draw(2)) store(held, i);
+      if (draw(held[i].is_late ? 64 : 2) == 0) store(held, i);
   if (thread.epoch != epoch_) thread.epoch = epoch_, thread.idle = 0;
   if (++thread.idle == kPatience && ++idle_threads_ > ready_.size() && !store_all())
     fail("deadlock: all that still run have long been waiting for a word that nobody stores");
@@ -229,7 +230,7 @@ void Machine::meet(Group group, Primitive primitive, Where where, void (*complet
 
   const bool orders = !complete;
   char* clock = &meeting.clocks[meeting.round % 2];
-  if (orders && group != Group::kBlock) store_held();
+  if (group == Group::kCluster) store_held();
   if (orders) release(clock);
   progressed();
   thread.stage = Stage::kWaiting;

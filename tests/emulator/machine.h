@@ -63,6 +63,7 @@ class Machine {
   StoreBuffer& held() { return held_[current->block]; }
   void store(StoreBuffer& held, size_t index);  // one of those held back
   bool store_all();                             // all of all blocks; false if there are none
+  bool is_late() { return draw(late_) == 0; }   // the store at hand
   void progressed() { ++epoch_, idle_threads_ = 0; }
 
   uint32_t draw(uint32_t below);
@@ -91,6 +92,7 @@ class Machine {
   uint64_t random_;
   uint32_t rarely_;          // one in how many relaxed accesses lets others run
   uint32_t lazily_;          // one in how many turns of a block's threads does half of the stores that are held back
+  uint32_t late_;            // one in how many of them is held back for much longer than others
   uint64_t epoch_ = 1;       // counts what may end somebody's waiting
   size_t idle_threads_ = 0;  // that have been idle for long, in this epoch
   Fiber main_;

@@ -67,7 +67,7 @@ bool hold(uint32_t* to, uint32_t word) {
     machine->progressed();
     return false;
   }
-  machine->held().put({to, word, current->index, machine->meeting(Group::kBlock).round});
+  machine->held().put({to, word, current->index, machine->meeting(Group::kBlock).round, machine->is_late()});
   return true;
 }
 

@@ -12,6 +12,7 @@ struct Store {
   uint32_t word;
   int thread;  // of the block, whose last store there it is
   int round;   // the block's barriers before
+  bool is_late;
 };
 
 class StoreBuffer {
