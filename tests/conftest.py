@@ -49,6 +49,9 @@ TOLERANCES: dict[torch.dtype | str, float] = {
     torch.bfloat16: 12 * torch.finfo(torch.bfloat16).eps,
     "tf32": 12 * 2**-10,
 }
+# float32 whose products with W_hh go through tensor cores as TF32: both operands of each are rounded to a mantissa of
+# float16's size, once per time step. The rest is float32, so nothing else of what float16 is granted adds up.
+TF32_TOLERANCE = 6 * torch.finfo(torch.float16).eps
 
 hypothesis.settings.register_profile(
     "seqkernels", max_examples=60, deadline=None, derandomize=True, database=None, print_blob=False
@@ -118,6 +121,16 @@ def in_child(function: Callable[[], None], seconds: float = 30) -> None:
         done, status = os.waitpid(child, os.WNOHANG)
     code = os.waitstatus_to_exitcode(status)
     assert code == 0, f"the child process ended with {code}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Which CUDA kernels were run on the emulator, by any process of the session."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    properties = {pair for report in reports for pair in getattr(report, "user_properties", ())}
+    kernels = [value.split()[-1] for name, value in properties if name == "cuda_kernel"]
+    if kernels:
+        counts = ", ".join(f"{kernels.count(plan)} {plan}" for plan in sorted(set(kernels)))
+        terminalreporter.write_line(f"{len(kernels)} CUDA kernels ran on the emulator: {counts}")
 
 
 @pytest.fixture(params=DEVICES)

@@ -1,0 +1,408 @@
+// The host of the CUDA kernels, on the emulator: `kernels PROBLEM RESULT` runs both passes of one layer and ends with
+// status 1 and the error if there is one. It says which kernels it ran, a line each.
+//
+// What the real host asks torch for are naive sums here, in double. All that kernels write to is poisoned, of exactly the
+// size that they were promised, and what they are to read alone cannot be written. Arrays of a problem (see records.h):
+//   cell, dtype, plan, seed           integers: CellKind, DType, Plan, and that of the first launch
+//   directions, batch, hidden, input  integers, as seq_len
+//   batch_sizes                       [T] of a packed problem
+//   launches                          steps of each forward launch; T together
+//   partition                         members, unit_groups, columns, column_groups, column_tiles of a persistent plan
+//   saves                             whether forward saves for backward; if not, it is all that is run
+//   x, h0, c0, w_ih[d], w_hh[d], b_ih[d], b_hh[d], grad_output, grad_h_n, grad_c_n   of the dtype; some may be missing
+// The result's, all float64: output, h_n, c_n, and grad_ of all that may have a gradient.
+#include <cstdio>
+
+#include "../cells/gru.h"
+#include "../cells/lstm.h"
+#include "../cells/rnn.h"
+#include "kernels.h"
+#include "persistent.cuh"
+#include "records.h"
+#include "rows.cuh"
+#include "stepwise.cuh"
+
+namespace seqkernels::cuda {
+
+// A program may leave out some cells' files.
+__attribute__((weak)) const CellKernels& lstm_kernels(DType dtype);
+__attribute__((weak)) const CellKernels& gru_kernels(DType dtype);
+__attribute__((weak)) const CellKernels& rnn_tanh_kernels(DType dtype);
+__attribute__((weak)) const CellKernels& rnn_relu_kernels(DType dtype);
+
+namespace {
+
+using emulator::Memory;
+using emulator::Records;
+using emulator::RecordWriter;
+
+enum class Plan { kStepwise, kCluster, kGrid };
+
+constexpr int kRowThreads = 64;
+
+struct CellTraits {
+  int gates, saved;
+  bool has_cell_state, has_hidden_dgates;
+  const CellKernels& (*kernels)(DType);
+};
+
+template <class Cell>
+CellTraits traits_of(const CellKernels& (*kernels)(DType)) {
+  return {Cell::kGates, Cell::kSaved, Cell::kHasCellState, Cell::kDgates > Cell::kGates, kernels};
+}
+
+CellTraits traits_of(CellKind cell) {
+  switch (cell) {
+    case CellKind::kLstm:
+      return traits_of<cells::Lstm>(lstm_kernels);
+    case CellKind::kGru:
+      return traits_of<cells::Gru>(gru_kernels);
+    case CellKind::kRnnTanh:
+      return traits_of<cells::Rnn<cells::Tanh>>(rnn_tanh_kernels);
+    default:
+      return traits_of<cells::Rnn<cells::Relu>>(rnn_relu_kernels);
+  }
+}
+
+void expect(bool holds, const char* what) {
+  if (!holds) throw std::runtime_error(std::string("not a problem for these kernels: ") + what);
+}
+
+template <class Term>
+double sum(int64_t count, const Term& term) {
+  double sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += term(i);
+  return sum;
+}
+
+template <class T>
+class Host {
+  using R = Real<T>;
+
+ public:
+  Host(const Records& problem, RecordWriter& result)
+      : in_(problem),
+        result_(result),
+        cell_(traits_of(static_cast<CellKind>(in_.integer("cell")))),
+        plan_(static_cast<Plan>(in_.integer("plan"))),
+        input_(in_.integer("input")),
+        seed_(static_cast<uint64_t>(in_.integer("seed"))) {
+    expect(cell_.kernels, "this program is without that cell");
+    kernels_ = &cell_.kernels(static_cast<DType>(in_.integer("dtype")));
+    make_shape();
+    if (plan_ != Plan::kStepwise) make_partition();
+  }
+
+  void run() {
+    forward();
+    if (in_.integer("saves") == 0) return;
+    backward();
+    make_parameter_gradients();
+  }
+
+ private:
+  // ---------------------------------------------------------------- sizes
+
+  void make_shape() {
+    shape_ = {.directions = static_cast<int>(in_.integer("directions")),
+              .batch = static_cast<int>(in_.integer("batch")),
+              .hidden = static_cast<int>(in_.integer("hidden")),
+              .seq_len = in_.integer("seq_len"),
+              .rows = 0,
+              .offsets = nullptr};
+    shape_.rows = shape_.seq_len * shape_.batch;
+    gate_units_ = cell_.gates * shape_.hidden;
+    states_ = int64_t{shape_.directions} * shape_.batch * shape_.hidden;
+    if (const std::vector<int64_t> sizes = in_.integers("batch_sizes"); !sizes.empty()) {
+      std::vector<int64_t> offsets{0};
+      for (const int64_t size : sizes) offsets.push_back(offsets.back() + size);
+      write_offsets(offsets);
+      shape_.rows = offsets.back();
+    }
+  }
+
+  void write_offsets(const std::vector<int64_t>& offsets) {
+    constexpr int64_t kPart = 4;  // more than one part, even of few
+    offsets_ = Memory(offsets.size() * sizeof(int64_t));
+    int64_t* const to = static_cast<int64_t*>(offsets_.data());
+    for (int64_t first = 0; first < static_cast<int64_t>(offsets.size()); first += kPart) {
+      OffsetsPart part{};
+      part.first = first;
+      for (; part.count < kPart && first + part.count < static_cast<int64_t>(offsets.size()); ++part.count)
+        part.values[part.count] = offsets[first + part.count];
+      emulator::launch({.blocks = 1, .threads = kWarpSize, .seed = seed_++}, [&] { write_offsets_kernel(part, to); });
+    }
+    shape_.offsets = to;
+  }
+
+  void make_partition() {
+    const std::vector<int64_t> fields = in_.integers("partition");
+    expect(fields.size() == 5, "partition");
+    const auto field = [&](int i) { return static_cast<int>(fields[i]); };
+    part_ = {field(0), field(1), kWarps / field(1), field(2), field(3), field(4), nullptr};
+    expect(kernels_->forward.persistent_cluster, "dtype without persistent kernels");
+    expect(part_.unit_groups * part_.splits == kWarps, "unit_groups");
+    expect(part_.units() >= shape_.hidden, "too few units");
+    expect(part_.units() % kernels_->forward.chunk == 0, "units that are no whole chunks");
+    expect(part_.columns % kTileColumns == 0 && part_.columns * part_.column_groups >= shape_.batch, "columns");
+    expect(part_.column_tiles <= kMaxColumnTiles && part_.column_tiles * kTileColumns <= part_.columns &&
+               part_.column_tiles * part_.unit_groups <= kMaxTiles,
+           "column_tiles");
+  }
+
+  // ---------------------------------------------------------------- launches
+
+  template <class Function>
+  static Function* function(const void* kernel) {
+    return reinterpret_cast<Function*>(const_cast<void*>(kernel));
+  }
+
+  template <class Problem>
+  void run_persistent(const PassKernels& kernels, const Problem& problem) {
+    const bool is_cluster = plan_ == Plan::kCluster;
+    const auto kernel =
+        function<void(Problem, Partition)>(is_cluster ? kernels.persistent_cluster : kernels.persistent_grid);
+    const int groups = shape_.directions * part_.column_groups;
+    Partition part = part_;
+    Memory exchange;
+    if (!is_cluster) exchange = Memory(groups * kernels.exchange_words(part) * sizeof(uint32_t));
+    part.exchange = exchange.data();
+    emulator::launch({.blocks = groups * part.members,
+                      .threads = kThreads,
+                      .cluster = is_cluster ? part.members : 1,
+                      .shared_bytes = static_cast<size_t>(kernels.shared_bytes(part)),
+                      .seed = seed_++},
+                     [&] { kernel(problem, part); });
+  }
+
+  // active(step): sequences that have the step, as the pass counts them, in some direction.
+  template <class Problem, class Active>
+  void run_stepwise(const PassKernels& kernels, const Problem& problem, int64_t steps, const Active& active) {
+    const auto kernel = function<void(Problem, StepBuffers, int64_t)>(kernels.stepwise);
+    const Memory product = reals(kernels.tiles * states_, 0), published = elements(kernels.published * states_),
+                 h = reals(states_), c = reals(states_);
+    const StepBuffers buffers{product.data(), published.data(), h.data(), c.data()};
+    for (int64_t i = 0; i <= steps; ++i) {
+      if (i > 0) multiply(kernels, buffers, active(i - 1));
+      emulator::launch({.blocks = 2, .threads = kStepThreads, .seed = seed_++}, [&] { kernel(problem, buffers, i); });
+    }
+    product.check("product"), published.check("published"), h.check("h"), c.check("c");
+  }
+
+  // product [D, :sequences, tiles H] = published [D, :sequences, blocks H] times W_hh, transposed going forward
+  void multiply(const PassKernels& kernels, const StepBuffers& buffers, int sequences) const {
+    const int hidden = shape_.hidden, inner = kernels.published * hidden, outer = kernels.tiles * hidden;
+    const bool is_forward = &kernels == &kernels_->forward;
+    for (int d = 0; d < shape_.directions; ++d) {
+      const void* const w = in_.find(of("w_hh", d));
+      for (int b = 0; b < sequences; ++b)
+        for (int u = 0; u < outer; ++u) {
+          const int64_t sequence = int64_t{d} * shape_.batch + b;
+          static_cast<R*>(buffers.product)[sequence * outer + u] = static_cast<R>(sum(inner, [&](int64_t k) {
+            return double{read<T>(buffers.published, sequence * inner + k)} *
+                   read<T>(w, is_forward ? u * int64_t{hidden} + k : k * hidden + u);
+          }));
+        }
+    }
+  }
+
+  int most_active(int64_t step) const {
+    int most = 0;
+    for (int d = 0; d < shape_.directions; ++d)
+      if (const int active = shape_.active(shape_.time_of(d, step)); active > most) most = active;
+    return most;
+  }
+
+  void say(const char* pass) const {
+    const char* const plans[] = {"stepwise", "cluster", "grid"};
+    std::printf("%s %s\n", pass, plans[static_cast<int>(plan_)]);
+  }
+
+  // ---------------------------------------------------------------- forward
+
+  void forward() {
+    const bool saves = in_.integer("saves") != 0;
+    const int64_t saved_values = int64_t{shape_.directions} * shape_.rows * padded_units(shape_.hidden);
+    output_ = elements(shape_.rows * shape_.directions * shape_.hidden);
+    h_n_ = elements(states_);
+    if (saves && cell_.saved > 0) gates_ = elements(cell_.saved * saved_values);
+    Memory c_carry;
+    if (cell_.has_cell_state) c_n_ = elements(states_), c_carry = reals(states_);
+    if (saves && cell_.has_cell_state) cells_ = reals(saved_values);
+
+    ForwardProblem p{};
+    p.shape = shape_;
+    for (int d = 0; d < shape_.directions; ++d) {
+      p.w_hh[d] = in_.find(of("w_hh", d));
+      p.b_ih[d] = in_.find(of("b_ih", d)), p.b_hh[d] = in_.find(of("b_hh", d));
+    }
+    p.h0 = in_.find("h0"), p.c0 = in_.find("c0");
+    p.output = output_.data(), p.h_n = h_n_.data(), p.c_n = c_n_.data(), p.c_carry = c_carry.data();
+    p.gates = gates_.data(), p.cells = cells_.data();
+    for (const int64_t steps : in_.integers("launches")) {
+      p.steps = steps;
+      Memory input_gates[2];
+      for (int d = 0; d < shape_.directions; ++d) {
+        input_gates[d] = make_input_gates(d, d == 0 ? p.first_step : shape_.seq_len - p.first_step - steps, steps);
+        p.input_gates[d] = input_gates[d].data();
+      }
+      if (plan_ == Plan::kStepwise)
+        run_stepwise(kernels_->forward, p, steps, [&](int64_t step) { return most_active(p.first_step + step); });
+      else
+        run_persistent(kernels_->forward, p);
+      p.first_step += steps;
+    }
+    expect(p.first_step == shape_.seq_len, "launches");
+    say("forward");
+
+    output_.check("output"), h_n_.check("h_n"), gates_.check("gates"), cells_.check("cells");
+    c_n_.check("c_n"), c_carry.check("c_carry");
+    write("output", output_), write("h_n", h_n_);
+    if (cell_.has_cell_state) write("c_n", c_n_);
+  }
+
+  // x W_ih^T of `steps` times from `begin` on
+  Memory make_input_gates(int direction, int64_t begin, int64_t steps) const {
+    const int64_t first = shape_.first_row(begin), rows = shape_.first_row(begin + steps) - first;
+    Memory gates = reals(rows * gate_units_);
+    const void *const x = in_.find("x"), *const w = in_.find(of("w_ih", direction));
+    for (int64_t row = 0; row < rows; ++row)
+      for (int64_t j = 0; j < gate_units_; ++j)
+        static_cast<R*>(gates.data())[row * gate_units_ + j] = static_cast<R>(sum(input_, [&](int64_t i) {
+          return double{read<T>(x, (first + row) * input_ + i)} * read<T>(w, j * input_ + i);
+        }));
+    gates.make_constant();
+    return gates;
+  }
+
+  // ---------------------------------------------------------------- backward
+
+  void backward() {
+    const int64_t dgates = shape_.rows * shape_.directions * gate_units_;
+    input_dgates_ = elements(dgates);
+    if (cell_.has_hidden_dgates) hidden_dgates_ = elements(dgates);
+    const Memory grad_h0 = elements(states_), grad_c0 = cell_.has_cell_state ? elements(states_) : Memory();
+    output_.make_constant();
+    if (gates_.data()) gates_.make_constant();
+    if (cells_.data()) cells_.make_constant();
+
+    BackwardProblem p{};
+    p.shape = shape_;
+    for (int d = 0; d < shape_.directions; ++d) p.w_hh[d] = in_.find(of("w_hh", d));
+    p.grad_output = in_.find("grad_output"), p.grad_h_n = in_.find("grad_h_n"), p.grad_c_n = in_.find("grad_c_n");
+    p.h0 = in_.find("h0"), p.c0 = in_.find("c0");
+    p.output = output_.data(), p.gates = gates_.data(), p.cells = cells_.data();
+    p.input_dgates = input_dgates_.data(), p.hidden_dgates = hidden_dgates_.data();
+    p.grad_h0 = grad_h0.data(), p.grad_c0 = grad_c0.data();
+    if (plan_ == Plan::kStepwise)
+      run_stepwise(kernels_->backward, p, shape_.seq_len,
+                   [&](int64_t step) { return most_active(shape_.seq_len - 1 - step); });
+    else
+      run_persistent(kernels_->backward, p);
+    say("backward");
+
+    input_dgates_.check("input_dgates"), hidden_dgates_.check("hidden_dgates");
+    grad_h0.check("grad_h0"), grad_c0.check("grad_c0");
+    write("grad_h0", grad_h0);
+    if (cell_.has_cell_state) write("grad_c0", grad_c0);
+  }
+
+  void make_parameter_gradients() {
+    const int64_t directions = shape_.directions, rows = shape_.rows, hidden = shape_.hidden;
+    const Memory previous = elements(directions * rows * hidden);
+    const int blocks = shape_.seq_len > 1 ? 2 : 1;
+    emulator::launch({.blocks = blocks, .threads = kRowThreads, .seed = seed_++},
+                     [&] { previous_states_kernel<T>(shape_, output_.data(), in_.find("h0"), previous.data()); });
+    previous.check("previous");
+
+    const void *const x = in_.find("x"), *const input_dgates = input_dgates_.data(),
+                      *const hidden_dgates = cell_.has_hidden_dgates ? hidden_dgates_.data() : input_dgates;
+    for (int64_t d = 0; d < directions; ++d) {
+      const auto input_dgate = [&](int64_t row, int64_t j) {
+        return double{read<T>(input_dgates, (row * directions + d) * gate_units_ + j)};
+      };
+      const auto hidden_dgate = [&](int64_t row, int64_t j) {
+        return double{read<T>(hidden_dgates, (row * directions + d) * gate_units_ + j)};
+      };
+      const auto sum_rows = [&](const char* name, int64_t columns, const auto& term) {
+        std::vector<double> grad;
+        for (int64_t j = 0; j < gate_units_; ++j)
+          for (int64_t i = 0; i < columns; ++i) grad.push_back(sum(rows, [&](int64_t row) { return term(row, j, i); }));
+        result_.write("grad_" + of(name, static_cast<int>(d)), grad);
+      };
+      sum_rows("w_ih", input_,
+               [&](int64_t row, int64_t j, int64_t i) { return input_dgate(row, j) * read<T>(x, row * input_ + i); });
+      sum_rows("w_hh", hidden, [&](int64_t row, int64_t j, int64_t i) {
+        return hidden_dgate(row, j) * read<T>(previous.data(), (d * rows + row) * hidden + i);
+      });
+      sum_rows("b_ih", 1, [&](int64_t row, int64_t j, int64_t) { return input_dgate(row, j); });
+      sum_rows("b_hh", 1, [&](int64_t row, int64_t j, int64_t) { return hidden_dgate(row, j); });
+    }
+    std::vector<double> grad_x;
+    for (int64_t row = 0; row < rows; ++row)
+      for (int64_t i = 0; i < input_; ++i)
+        grad_x.push_back(sum(directions * gate_units_, [&](int64_t j) {
+          return double{read<T>(input_dgates, row * directions * gate_units_ + j)} *
+                 read<T>(in_.find(of("w_ih", static_cast<int>(j / gate_units_))), j % gate_units_ * input_ + i);
+        }));
+    result_.write("grad_x", grad_x);
+  }
+
+  // ---------------------------------------------------------------- memory
+
+  static Memory elements(int64_t count) { return Memory(static_cast<size_t>(count) * sizeof(T)); }
+  static Memory reals(int64_t count, unsigned char fill = Memory::kPoison) {
+    return Memory(static_cast<size_t>(count) * sizeof(R), fill);
+  }
+  static std::string of(const char* name, int direction) { return name + ("[" + std::to_string(direction) + "]"); }
+
+  void write(const char* name, const Memory& memory) {
+    std::vector<double> values(memory.bytes() / sizeof(T));
+    for (size_t i = 0; i < values.size(); ++i) values[i] = read<T>(memory.data(), static_cast<int64_t>(i));
+    result_.write(name, values);
+  }
+
+  const Records& in_;
+  RecordWriter& result_;
+  const CellTraits cell_;
+  const Plan plan_;
+  const int64_t input_;
+  uint64_t seed_;
+  const CellKernels* kernels_ = nullptr;
+  Shape shape_{};
+  Partition part_{};
+  int64_t gate_units_ = 0, states_ = 0;  // values of a row's gates in one direction, and of a state
+  Memory offsets_, output_, h_n_, c_n_, gates_, cells_, input_dgates_, hidden_dgates_;
+};
+
+void run(const char* problem_path, const char* result_path) {
+  const Records problem = Records::read(problem_path);
+  RecordWriter result(result_path);
+  switch (static_cast<DType>(problem.integer("dtype"))) {
+    case DType::kFloat64:
+      return Host<double>(problem, result).run();
+    case DType::kFloat32:
+      return Host<float>(problem, result).run();
+    case DType::kBFloat16:
+      return Host<BFloat16>(problem, result).run();
+    default:
+      return Host<Float16>(problem, result).run();
+  }
+}
+
+}  // namespace
+}  // namespace seqkernels::cuda
+
+int main(int count, char** arguments) {
+  if (count != 3) {
+    std::fprintf(stderr, "usage: kernels PROBLEM RESULT\n");
+    return 2;
+  }
+  try {
+    seqkernels::cuda::run(arguments[1], arguments[2]);
+    return 0;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+}
