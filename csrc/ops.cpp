@@ -13,7 +13,7 @@
 #include "checks.h"
 #include "cpu/dispatch.h"
 #if defined(SEQKERNELS_CUDA_TARGETS)
-#include "cuda/time_loop.h"
+#include "cuda/plan.h"
 #endif
 
 STABLE_TORCH_LIBRARY(seqkernels, m) {

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tests import emulator
-from tests.conftest import TF32_TOLERANCE, TOLERANCES, error_of
+from tests.conftest import TOLERANCES, error_of
 from tests.emulator import layer
 from tests.emulator.layer import CSRC, DTYPES, PLANS, Partition
 from tests.problems import CELLS, Problem, lengths_of
@@ -96,7 +96,7 @@ def is_for(shape: Shape, dtype: torch.dtype) -> bool:
 
 
 def tolerance_of(dtype: torch.dtype, plan: str) -> float:
-    return TF32_TOLERANCE if dtype == torch.float32 and plan != "stepwise" else TOLERANCES[dtype]
+    return TOLERANCES["tf32" if dtype == torch.float32 and plan != "stepwise" else dtype]
 
 
 def output_of(outcome: layer.Outcome, problem: Problem) -> Tensor:

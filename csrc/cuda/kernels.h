@@ -30,6 +30,7 @@ const CellKernels& lstm_kernels(DType dtype);
 const CellKernels& gru_kernels(DType dtype);
 const CellKernels& rnn_tanh_kernels(DType dtype);
 const CellKernels& rnn_relu_kernels(DType dtype);
+const CellKernels& kernels_of(CellKind cell, DType dtype);
 
 // rows.cuh: (Shape, output, h0, previous), and (OffsetsPart, offsets)
 const void* previous_states_kernel(DType dtype);

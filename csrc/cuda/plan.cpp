@@ -138,6 +138,21 @@ Candidate persistent(PlanKind kind, const PassKernels& kernels, const DeviceLimi
 
 }  // namespace
 
+bool (*tf32_allowed)() = nullptr;
+
+const CellKernels& kernels_of(CellKind cell, DType dtype) {
+  switch (cell) {
+    case CellKind::kLstm:
+      return lstm_kernels(dtype);
+    case CellKind::kGru:
+      return gru_kernels(dtype);
+    case CellKind::kRnnTanh:
+      return rnn_tanh_kernels(dtype);
+    default:
+      return rnn_relu_kernels(dtype);
+  }
+}
+
 const char* name(PlanKind kind) { return kNames[size_t(kind)]; }
 
 PlanKind plan_kind(const std::string& name) {

@@ -41,6 +41,9 @@ struct Candidate {
 // All kinds, in the order of PlanKind.
 std::vector<Candidate> candidates(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request);
 
+// Asked before each float32 layer: whether torch lets recurrent networks use TF32. Set by Python, where the setting is.
+extern bool (*tf32_allowed)();
+
 // The fastest of them that can run.
 const Plan& fastest(const std::vector<Candidate>& candidates);
 

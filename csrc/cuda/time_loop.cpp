@@ -61,21 +61,6 @@ Plan remembered(const Device& device, const PassKernels& kernels, const PlanRequ
 
 }  // namespace
 
-bool (*tf32_allowed)() = nullptr;
-
-const CellKernels& kernels_of(CellKind cell, DType dtype) {
-  switch (cell) {
-    case CellKind::kLstm:
-      return lstm_kernels(dtype);
-    case CellKind::kGru:
-      return gru_kernels(dtype);
-    case CellKind::kRnnTanh:
-      return rnn_tanh_kernels(dtype);
-    default:
-      return rnn_relu_kernels(dtype);
-  }
-}
-
 TimeLoop::TimeLoop(const Device& device, const Layer& layer, bool is_forward)
     : device_(device),
       layer_(layer),

@@ -1,15 +1,9 @@
 // Runs the time loop of one pass of a layer on the device, by the plan that is best there.
 #pragma once
 #include "../layer.h"
-#include "kernels.h"
 #include "runtime.h"
 
 namespace seqkernels::cuda {
-
-const CellKernels& kernels_of(CellKind cell, DType dtype);
-
-// Asked before each float32 layer: whether torch lets recurrent networks use TF32. Set by Python, where the setting is.
-extern bool (*tf32_allowed)();
 
 class TimeLoop {
  public:
