@@ -40,8 +40,8 @@ TOLERANCES = {
     torch.float16: 12 * torch.finfo(torch.float16).eps,
     torch.bfloat16: 12 * torch.finfo(torch.bfloat16).eps,
 }
-# float32 whose products with W_hh go through tensor cores as TF32: both operands of each are rounded to a mantissa of
-# float16's size, once per time step. The rest is float32, so nothing else of what float16 is granted adds up.
+# float32 whose products with W_hh go through tensor cores as TF32: both operands are rounded to a mantissa of
+# float16's size, once per time step. The rest is float32: nothing else of what float16 is granted adds up.
 TF32_TOLERANCE = 6 * torch.finfo(torch.float16).eps
 
 hypothesis.settings.register_profile(
