@@ -1,6 +1,6 @@
-"""The CUDA kernels' own source, on the emulator: right results without a GPU, no races, and faults that are found.
+"""The CUDA kernels' own source on the emulator: right results without a GPU, no races, and faults are found.
 
-Tests marked `tsan` run under ThreadSanitizer; those of shapes say at the end of the session which kernels they ran.
+Tests marked `tsan` run under ThreadSanitizer. The session says at its end which kernels were run.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ const CellKernels& gru_kernels(DType) {
 
 }  // namespace seqkernels::cuda
 """
-# Small, so that many seeds can be tried; some warps reset, but do not publish, and may lag behind those that do.
+# Small, for many seeds are tried; some warps reset, but do not publish, and may lag behind those that do.
 MUTANT_SHAPE = Shape(50, 20, 6, Partition(4, 1, columns=24, column_tiles=1))
 
 
@@ -230,18 +230,18 @@ class Mutation:
 
 MUTATIONS = {
     "none": Mutation("exchange.cuh", "", "", seeds=20),
-    "reads_before_arrival": Mutation("exchange.cuh", "while (!is_complete(v)) {", "while (false) {"),
-    "fragment_rows": Mutation("slice.cuh", "group + 8 * (i % 2)", "group + 8 * (i / 2)"),
-    "fragment_words": Mutation("slice.cuh", "2 * m + i / 2", "2 * m + i % 2"),
+    "reads_before_arrival": Mutation("exchange.cuh", "while (!is_complete(vectors[n])) {", "while (false) {"),
+    "fragment_rows": Mutation("slice.cuh", "words(tile, group + 8, k)", "words(tile, group, k)"),
+    "fragment_words": Mutation("slice.cuh", "low.word[2 * m + 1]", "low.word[2 * m]"),
     "sums_of_other_units": Mutation("persistent.cuh", "8 * (i / 2)] = sum", "8 * (i % 2)] = sum"),
-    "reset_unfenced": Mutation("exchange.cuh", "    fence<kScope>();\n", "", seeds=50),
+    "reset_unfenced": Mutation("exchange.cuh", "    if (members_ > 1) fence<kScope>();", "", seeds=50),
     "reset_of_what_is_read": Mutation(
         "exchange.cuh", "buffer(iteration + 2)", "buffer(iteration + 3)", seeds=50
     ),
     "reset_of_what_is_next": Mutation(
         "exchange.cuh", "buffer(iteration + 2)", "buffer(iteration + 1)", seeds=50
     ),
-    "reset_never": Mutation("persistent.cuh", "if (i < steps) exchange_.reset(i);", ""),
+    "reset_never": Mutation("persistent.cuh", "exchange_.reset(iteration);", ";"),
     "peers_not_awaited": Mutation(
         "exchange.cuh", "= kAbsent;\n      cluster_barrier();", "= kAbsent;", plan="cluster", seeds=50
     ),
@@ -255,7 +255,7 @@ RACES = {
 def mutant(name: str, mutation: Mutation, *, sanitize: bool = False) -> Path:
     """The driver with the mutated kernels, in the folder of the build."""
     csrc = emulator.BUILD / name / "csrc"
-    for path in [CSRC / "kinds.h", *CSRC.glob("cells/*"), *CSRC.glob("cuda/*.*h")]:
+    for path in [CSRC / "kinds.h", *CSRC.glob("cells/*"), *CSRC.glob("cuda/*.*h"), CSRC / "cuda" / "rows.cu"]:
         text = path.read_text()
         if path.name == mutation.file and mutation.before:
             assert text.count(mutation.before) == 1, f"{mutation.before!r} is not in {path.name} just once"

@@ -31,7 +31,7 @@ rule program
 def build(
     source: Path, *kernels: Path, sanitize: bool = False, csrc: Path = _ROOT / "csrc", variant: str = ""
 ) -> Path:
-    """The program of `source`, `kernels` and the emulator, with ThreadSanitizer if `sanitize`; compiled if need be.
+    """The program of `source`, `kernels` and the emulator, with ThreadSanitizer if `sanitize`.
 
     `csrc` is where `kernels` include from; with a `variant`, they are not the project's own.
     """

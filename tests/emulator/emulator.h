@@ -73,7 +73,7 @@ void store_held();                           // now, what this thread stored or 
 #define SEQKERNELS_DEVICE inline
 #define SEQKERNELS_LAUNCH_BOUNDS(threads, blocks)
 #define SEQKERNELS_UNROLL
-#define SEQKERNELS_NO_UNROLL
+#define SEQKERNELS_UNROLL_BY(n)
 #define SEQKERNELS_HAS_CLUSTERS 1
 
 namespace seqkernels::cuda {

@@ -17,10 +17,8 @@
 #include "../cells/lstm.h"
 #include "../cells/rnn.h"
 #include "kernels.h"
-#include "persistent.cuh"
+#include "pointwise.cuh"
 #include "records.h"
-#include "rows.cuh"
-#include "stepwise.cuh"
 
 namespace seqkernels::cuda {
 
@@ -123,6 +121,7 @@ class Host {
 
   void write_offsets(const std::vector<int64_t>& offsets) {
     constexpr int64_t kPart = 4;  // more than one part, even of few
+    const auto kernel = function<void(OffsetsPart, int64_t*)>(write_offsets_kernel());
     offsets_ = Memory(offsets.size() * sizeof(int64_t));
     int64_t* const to = static_cast<int64_t*>(offsets_.data());
     for (int64_t first = 0; first < static_cast<int64_t>(offsets.size()); first += kPart) {
@@ -130,7 +129,7 @@ class Host {
       part.first = first;
       for (; part.count < kPart && first + part.count < static_cast<int64_t>(offsets.size()); ++part.count)
         part.values[part.count] = offsets[first + part.count];
-      emulator::launch({.blocks = 1, .threads = kWarpSize, .seed = seed_++}, [&] { write_offsets_kernel(part, to); });
+      emulator::launch({.blocks = 1, .threads = kWarpSize, .seed = seed_++}, [&] { kernel(part, to); });
     }
     shape_.offsets = to;
   }
@@ -233,7 +232,7 @@ class Host {
     ForwardProblem p{};
     p.shape = shape_;
     for (int d = 0; d < shape_.directions; ++d) {
-      p.w_hh[d] = in_.find(of("w_hh", d));
+      if (plan_ != Plan::kStepwise) p.weights[d] = in_.find(of("w_hh", d));
       p.b_ih[d] = in_.find(of("b_ih", d)), p.b_hh[d] = in_.find(of("b_hh", d));
     }
     p.h0 = in_.find("h0"), p.c0 = in_.find("c0");
@@ -288,7 +287,9 @@ class Host {
 
     BackwardProblem p{};
     p.shape = shape_;
-    for (int d = 0; d < shape_.directions; ++d) p.w_hh[d] = in_.find(of("w_hh", d));
+    Memory weights[2];
+    for (int d = 0; d < shape_.directions && plan_ != Plan::kStepwise; ++d)
+      weights[d] = make_transposed_weights(d), p.weights[d] = weights[d].data();
     p.grad_output = in_.find("grad_output"), p.grad_h_n = in_.find("grad_h_n"), p.grad_c_n = in_.find("grad_c_n");
     p.h0 = in_.find("h0"), p.c0 = in_.find("c0");
     p.output = output_.data(), p.gates = gates_.data(), p.cells = cells_.data();
@@ -307,12 +308,24 @@ class Host {
     if (cell_.has_cell_state) write("grad_c0", grad_c0);
   }
 
+  // W_hh^T, [H, G H]
+  Memory make_transposed_weights(int direction) const {
+    Memory transposed = elements(int64_t{gate_units_} * shape_.hidden);
+    const T* const w = static_cast<const T*>(in_.find(of("w_hh", direction)));
+    T* to = static_cast<T*>(transposed.data());
+    for (int64_t k = 0; k < shape_.hidden; ++k)
+      for (int64_t j = 0; j < gate_units_; ++j) *to++ = w[j * shape_.hidden + k];
+    transposed.make_constant();
+    return transposed;
+  }
+
   void make_parameter_gradients() {
     const int64_t directions = shape_.directions, rows = shape_.rows, hidden = shape_.hidden;
     const Memory previous = elements(directions * rows * hidden);
-    const int blocks = shape_.seq_len > 1 ? 2 : 1;
-    emulator::launch({.blocks = blocks, .threads = kRowThreads, .seed = seed_++},
-                     [&] { previous_states_kernel<T>(shape_, output_.data(), in_.find("h0"), previous.data()); });
+    const auto kernel = function<void(Shape, const void*, const void*, void*)>(
+        previous_states_kernel(static_cast<DType>(in_.integer("dtype"))));
+    emulator::launch({.blocks = shape_.seq_len > 1 ? 2 : 1, .threads = kRowThreads, .seed = seed_++},
+                     [&] { kernel(shape_, output_.data(), in_.find("h0"), previous.data()); });
     previous.check("previous");
 
     const void *const x = in_.find("x"), *const input_dgates = input_dgates_.data(),

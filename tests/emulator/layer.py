@@ -1,4 +1,4 @@
-"""One layer's problem through the CUDA kernels on the emulator: files for the driver, kernels.cpp, and back."""
+"""One layer's problem through the CUDA kernels on the emulator: files for kernels.cpp, and back."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def program(
     cells: Iterable[str] = CELLS, *, sanitize: bool = False, csrc: Path = CSRC, variant: str = ""
 ) -> Path:
     """The driver with the kernels of some cells."""
-    files = sorted({csrc / "cuda" / FILES[cell] for cell in cells})
+    files = [csrc / "cuda" / name for name in sorted({"rows.cu", *(FILES[cell] for cell in cells)})]
     return emulator.build(DRIVER, *files, sanitize=sanitize, csrc=csrc, variant=variant)
 
 
