@@ -73,6 +73,11 @@ def limit_of(stages: list[Stage], index: int, remaining: float) -> float:
     return max(0.0, min(stages[index].most, remaining - later))
 
 
+def until(limit: float) -> str:
+    """When a program that is begun now, with this limit, should end by itself, in seconds since the epoch."""
+    return f"{time.time() + limit - 2 * GRACE:.1f}"
+
+
 def run(command: list[str], environment: dict[str, str], limit: float, output: Path) -> int | None:
     """The exit status; None where the limit was reached. Output is added to the file as it comes.
 
@@ -231,7 +236,7 @@ def sanitizer(tool: str, program: str) -> Callable[[float], list[str]]:
         return [
             *(program, "--tool", tool, "--error-exitcode", "33"),
             *((names, "kns=seqkernels") if names else ()),
-            *(sys.executable, "-m", "tests.sanitize", "--seconds", str(max(1.0, limit - 2 * GRACE))),
+            *(sys.executable, "-m", "tests.sanitize", "--until", until(limit)),
         ]
 
     return command
@@ -262,7 +267,7 @@ def stages(device: str, quick: bool, results: Path) -> list[Stage]:
 
     def race(limit: float) -> list[str]:
         command = [sys.executable, "-m", "benchmarks.gpu_race", str(results), "--device", device]
-        return [*command, "--seconds", str(max(1.0, limit - 2 * GRACE)), *(["--quick"] if quick else [])]
+        return [*command, "--until", until(limit), *(["--quick"] if quick else [])]
 
     def built(output: str) -> str:
         logs = sorted((ROOT / "build").glob("temp*/*.o.log"))
@@ -320,6 +325,9 @@ def stages(device: str, quick: bool, results: Path) -> list[Stage]:
             10,
             30,
             detail=lambda output: (output.strip().splitlines() or [""])[-1],
+            skipped=lambda output: (
+                "nothing was measured" if re.search(r": no (benchmark|case)", output) else ""
+            ),
             needs_build=False,
         ),
     ]
@@ -328,9 +336,9 @@ def stages(device: str, quick: bool, results: Path) -> list[Stage]:
 def carry_out(stage: Stage, limit: float, log: Path) -> Outcome:
     """Runs it within its limit, writes what it prints to the log, and prints of that what matters."""
     began = time.monotonic()
-    part = log.with_suffix(".part")
+    part = log.with_suffix(".stage")
     part.write_bytes(b"")
-    command = []
+    command: list[str] = []
     try:
         command = stage.command(limit)
         status = run(command, stage.environment, limit, part)
@@ -345,9 +353,7 @@ def carry_out(stage: Stage, limit: float, log: Path) -> Outcome:
     except OSError as error:
         seconds = time.monotonic() - began
         part.unlink(missing_ok=True)
-        return Outcome(
-            stage.name, SKIPPED, seconds, f"{command[0] if command else stage.name}: {error.strerror}"
-        )
+        return Outcome(stage.name, SKIPPED, seconds, f"{error.filename}: {error.strerror}")
     seconds = time.monotonic() - began
     output = part.read_text(encoding="utf-8", errors="replace")
     part.unlink()

@@ -382,12 +382,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("results", type=Path, help="the JSON file to write")
     parser.add_argument("--seconds", type=float, default=200.0, help="when to stop (%(default)s)")
+    parser.add_argument("--until", type=float, help="when to stop, in seconds since the epoch, instead")
     parser.add_argument("--quick", action="store_true", help="shorter races")
     parser.add_argument("--resume", action="store_true", help="keep what the file has, go on behind it")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal")
     options = parser.parse_args(arguments)
 
-    began = time.monotonic()
+    ends = options.until or time.time() + options.seconds
     content: Content = {"measured": [], "failed": [], "left_out": [], "benchmarks": [], "plans": []}
     if options.resume and options.results.is_file():
         content |= json.loads(options.results.read_text(encoding="utf-8"))
@@ -396,7 +397,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("  ".join(f"{name} {value:.0f}" for name, value in limits.items()), flush=True)
         content |= {"machine_info": machine(options.device, options.quick) | limits, "commit_info": commit()}
     work = items(options.device, options.quick)
-    measure_all(work, content, options.results, options.seconds - (time.monotonic() - began))
+    measure_all(work, content, options.results, ends - time.time())
     print(
         f"{len(content['benchmarks'])} cases and {len(content['plans'])} sets of plans measured,"
         f" {len(content['failed'])} failed, {len(content['left_out'])} left out for lack of time"

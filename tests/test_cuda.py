@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import copy
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -39,13 +41,34 @@ SHAPES = [
 ]
 
 
-def make(cell: str, shape: tuple, **options: object) -> Problem:
+def make(cell: str, shape: tuple, kind: type[Problem] = Problem, **options: Any) -> Problem:
     seq_len, batch, input_size, hidden_size, directions, packed = shape
     lengths = lengths_of(seq_len, batch) if packed else None
-    options = {"dtype": torch.float16, **options}
-    return Problem(
-        cell, seq_len, batch, input_size, hidden_size, directions, lengths=lengths, device=CUDA, **options
-    )
+    options = {"dtype": torch.float16, "device": CUDA, **options}
+    return kind(cell, seq_len, batch, input_size, hidden_size, directions, lengths=lengths, **options)
+
+
+@dataclass
+class ForcedProblem(Problem):
+    """One pass is run by a plan, the other by whatever is best: not every plan that has one can run both."""
+
+    plan: str = ""
+    forced: str = "forward"
+
+    @contextlib.contextmanager
+    def _forcing(self, which: str) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            if which == self.forced:
+                patch.setenv("SEQKERNELS_CUDA_PLAN", self.plan)
+            yield
+
+    def forward(self, save_for_backward: bool | None = None) -> tuple[Tensor, ...]:
+        with self._forcing("forward"):
+            return super().forward(save_for_backward)
+
+    def backward(self, forward: Sequence[Tensor], needs_grad: Sequence[bool] | None = None) -> list[Tensor]:
+        with self._forcing("backward"):
+            return super().backward(forward, needs_grad)
 
 
 def same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
@@ -64,18 +87,22 @@ def plan(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 # ---------------------------------------------------------------- results of each plan
 
 
+@pytest.mark.parametrize("which", ["forward", "backward"])
+@pytest.mark.parametrize("chosen", PLANS)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "-".join(str(int(v)) for v in s))
 @pytest.mark.parametrize("dtype", NARROW, ids=["float16", "bfloat16"])
 @pytest.mark.parametrize("cell", CELLS)
-def test_plans_at_their_sizes(cell: str, dtype: torch.dtype, shape: tuple, plan: str) -> None:
-    make(cell, shape, dtype=dtype).check()
+def test_plans_at_their_sizes(cell: str, dtype: torch.dtype, shape: tuple, chosen: str, which: str) -> None:
+    make(cell, shape, ForcedProblem, dtype=dtype, plan=chosen, forced=which).check()
 
 
+@pytest.mark.parametrize("which", ["forward", "backward"])
+@pytest.mark.parametrize("chosen", PLANS)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "-".join(str(int(v)) for v in s))
 @pytest.mark.parametrize("cell", CELLS)
-def test_plans_in_tf32(cell: str, shape: tuple, plan: str) -> None:
+def test_plans_in_tf32(cell: str, shape: tuple, chosen: str, which: str) -> None:
     set_tf32(True)
-    make(cell, shape, dtype=torch.float32).check("tf32")
+    make(cell, shape, ForcedProblem, dtype=torch.float32, plan=chosen, forced=which).check("tf32")
 
 
 @pytest.mark.parametrize("shape", SHAPES[-4:], ids=lambda s: "-".join(str(int(v)) for v in s))
