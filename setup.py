@@ -8,8 +8,8 @@ Environment:
     CXX, CXXFLAGS           the C++17 compiler (GCC or Clang) and extra flags, which come last
     MAX_JOBS                how many sources are compiled at once (default: one a core)
     SEQKERNELS_WITH_CUDA    0: no CUDA kernels; 1: stop where they cannot be built; unset: if nvcc is found
-    SEQKERNELS_CUDA_TARGETS what the CUDA kernels are compiled for, such as "sm_80 sm_90a", or "native": this GPU
-                            (default: every kind of GPU the project knows, and PTX for those to come)
+    SEQKERNELS_CUDA_TARGETS what to compile CUDA kernels for: "sm_80 sm_90a", say, or "native", this GPU
+                            (default: all kinds of GPU that the project knows, and PTX for those to come)
     CUDA_HOME, NVCC_CCBIN   the CUDA toolkit to use; nvcc's host compiler
 """
 
@@ -204,7 +204,8 @@ class NinjaBuildExt(cpp_extension.BuildExtension):
             *([f'-DSEQKERNELS_CUDA_TARGETS="{",".join(cuda_targets())}"'] if nvcc else []),
         ]
         # First what takes longest.
-        flags_of = dict.fromkeys(cuda_sources, []) | dict(CPU_TARGETS.values())
+        flags_of: dict[str, list[str]] = {source: [] for source in cuda_sources}
+        flags_of |= dict(CPU_TARGETS.values())
         flags_of |= {source: [] for source in sources("*.cpp") + sources("cpu/*.cpp")} | flags_of
         user_flags = shlex.split(os.environ.get("CXXFLAGS", ""))
         cxx = cxx_compiler() + COMMON_FLAGS + defines + includes
@@ -217,11 +218,9 @@ class NinjaBuildExt(cpp_extension.BuildExtension):
             library_dirs += [path for path in (home / "lib64", home / "lib") if path.is_dir()]
             libraries += ["cudart_static", "rt", "pthread", "dl"]
             images = [f"-gencode=arch=compute_{t.split('_')[1]},code={t}" for t in cuda_targets()]
-            lines += ninja_rule(
-                "cuda", f"{escape([str(nvcc), *NVCC_FLAGS, *images])} -MMD", log="$out.log"
-            )
+            lines += ninja_rule("cuda", f"{escape([str(nvcc), *NVCC_FLAGS, *images])} -MMD", log="$out.log")
             runtime = ["-isystem", str(home / "include")]
-            flags_of |= {source: runtime for source in sources("cuda/*.cpp")}
+            flags_of |= dict.fromkeys(sources("cuda/*.cpp"), runtime)
         objects = []
         for source in flags_of:
             objects.append(source.replace("/", "_") + ".o")
@@ -232,7 +231,7 @@ class NinjaBuildExt(cpp_extension.BuildExtension):
 
 
 def ninja_rule(name: str, compile: str, log: str = "") -> list[str]:
-    """A rule that compiles one source, learns which headers it includes, and puts what is printed into `log`."""
+    """A rule that compiles a source, learns which headers it includes, and keeps what is printed in `log`."""
     command = f"  command = {compile} -MF $out.d -c $in -o $out"
     if log:
         command += f" > {log} 2>&1 || {{ cat {log}; exit 1; }}"

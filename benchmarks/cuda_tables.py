@@ -66,7 +66,7 @@ def _parse(log: str) -> Iterable[Kernel]:
     for match in found:
         symbol, target, stack, stores, loads, registers = match.groups()
         numbers = (int(registers), int(stack), int(stores), int(loads))
-        yield Kernel(*_describe(symbol), target, *numbers)  # type: ignore[arg-type]
+        yield Kernel(*_describe(symbol), target, *numbers)
 
 
 def _describe(symbol: str) -> tuple[str, str, str, str, str]:
@@ -76,8 +76,9 @@ def _describe(symbol: str) -> tuple[str, str, str, str, str]:
         element = re.search(r"kernelI(?:NS0_)?(8BFloat16|[fd])", symbol)
         return other[1] if other else symbol, "", "", "", ELEMENTS[element[1]] if element else ""
     cell = next(CELLS[key] for key in CELLS if key in symbol)
-    # What follows the cell's closing E is the element type.
-    element = re.search(r"cells(?:4Lstm|3Gru|3RnnINS\d?_?\d?(?:4Tanh|4Relu)E*)E+(?:NS0_)?(8BFloat16|7Float16|[fd])", symbol)
+    # What follows the closing E of the cell is the element type.
+    cell_symbol = r"cells(?:4Lstm|3Gru|3RnnINS\d?_?\d?(?:4Tanh|4Relu)E*)"
+    element = re.search(cell_symbol + r"E+(?:NS0_)?(8BFloat16|7Float16|[fd])", symbol)
     scope = re.search(r"5ScopeE(\d)E", symbol)
     return (
         name[1],
@@ -137,14 +138,17 @@ def with_tables(text: str, tables: dict[str, list[str]]) -> str:
     """`text` with each table between its two marks."""
     for name, lines in tables.items():
         pattern = rf"(<!-- {name}: [^\n]*-->\n).*?(<!-- /{name} -->)"
-        text, count = re.subn(pattern, lambda m, t=lines: m[1] + "\n".join(t) + "\n" + m[2], text, flags=re.DOTALL)
+        table = "\n".join(lines)
+        text, count = re.subn(pattern, rf"\g<1>{table}\n\g<2>", text, flags=re.DOTALL)
         if count != 1:
             raise ValueError(f"{DOCUMENT.name} has {count} places for the table '{name}', not one")
     return text
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--write", action="store_true", help="put the tables into docs/kernels-cuda.md")
     arguments = parser.parse_args()
     tables = {"plans": plan_table(), "kernels": kernel_table(kernels())}

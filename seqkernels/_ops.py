@@ -36,7 +36,7 @@ _library = torch.library.Library("seqkernels", "IMPL")
 
 def tf32_allowed() -> bool:
     """Whether torch lets float32 recurrent layers use TF32 on the GPU."""
-    return torch.backends.cudnn.rnn.fp32_precision == "tf32"
+    return bool(torch.backends.cudnn.rnn.fp32_precision == "tf32")  # type: ignore[attr-defined]
 
 
 if BUILD_CONFIG["cuda_targets"]:

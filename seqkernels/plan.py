@@ -156,8 +156,9 @@ def _explain_cuda(
         batch = 1 if x.dim() == 2 else x.size(0 if module.batch_first else 1)
     else:
         batch = 1 if x.dim() == 1 else x.size(0)
-    device = torch.cuda.get_device_properties(data.device)
+    device: Any = torch.cuda.get_device_properties(data.device)
     directions = 2 if getattr(module, "bidirectional", False) else 1
+    hidden: Any = module.hidden_size
     limits = (
         10 * device.major + device.minor,
         device.multi_processor_count,
@@ -166,9 +167,7 @@ def _explain_cuda(
     passes = {}
     reasons = []
     for name, backward in (("forward", False), ("backward", True)):
-        plans = cuda_plans(
-            layer, data.dtype, backward, batch, int(module.hidden_size), directions, tf32_allowed(), limits
-        )
+        plans = cuda_plans(layer, data.dtype, backward, batch, hidden, directions, tf32_allowed(), limits)
         passes[name] = plans[0]["name"]
         reasons += [
             f"{plan['name']} {name}: {plan['obstacle'] or 'slower here, by the model of plan.cpp'}"
