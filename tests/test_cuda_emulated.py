@@ -241,7 +241,7 @@ MUTATIONS = {
     "reset_of_what_is_next": Mutation(
         "exchange.cuh", "buffer(iteration + 2)", "buffer(iteration + 1)", seeds=50
     ),
-    "reset_never": Mutation("persistent.cuh", "exchange_.reset(iteration);", ";"),
+    "reset_never": Mutation("persistent.cuh", "exchange_.reset(iteration);", "{}"),
     "peers_not_awaited": Mutation(
         "exchange.cuh", "= kAbsent;\n      cluster_barrier();", "= kAbsent;", plan="cluster", seeds=50
     ),
