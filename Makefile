@@ -2,6 +2,7 @@
 # module built in place. Again with nothing to do, that takes about a second.
 #
 #   make test ARGS="tests/test_modules.py -k lstm"    arguments for pytest (and likewise for demo and bench)
+#   make test WORKERS=0                               in one process, as a debugger wants it (default: one a core)
 #   make test TORCH=2.10.0                            another torch in .venv: a version, or anything pip understands
 #   make test PYTHON=/opt/env/bin/python              use that environment, install nothing in it
 #   make test PYTHON3=python3.12                      the interpreter that a new .venv is made from
@@ -11,6 +12,7 @@ TORCH ?= 2.13.0
 PYTHON ?=
 PYTHON3 ?= python3
 ARGS ?=
+WORKERS ?= auto
 QUICK ?=
 NAME ?= $(if $(QUICK),quick,cpu)
 
@@ -51,7 +53,7 @@ examples: build  ## train all example programs, and collect what they print and 
 
 test: build  ## run the tests
 	@$(call need,numpy pytest xdist pytest_benchmark hypothesis expecttest)
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) $(ARGS)
 
 bench: build bench-env  ## measure against torch.nn and ONNX Runtime, write tables and a plot (QUICK=1: 3 minutes; NAME=)
 	@$(call need,numpy pytest pytest_benchmark matplotlib)

@@ -140,7 +140,7 @@ def plan_cuda() -> tuple[Path | None, list[str], str]:
 
 
 def cuda_targets() -> tuple[str, ...]:
-    """What the CUDA kernels are compiled for: names of real (sm_90a) and virtual (compute_100) architectures."""
+    """What CUDA kernels are compiled for: names of real (sm_90a) and virtual (compute_100) architectures."""
     wanted = os.environ.get("SEQKERNELS_CUDA_TARGETS", "").replace(",", " ").split()
     if wanted == ["native"]:
         import torch
