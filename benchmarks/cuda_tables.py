@@ -25,7 +25,6 @@ GIGAHERTZ = 1.755  # of an H200's multiprocessors at boost
 
 CELLS = {"4Lstm": "LSTM", "3Gru": "GRU", "4Tanh": "RNN tanh", "4Relu": "RNN relu"}
 ELEMENTS = {"8BFloat16": "bf16", "7Float16": "fp16", "f": "fp32", "d": "fp64"}
-SCOPES = {"0": "block, cluster", "1": "grid"}
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,6 @@ class Kernel:
     direction: str  # "forward" or "backward"; empty for others
     cell: str
     dtype: str
-    plans: str  # of a persistent kernel: which plans launch it
     target: str
     registers: int
     stack: int  # bytes, as the next two
@@ -46,7 +44,7 @@ class Kernel:
     @property
     def row(self) -> tuple[str, ...]:
         """What it is, whatever the target."""
-        return self.form, self.plans, self.direction, self.cell, self.dtype
+        return self.form, self.direction, self.cell, self.dtype
 
 
 def kernels(build: Path = ROOT / "build") -> list[Kernel]:
@@ -69,23 +67,21 @@ def _parse(log: str) -> Iterable[Kernel]:
         yield Kernel(*_describe(symbol), target, *numbers)
 
 
-def _describe(symbol: str) -> tuple[str, str, str, str, str]:
+def _describe(symbol: str) -> tuple[str, str, str, str]:
     name = re.search(r"\d(persistent|stepwise)_kernelINS0_\d+(Forward|Backward)INS_5cells", symbol)
     if not name:
         other = re.search(r"4cuda\d+([a-z_]+)", symbol)
         element = re.search(r"kernelI(?:NS0_)?(8BFloat16|[fd])", symbol)
-        return other[1] if other else symbol, "", "", "", ELEMENTS[element[1]] if element else ""
+        return other[1] if other else symbol, "", "", ELEMENTS[element[1]] if element else ""
     cell = next(CELLS[key] for key in CELLS if key in symbol)
     # What follows the closing E of the cell is the element type.
     cell_symbol = r"cells(?:4Lstm|3Gru|3RnnINS\d?_?\d?(?:4Tanh|4Relu)E*)"
     element = re.search(cell_symbol + r"E+(?:NS0_)?(8BFloat16|7Float16|[fd])", symbol)
-    scope = re.search(r"5ScopeE(\d)E", symbol)
     return (
         name[1],
         name[2].lower(),
         cell,
         ELEMENTS[element[1]] if element else "?",
-        SCOPES[scope[1]] if scope else "",
     )
 
 
@@ -96,13 +92,12 @@ def kernel_table(found: list[Kernel]) -> list[str]:
     for kernel in found:
         rows.setdefault(kernel.row, {})[kernel.target] = kernel.registers
     lines = [
-        f"| kernel | plans | pass | cell | dtype | {' | '.join(targets)} |",
-        "|---" * 5 + "|---:" * len(targets) + "|",
+        f"| kernel | pass | cell | dtype | {' | '.join(targets)} |",
+        "|---" * 4 + "|---:" * len(targets) + "|",
     ]
     for row in sorted(rows):
         registers = " | ".join(str(rows[row].get(target, "")) for target in targets)
-        form, plans, direction, cell, dtype = row
-        lines.append(f"| {form} | {plans} | {direction} | {cell} | {dtype} | {registers} |")
+        lines.append(f"| {' | '.join(row)} | {registers} |")
     return lines
 
 

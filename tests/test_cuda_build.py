@@ -28,9 +28,9 @@ def found() -> dict[tuple[str, ...], Kernel]:
 def test_every_kernel_is_there(target: str, found: dict[tuple[str, ...], Kernel]) -> None:
     for cell, direction in itertools.product(CELLS, ("forward", "backward")):
         for dtype in ("fp64", "fp32", "bf16", "fp16"):
-            assert ("stepwise", "", direction, cell, dtype, target) in found
-        for dtype, plans in itertools.product(("fp32", "bf16", "fp16"), ("block, cluster", "grid")):
-            assert ("persistent", plans, direction, cell, dtype, target) in found
+            assert ("stepwise", direction, cell, dtype, target) in found
+        for dtype in ("fp32", "bf16", "fp16"):
+            assert ("persistent", direction, cell, dtype, target) in found
 
 
 def test_persistent_kernels_live_in_registers(found: dict[tuple[str, ...], Kernel]) -> None:
@@ -44,5 +44,4 @@ def test_persistent_kernels_live_in_registers(found: dict[tuple[str, ...], Kerne
 def test_the_document_lists_every_kernel(found: dict[tuple[str, ...], Kernel]) -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     for kernel in found.values():
-        form, plans, direction, cell, dtype = kernel.row
-        assert f"| {form} | {plans} | {direction} | {cell} | {dtype} |" in text
+        assert f"| {' | '.join(kernel.row)} |" in text

@@ -233,8 +233,8 @@ MUTATIONS = {
     "reads_before_arrival": Mutation("exchange.cuh", "while (!is_complete(vectors[n])) {", "while (false) {"),
     "fragment_rows": Mutation("slice.cuh", "words(tile, group + 8, k)", "words(tile, group, k)"),
     "fragment_words": Mutation("slice.cuh", "low.word[2 * m + 1]", "low.word[2 * m]"),
-    "sums_of_other_units": Mutation("persistent.cuh", "8 * (i / 2)] = sum", "8 * (i % 2)] = sum"),
-    "reset_unfenced": Mutation("exchange.cuh", "    if (members_ > 1) fence<kScope>();", "", seeds=50),
+    "sums_of_other_units": Mutation("persistent.cuh", "8 * (i % 4 / 2)", "8 * (i % 2)"),
+    "reset_unfenced": Mutation("exchange.cuh", "    if (members_ > 1) fence(scope_);", "", seeds=50),
     "reset_of_what_is_read": Mutation(
         "exchange.cuh", "buffer(iteration + 2)", "buffer(iteration + 3)", seeds=50
     ),

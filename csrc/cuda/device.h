@@ -108,35 +108,24 @@ SEQKERNELS_DEVICE uint32_t* peer_shared(uint32_t* own, int) { return own; }
 #define SEQKERNELS_NEAR_SCOPE "cta"
 #endif
 
-// Each of the four words by itself is as some thread wrote it; together they may be of different writes.
-template <Scope kScope>
-SEQKERNELS_DEVICE Words4 load_relaxed(const Words4* from) {
+// Each of the four words by itself is as some thread wrote it; together they may be of different writes. The same
+// instruction for both scopes: an address knows whether it is in shared memory.
+SEQKERNELS_DEVICE Words4 load_relaxed(const Words4* from, Scope) {
   Words4 v;
-  if constexpr (kScope == Scope::kDevice)
-    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
-                 : "l"(__cvta_generic_to_global(from))
-                 : "memory");
-  else
-    asm volatile("ld.relaxed." SEQKERNELS_NEAR_SCOPE ".v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
-                 : "l"(from)
-                 : "memory");
+  asm volatile("ld.relaxed.gpu.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+               : "l"(from)
+               : "memory");
   return v;
 }
 
-template <Scope kScope>
-SEQKERNELS_DEVICE void store_relaxed(uint32_t* to, uint32_t word) {
-  if constexpr (kScope == Scope::kDevice)
-    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(__cvta_generic_to_global(to)), "r"(word) : "memory");
-  else
-    asm volatile("st.relaxed." SEQKERNELS_NEAR_SCOPE ".u32 [%0], %1;" ::"l"(to), "r"(word) : "memory");
+SEQKERNELS_DEVICE void store_relaxed(uint32_t* to, uint32_t word, Scope) {
+  asm volatile("st.relaxed.gpu.u32 [%0], %1;" ::"l"(to), "r"(word) : "memory");
 }
 
 // This thread's earlier loads and stores come before its later ones for all of the scope.
-template <Scope kScope>
-SEQKERNELS_DEVICE void fence() {
-  if constexpr (kScope == Scope::kDevice)
+SEQKERNELS_DEVICE void fence(Scope scope) {
+  if (scope == Scope::kDevice)
     asm volatile("fence.acq_rel.gpu;" ::: "memory");
   else
     asm volatile("fence.acq_rel." SEQKERNELS_NEAR_SCOPE ";" ::: "memory");

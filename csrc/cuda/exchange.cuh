@@ -25,12 +25,12 @@ SEQKERNELS_DEVICE bool is_complete(const Words4& v) {
   return v.word[0] != kAbsent && v.word[1] != kAbsent && v.word[2] != kAbsent && v.word[3] != kAbsent;
 }
 
-template <Scope kScope>
 class Exchange {
  public:
-  // `buffers`: of the group in global memory, or of this block in shared memory.
-  SEQKERNELS_DEVICE Exchange(uint32_t* buffers, int chunks, int columns, int member, int members)
-      : buffers_(buffers),
+  // `buffers`: of the group in global memory (kDevice), or of this block in shared memory (kCluster).
+  SEQKERNELS_DEVICE Exchange(Scope scope, uint32_t* buffers, int chunks, int columns, int member, int members)
+      : scope_(scope),
+        buffers_(buffers),
         columns_(columns),
         words_(chunks * columns * kChunkWords),
         member_(member),
@@ -38,7 +38,7 @@ class Exchange {
 
   // Shared memory starts with nothing published; global memory was filled before the launch.
   SEQKERNELS_DEVICE void initialise() const {
-    if constexpr (kScope == Scope::kCluster) {
+    if (scope_ == Scope::kCluster) {
       for (int i = thread_index(); i < kBuffers * words_; i += block_threads()) buffers_[i] = kAbsent;
       cluster_barrier();
     }
@@ -46,7 +46,7 @@ class Exchange {
 
   // This lane's part of a chunk, for the eight columns from `column`; perhaps not all there yet.
   SEQKERNELS_DEVICE Words4 load(int publication, int chunk, int column) const {
-    return load_relaxed<kScope>(address(publication, chunk, column));
+    return load_relaxed(address(publication, chunk, column), scope_);
   }
 
   // Spins until what `load` gave for some tiles of eight columns is there; the warp's lanes go on together.
@@ -66,23 +66,23 @@ class Exchange {
     if (value == kAbsent) value = kNaN;
     uint32_t* const to =
         buffer(publication) + (word / kChunkWords * columns_ + column) * kChunkWords + word % kChunkWords;
-    if constexpr (kScope == Scope::kCluster)
-      for (int member = 0; member < members_; ++member) store_relaxed<kScope>(peer_shared(to, member), value);
+    if (scope_ == Scope::kCluster)
+      for (int member = 0; member < members_; ++member) store_relaxed(peer_shared(to, member), value, scope_);
     else
-      store_relaxed<kScope>(to, value);
+      store_relaxed(to, value, scope_);
   }
 
   // Makes the buffer after the next one ready; shares of one buffer in global memory, or all of the block's own.
   SEQKERNELS_DEVICE void reset(int iteration) const {
-    const int share = kScope == Scope::kCluster ? words_ : words_ / members_;
-    uint32_t* const words = buffer(iteration + 2) + (kScope == Scope::kCluster ? 0 : member_ * share);
-    for (int i = thread_index(); i < share; i += block_threads()) store_relaxed<kScope>(words + i, kAbsent);
-    if (members_ > 1) fence<kScope>();  // within a block, its barrier is enough
+    const int share = scope_ == Scope::kCluster ? words_ : words_ / members_;
+    uint32_t* const words = buffer(iteration + 2) + (scope_ == Scope::kCluster ? 0 : member_ * share);
+    for (int i = thread_index(); i < share; i += block_threads()) store_relaxed(words + i, kAbsent, scope_);
+    if (members_ > 1) fence(scope_);  // within a block, its barrier is enough
   }
 
   // CUDA wants blocks to outlive all accesses to their shared memory; here, none comes after they read all there is.
   SEQKERNELS_DEVICE void finish() const {
-    if constexpr (kScope == Scope::kCluster) cluster_barrier();
+    if (scope_ == Scope::kCluster) cluster_barrier();
   }
 
  private:
@@ -94,6 +94,7 @@ class Exchange {
                                            lane % 4 * 4);
   }
 
+  Scope scope_;
   uint32_t* buffers_;
   int columns_, words_, member_, members_;
 };

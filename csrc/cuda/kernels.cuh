@@ -18,8 +18,7 @@ PassKernels with_persistent() {
   using Layout = SharedLayout<Pass, Operand>;
   PassKernels kernels = stepwise_only<Pass>();
   kernels.chunk = Layout::Weights::kChunk;
-  kernels.persistent_cluster = reinterpret_cast<const void*>(&persistent_kernel<Pass, Operand, Scope::kCluster>);
-  kernels.persistent_grid = reinterpret_cast<const void*>(&persistent_kernel<Pass, Operand, Scope::kDevice>);
+  kernels.persistent = reinterpret_cast<const void*>(&persistent_kernel<Pass, Operand>);
   kernels.resident_chunks = kResidentChunks<Pass>;
   kernels.shared_bytes = [](const Partition& part) { return Layout(part).bytes(); };
   kernels.exchange_words = [](const Partition& part) { return Layout(part).exchange_words(part); };

@@ -15,8 +15,7 @@ struct PassKernels {
   const void* stepwise;  // (Problem, StepBuffers, int64_t iteration)
 
   // (Problem, Partition); null where tensor cores do not take the dtype. Those of float32 use TF32.
-  const void* persistent_cluster = nullptr;
-  const void* persistent_grid = nullptr;
+  const void* persistent = nullptr;
   int resident_chunks = 0;  // of each warp, in registers
   int64_t (*shared_bytes)(const Partition&) = nullptr;
   int64_t (*exchange_words)(const Partition&) = nullptr;  // of one group

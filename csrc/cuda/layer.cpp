@@ -4,8 +4,9 @@
 // time loop leaves the gradients of all gates, and products over all rows make those of x, the weights and the biases.
 #include "../layer.h"
 
+#include <torch/csrc/stable/ops.h>
+
 #include <algorithm>
-#include <array>
 
 #include "matrix.h"
 #include "time_loop.h"
@@ -14,7 +15,7 @@ namespace seqkernels {
 namespace {
 
 using cuda::Device;
-using cuda::view;
+using cuda::window;
 
 constexpr int64_t kGatesBytes = int64_t{256} << 20;
 
@@ -35,13 +36,16 @@ std::optional<Tensor> device_offsets(const Device& device, const Layer& layer) {
 }
 
 cuda::Shape shape_of(const Layer& layer, const std::optional<Tensor>& offsets) {
-  return {static_cast<int>(layer.directions()),  static_cast<int>(layer.batch()),
-          static_cast<int>(layer.hidden_size()), layer.seq_len(),
-          layer.rows(),                          offsets ? static_cast<const int64_t*>(offsets->data_ptr()) : nullptr};
+  return {static_cast<int>(layer.directions()),
+          static_cast<int>(layer.batch()),
+          static_cast<int>(layer.hidden_size()),
+          layer.seq_len(),
+          layer.rows(),
+          offsets ? static_cast<const int64_t*>(offsets->data_ptr()) : nullptr};
 }
 
 Tensor as_rows(const Layer& layer, const Tensor& tensor, int64_t features) {
-  return view(as_contiguous(tensor), {layer.rows(), features});
+  return window(as_contiguous(tensor), {layer.rows(), features});
 }
 
 void run_forward(const Device& device, const Layer& layer, cuda::ForwardProblem& problem) {
@@ -59,9 +63,9 @@ void run_forward(const Device& device, const Layer& layer, cuda::ForwardProblem&
       const int64_t begin = d == 0 ? problem.first_step : steps - problem.first_step - problem.steps;
       const int64_t first_row = layer.offsets()[size_t(begin)];
       const int64_t rows = layer.offsets()[size_t(begin + problem.steps)] - first_row;
-      const Tensor input_gates = view(gates, {rows, wide}, d * most_rows * wide);
+      const Tensor input_gates = window(gates, {rows, wide}, d * most_rows * wide);
       problem.input_gates[d] = data(input_gates);
-      cuda::multiply(view(x, {rows, layer.input_size()}, first_row * layer.input_size()),
+      cuda::multiply(window(x, {rows, layer.input_size()}, first_row * layer.input_size()),
                      cuda::transposed(layer.weight_tensor(d, 0)), input_gates);
     }
     loop.run(problem);
@@ -72,12 +76,13 @@ void run_forward(const Device& device, const Layer& layer, cuda::ForwardProblem&
 // Gradients of the gates, [R, D, G H]; of one direction [R, G H].
 Tensor of_direction(const Layer& layer, const Tensor& dgates, int64_t direction) {
   const int64_t wide = layer.sizes().gates * layer.hidden_size();
-  return view(dgates, {layer.rows(), wide}, {layer.directions() * wide, 1}, direction * wide);
+  return window(dgates, {layer.rows(), wide}, {layer.directions() * wide, 1}, direction * wide);
 }
 
 // The state that each row's step began with, [D, R, H].
 Tensor previous_states(const Device& device, const Layer& layer, cuda::Shape& shape, const Tensor& output) {
-  const Tensor previous = new_tensor({layer.directions(), layer.rows(), layer.hidden_size()}, layer.scalar_type(), output);
+  const Tensor previous =
+      new_tensor({layer.directions(), layer.rows(), layer.hidden_size()}, layer.scalar_type(), output);
   void *from = data(output), *h0 = data(layer.h0()), *to = data(previous);
   void* arguments[] = {&shape, &from, &h0, &to};
   const int blocks = static_cast<int>(std::clamp<int64_t>(layer.seq_len(), 1, 1 << 16));
@@ -87,7 +92,7 @@ Tensor previous_states(const Device& device, const Layer& layer, cuda::Shape& sh
 
 void input_gradients(const Layer& layer, const Tensor& dgates, const Tensor& grad_x) {
   const int64_t wide = layer.sizes().gates * layer.hidden_size(), input = layer.input_size();
-  const Tensor out = view(grad_x, {layer.rows(), input});
+  const Tensor out = window(grad_x, {layer.rows(), input});
   if (layer.directions() == 1) {
     cuda::multiply(of_direction(layer, dgates, 0), layer.weight_tensor(0, 0), out);
     return;
@@ -95,10 +100,10 @@ void input_gradients(const Layer& layer, const Tensor& dgates, const Tensor& gra
   // One product over the gates of both directions, so that their sum is rounded once.
   Tensor weights = new_tensor({layer.directions() * wide, input}, layer.scalar_type(), grad_x);
   for (int64_t d = 0; d < layer.directions(); ++d) {
-    Tensor part = view(weights, {wide, input}, d * wide * input);
+    Tensor part = window(weights, {wide, input}, d * wide * input);
     torch::stable::copy_(part, layer.weight_tensor(d, 0));
   }
-  cuda::multiply(view(dgates, {layer.rows(), layer.directions() * wide}), weights, out);
+  cuda::multiply(window(dgates, {layer.rows(), layer.directions() * wide}), weights, out);
 }
 
 }  // namespace
@@ -174,7 +179,7 @@ InputGradients layer_backward_cuda(const LayerInputs& inputs, const LayerGradien
     if (wants(1)) {
       if (!previous) previous = previous_states(device, layer, problem.shape, states);
       const int64_t hidden = layer.hidden_size();
-      cuda::multiply(cuda::transposed(to_hidden), view(*previous, {layer.rows(), hidden}, d * layer.rows() * hidden),
+      cuda::multiply(cuda::transposed(to_hidden), window(*previous, {layer.rows(), hidden}, d * layer.rows() * hidden),
                      result(1));
     }
     if (wants(2)) cuda::sum_rows(to_input, result(2));

@@ -18,7 +18,7 @@ void call(const char* op, const char* overload, const Arguments&... arguments) {
 
 }  // namespace
 
-Tensor view(const Tensor& base, const Sizes& sizes, const Sizes& strides, int64_t offset) {
+Tensor window(const Tensor& base, const Sizes& sizes, const Sizes& strides, int64_t offset) {
   int64_t begin = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(base.get(), &begin));
   AtenTensorHandle handle;
@@ -27,10 +27,10 @@ Tensor view(const Tensor& base, const Sizes& sizes, const Sizes& strides, int64_
   return Tensor(handle);
 }
 
-Tensor view(const Tensor& base, const Sizes& sizes, int64_t offset) {
+Tensor window(const Tensor& base, const Sizes& sizes, int64_t offset) {
   Sizes strides(sizes.size(), 1);
   for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * sizes[i];
-  return view(base, sizes, strides, offset);
+  return window(base, sizes, strides, offset);
 }
 
 Tensor transposed(const Tensor& matrix) {
@@ -40,7 +40,7 @@ Tensor transposed(const Tensor& matrix) {
   const size_t last = sizes.size() - 1;
   std::swap(sizes[last], sizes[last - 1]);
   std::swap(strides[last], strides[last - 1]);
-  return view(matrix, sizes, strides);
+  return window(matrix, sizes, strides);
 }
 
 void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {

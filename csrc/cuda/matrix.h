@@ -9,9 +9,9 @@ namespace seqkernels::cuda {
 using torch::stable::Tensor;
 
 // Part of a tensor's memory; `offset` in elements from its first.
-Tensor view(const Tensor& base, const Sizes& sizes, const Sizes& strides, int64_t offset = 0);
+Tensor window(const Tensor& base, const Sizes& sizes, const Sizes& strides, int64_t offset = 0);
 // The same with the strides of a contiguous tensor.
-Tensor view(const Tensor& base, const Sizes& sizes, int64_t offset = 0);
+Tensor window(const Tensor& base, const Sizes& sizes, int64_t offset = 0);
 // The last two dimensions the other way round.
 Tensor transposed(const Tensor& matrix);
 

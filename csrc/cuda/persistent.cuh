@@ -60,7 +60,7 @@ struct SharedLayout {
   }
 };
 
-template <class Pass, class Operand, Scope kScope>
+template <class Pass, class Operand>
 class PersistentBlock {
   using Problem = typename Pass::Problem;
   using Layout = SharedLayout<Pass, Operand>;
@@ -78,7 +78,8 @@ class PersistentBlock {
         first_column_(group_ % part.column_groups * part.columns),
         first_unit_(member_ * part.units_of_block()),
         warp_(warp_index()),
-        exchange_(part.exchange ? static_cast<uint32_t*>(part.exchange) + group_ * layout_.exchange_words(part)
+        exchange_(part.exchange ? Scope::kDevice : Scope::kCluster,
+                  part.exchange ? static_cast<uint32_t*>(part.exchange) + group_ * layout_.exchange_words(part)
                                 : memory_ + layout_.exchange,
                   layout_.chunks, part.columns, member_, part.members),
         states_(reinterpret_cast<typename Pass::State*>(memory_ + layout_.states)),
@@ -129,7 +130,8 @@ class PersistentBlock {
     const int first = warp_ % part_.splits * layout_.chunks_per_warp, left = layout_.chunks - first;
     const int chunks = left < 0 ? 0 : left < layout_.chunks_per_warp ? left : layout_.chunks_per_warp;
     const int unit = first_unit_ + warp_ / part_.splits * kTileUnits;
-    slice_.load(first, chunks, memory_ + warp_ * layout_.slice, memory_ + layout_.partials + warp_ * 2 * layout_.partial,
+    slice_.load(first, chunks, memory_ + warp_ * layout_.slice,
+                memory_ + layout_.partials + warp_ * 2 * layout_.partial,
                 [&](int tile, int row, int k) { return weights(tile, unit + row, k); });
   }
 
@@ -142,8 +144,8 @@ class PersistentBlock {
     Words4 words{};
     if (unit >= hidden || from >= hidden) return words;
     const int64_t row = static_cast<int64_t>(tile) * hidden + unit;
-    const Element* const values = static_cast<const Element*>(p_.weights[direction_]) +
-                                  (row * Pass::kPublished + block) * hidden + from;
+    const Element* const values =
+        static_cast<const Element*>(p_.weights[direction_]) + (row * Pass::kPublished + block) * hidden + from;
     if (from + kValues <= hidden && reinterpret_cast<uintptr_t>(values) % sizeof(Words4) == 0) {
       words = *reinterpret_cast<const Words4*>(values);
       if constexpr (Traits::kPerWord == 1)
@@ -232,20 +234,20 @@ class PersistentBlock {
     slice_.multiply(exchange_, publication, column, sum);
     const int group = lane_index() / 4, member = lane_index() % 4;
     SEQKERNELS_UNROLL
-    for (int n = 0; n < kColumnTiles; ++n)
-      SEQKERNELS_UNROLL
-      for (int tile = 0; tile < Pass::kTiles; ++tile)
-        SEQKERNELS_UNROLL
-        for (int i = 0; i < 4; ++i)
-          partial[(n * kTileColumns + 2 * member + i % 2) * Layout::kPartialStride + tile * kTileUnits + group +
-                  8 * (i / 2)] = sum[tile][n][i];
+    for (int i = 0; i < Pass::kTiles * kColumnTiles * 4; ++i) {
+      const int tile = i / (kColumnTiles * 4), n = i / 4 % kColumnTiles;
+      const int column = n * kTileColumns + 2 * member + i % 2, unit = group + 8 * (i % 4 / 2);
+      partial[column * Layout::kPartialStride + tile * kTileUnits + unit] = sum[tile][n][i % 4];
+    }
   }
 
   SEQKERNELS_DEVICE void collect(const float* partials, const Spot& spot, float (&product)[Pass::kTiles]) const {
     const float* from = partials + spot.unit_group * part_.splits * layout_.partial +
                         (spot.tile * kTileColumns + spot.column) * Layout::kPartialStride + spot.unit;
-    for (int split = 0; split < part_.splits; ++split, from += layout_.partial) SEQKERNELS_UNROLL
-    for (int tile = 0; tile < Pass::kTiles; ++tile) product[tile] += from[tile * kTileUnits];
+    for (int split = 0; split < part_.splits; ++split, from += layout_.partial) {
+      SEQKERNELS_UNROLL
+      for (int tile = 0; tile < Pass::kTiles; ++tile) product[tile] += from[tile * kTileUnits];
+    }
   }
 
   SEQKERNELS_DEVICE void publish(int publication, const Place& at, const float (&published)[Pass::kPublished]) const {
@@ -266,17 +268,18 @@ class PersistentBlock {
   const Partition& part_;
   const Layout layout_;
   uint32_t* const memory_;
-  const int group_, member_, direction_, first_column_, first_unit_, warp_;
-  const Exchange<kScope> exchange_;
+  const int group_, member_;  // of the launch, of the group
+  const int direction_, first_column_, first_unit_, warp_;
+  const Exchange exchange_;
   typename Pass::State* const states_;
   typename Pass::Biases* const biases_;
   typename Layout::Weights slice_;
 };
 
-template <class Pass, class Operand, Scope kScope>
+template <class Pass, class Operand>
 SEQKERNELS_KERNEL SEQKERNELS_LAUNCH_BOUNDS(kThreads, 1)
     persistent_kernel(const typename Pass::Problem problem, const Partition part) {
-  PersistentBlock<Pass, Operand, kScope>(problem, part).run();
+  PersistentBlock<Pass, Operand>(problem, part).run();
 }
 
 }  // namespace seqkernels::cuda

@@ -18,16 +18,16 @@ int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
 // What a step costs, in cycles of a multiprocessor. The numbers are those of an H100 or H200, measured by others
 // (docs/kernels-cuda.md); they need to be right in their order, not in their digits.
 struct Costs {
-  static constexpr double kMma = 8;               // of one warp-wide MMA, while a scheduler has another warp to turn to
-  static constexpr double kSharedBytes = 128;     // a cycle
-  static constexpr double kL2Bytes = 64;          // a cycle and multiprocessor
-  static constexpr double kL2BytesOfAll = 3000;   // a cycle
-  static constexpr double kQuarter = 60;          // the pointwise part of 32 units, in a busy warp
-  static constexpr double kStep = 500;            // barrier, partial sums, latency of the pointwise part
-  static constexpr double kNear = 700;            // an exchange through the shared memory of a cluster
-  static constexpr double kFar = 1700;            // through L2
-  static constexpr double kLaunches = 11000;      // a product and a launch of the stepwise plan
-  static constexpr double kProduct = 250;         // multiply-adds a cycle and multiprocessor of a product of few rows
+  static constexpr double kMma = 8;              // of one warp-wide MMA, while a scheduler has another warp to turn to
+  static constexpr double kSharedBytes = 128;    // a cycle
+  static constexpr double kL2Bytes = 64;         // a cycle and multiprocessor
+  static constexpr double kL2BytesOfAll = 3000;  // a cycle
+  static constexpr double kQuarter = 60;         // the pointwise part of 32 units, in a busy warp
+  static constexpr double kStep = 500;           // barrier, partial sums, latency of the pointwise part
+  static constexpr double kNear = 700;           // an exchange through the shared memory of a cluster
+  static constexpr double kFar = 1700;           // through L2
+  static constexpr double kLaunches = 11000;     // a product and a launch of the stepwise plan
+  static constexpr double kProduct = 250;        // multiply-adds a cycle and multiprocessor of a product of few rows
 };
 
 double step_cycles(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request,
@@ -41,8 +41,8 @@ double step_cycles(const PassKernels& kernels, const DeviceLimits& device, const
   const double weights = std::max(0.0, chunks_per_warp - kernels.resident_chunks) * 2 * kernels.tiles * 512 * kWarps *
                          passes / Costs::kSharedBytes;
   const double read = chunks * part.columns * 64 * part.unit_groups;
-  const double exchange = in_grid ? std::max(read / Costs::kL2Bytes, read * blocks / Costs::kL2BytesOfAll)
-                                  : read / Costs::kSharedBytes;
+  const double exchange =
+      in_grid ? std::max(read / Costs::kL2Bytes, read * blocks / Costs::kL2BytesOfAll) : read / Costs::kSharedBytes;
   const double partials = 2.0 * kWarps * kernels.tiles * 16 * part.columns * 4 / Costs::kSharedBytes;
   const double pointwise = part.unit_groups * tiles * 4 * Costs::kQuarter / 4;
   const double latency = in_grid ? Costs::kFar : part.members > 1 ? Costs::kNear : 0;
@@ -70,8 +70,8 @@ bool cut_columns(const PassKernels& kernels, const DeviceLimits& device, const P
     last = columns;
     part.columns = static_cast<int>(columns);
     part.column_groups = static_cast<int>(ceil_div(request.batch, columns));
-    part.column_tiles = static_cast<int>(
-        std::min<int64_t>({kMaxColumnTiles, kMaxTiles / unit_groups, columns / kTileColumns}));
+    part.column_tiles =
+        static_cast<int>(std::min<int64_t>({kMaxColumnTiles, kMaxTiles / unit_groups, columns / kTileColumns}));
     const int64_t blocks = request.directions * part.column_groups * members;
     if (in_grid && blocks > device.multiprocessors) break;  // only more from here on
     const int64_t bytes = kernels.shared_bytes(part);
@@ -90,7 +90,7 @@ bool cut_columns(const PassKernels& kernels, const DeviceLimits& device, const P
 
 // What rules out all persistent plans, or nothing.
 std::string common_obstacle(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request) {
-  if (!kernels.persistent_grid) return "no tensor core products in float64";
+  if (!kernels.persistent) return "no tensor core products in float64";
   if (request.is_float32 && !request.tf32_allowed)
     return "float32 in IEEE arithmetic (torch.backends.cudnn.rnn.fp32_precision = \"tf32\" would allow TF32)";
   if (device.capability < 80)
@@ -129,10 +129,11 @@ Candidate persistent(PlanKind kind, const PassKernels& kernels, const DeviceLimi
     any |= cut_columns(kernels, device, request, in_grid, static_cast<int>(members), unit_groups, best);
   }
   if (!any)
-    best.obstacle = in_grid ? "W_hh, the batch and the directions do not fit on " +
-                                  std::to_string(device.multiprocessors) + " multiprocessors at once"
-                            : std::string("W_hh and the exchange buffers do not fit in the registers and shared memory of ") +
-                                  (most == 1 ? "one multiprocessor" : "a cluster of " + std::to_string(most));
+    best.obstacle =
+        in_grid ? "W_hh, the batch and the directions do not fit on " + std::to_string(device.multiprocessors) +
+                      " multiprocessors at once"
+                : std::string("W_hh and the exchange buffers do not fit in the registers and shared memory of ") +
+                      (most == 1 ? "one multiprocessor" : "a cluster of " + std::to_string(most));
   return best;
 }
 

@@ -9,7 +9,7 @@
 namespace seqkernels::cuda {
 
 struct DeviceLimits {
-  int capability;        // 10 major + minor
+  int capability;  // 10 major + minor
   int multiprocessors;
   int64_t shared_bytes;  // of a block, at most
 };
@@ -27,9 +27,9 @@ struct PlanRequest {
 
 struct Plan {
   PlanKind kind = PlanKind::kStepwise;
-  Partition partition{};    // of a persistent plan; `exchange` is still to be set
+  Partition partition{};  // of a persistent plan; `exchange` is still to be set
   int64_t shared_bytes = 0;
-  double cycles = 0;        // of one step, as the model has it
+  double cycles = 0;  // of one step, as the model has it
 };
 
 // One kind of plan, at its best for this request, or why there is none.

@@ -11,7 +11,8 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stre
 namespace seqkernels::cuda {
 namespace {
 
-cudaLaunchConfig_t config_of(const Device::LaunchShape& shape, cudaStream_t stream, cudaLaunchAttribute (&attributes)[2]) {
+cudaLaunchConfig_t config_of(const Device::LaunchShape& shape, cudaStream_t stream,
+                             cudaLaunchAttribute (&attributes)[2]) {
   cudaLaunchConfig_t config{};
   config.gridDim = static_cast<unsigned>(shape.blocks);
   config.blockDim = static_cast<unsigned>(shape.threads);
@@ -44,8 +45,7 @@ void check(cudaError_t status, const char* doing) {
 }
 
 Device::Device(const Tensor& tensor)
-    : index_(tensor.get_device_index()),
-      guard_(static_cast<torch::stable::accelerator::DeviceIndex>(index_)) {
+    : index_(tensor.get_device_index()), guard_(static_cast<torch::stable::accelerator::DeviceIndex>(index_)) {
   // torch brings a CUDA runtime of its own, with its own idea of the current device.
   check(cudaSetDevice(index_), "choosing the device");
   if (!aoti_torch_get_current_cuda_stream) fail("this torch has no CUDA, but a tensor on a CUDA device came");

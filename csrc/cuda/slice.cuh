@@ -58,15 +58,17 @@ class Slice {
       if (c < chunks) {
         load_chunk(staged, c, words);
         SEQKERNELS_UNROLL
-        for (int m = 0; m < kMmas; ++m) SEQKERNELS_UNROLL
-        for (int tile = 0; tile < kTiles; ++tile) resident_[c][m][tile] = staged[(m * kTiles + tile) * kWarpSize];
+        for (int m = 0; m < kMmas; ++m) {
+          SEQKERNELS_UNROLL
+          for (int tile = 0; tile < kTiles; ++tile) resident_[c][m][tile] = staged[(m * kTiles + tile) * kWarpSize];
+        }
       }
     for (int c = kResident; c < chunks; ++c) load_chunk(in_shared(c, 0, 0), c, words);
   }
 
   // sum[tile][column tile] = the product with kColumnTiles times eight columns of a publication, from `column` on.
-  template <int kColumnTiles, Scope kScope>
-  SEQKERNELS_DEVICE void multiply(const Exchange<kScope>& exchange, int publication, int column,
+  template <int kColumnTiles>
+  SEQKERNELS_DEVICE void multiply(const Exchange& exchange, int publication, int column,
                                   float (&sum)[kTiles][kColumnTiles][4]) const {
     float sums[kChains][kTiles][kColumnTiles][4] = {};
     constexpr int kSlots = kAhead / kColumnTiles;
@@ -83,7 +85,7 @@ class Slice {
       if (chunk >= chunks_) return;
       exchange.wait(vectors[slot], publication, first_chunk_ + chunk, column);
       SEQKERNELS_UNROLL
-      for (int m = 0; m < kMmas; ++m)
+      for (int m = 0; m < kMmas; ++m) {
         SEQKERNELS_UNROLL
         for (int tile = 0; tile < kTiles; ++tile) {
           const auto& a = fragment(m, tile);
@@ -92,6 +94,7 @@ class Slice {
             mma<Operand>(sums[(slot * kMmas + m) % kChains][tile][n], a, vectors[slot][n].word[2 * m],
                          vectors[slot][n].word[2 * m + 1]);
         }
+      }
       fetch(slot, chunk + kSlots);
     };
 
@@ -100,22 +103,19 @@ class Slice {
     SEQKERNELS_UNROLL
     for (int c = 0; c < kResident; ++c)
       add(c % kSlots, c, [&](int m, int tile) -> const auto& { return resident_[c][m][tile].word; });
-    for (int first = kResident; first < chunks_; first += kSlots)
+    for (int first = kResident; first < chunks_; first += kSlots) {
       SEQKERNELS_UNROLL
       for (int slot = 0; slot < kSlots; ++slot)
-        add(slot, first + slot,
-            [&](int m, int tile) -> const auto& { return in_shared(first + slot, m, tile)->word; });
+        add(slot, first + slot, [&](int m, int tile) -> const auto& { return in_shared(first + slot, m, tile)->word; });
+    }
 
     SEQKERNELS_UNROLL
-    for (int tile = 0; tile < kTiles; ++tile)
+    for (int i = 0; i < kTiles * kColumnTiles * 4; ++i) {
+      const int tile = i / (kColumnTiles * 4), n = i / 4 % kColumnTiles;
+      sum[tile][n][i % 4] = sums[0][tile][n][i % 4];
       SEQKERNELS_UNROLL
-      for (int n = 0; n < kColumnTiles; ++n)
-        SEQKERNELS_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          sum[tile][n][i] = sums[0][tile][n][i];
-          SEQKERNELS_UNROLL
-          for (int chain = 1; chain < kChains; ++chain) sum[tile][n][i] += sums[chain][tile][n][i];
-        }
+      for (int chain = 1; chain < kChains; ++chain) sum[tile][n][i % 4] += sums[chain][tile][n][i % 4];
+    }
   }
 
  private:
@@ -128,7 +128,8 @@ class Slice {
     for (int tile = 0; tile < kTiles; ++tile) {
       const Words4 low = words(tile, group, k), high = words(tile, group + 8, k);
       for (int m = 0; m < kMmas; ++m)
-        to[(m * kTiles + tile) * kWarpSize] = {low.word[2 * m], high.word[2 * m], low.word[2 * m + 1], high.word[2 * m + 1]};
+        to[(m * kTiles + tile) * kWarpSize] = {low.word[2 * m], high.word[2 * m], low.word[2 * m + 1],
+                                               high.word[2 * m + 1]};
     }
   }
 

@@ -27,8 +27,8 @@ SEQKERNELS_KERNEL SEQKERNELS_LAUNCH_BOUNDS(kStepThreads, 1)
       product[tile] = products[static_cast<int64_t>(tile) * p.shape.hidden];
 
     if (Pass::has_step(p, iteration) && at.column < p.shape.active(Pass::time_of(p, at.direction, step))) {
-      const auto results = Pass::step(Pass::load_biases(p, at.direction, at.unit), Pass::load(p, at, step), product,
-                                      state, published);
+      const auto results =
+          Pass::step(Pass::load_biases(p, at.direction, at.unit), Pass::load(p, at, step), product, state, published);
       Pass::write_results(p, at, step, results);
     } else {
       Pass::idle(product, state, published);

@@ -21,16 +21,11 @@ Device::LaunchShape launch_shape(const Plan& plan, int64_t directions) {
           plan.kind == PlanKind::kPersistentCluster ? part.members : 1, plan.kind == PlanKind::kPersistentGrid};
 }
 
-const void* persistent_kernel(const PassKernels& kernels, const Plan& plan) {
-  return plan.kind == PlanKind::kPersistentGrid ? kernels.persistent_grid : kernels.persistent_cluster;
-}
-
 Plan choose(const Device& device, const PassKernels& kernels, const PlanRequest& request) {
   std::vector<Candidate> all = candidates(kernels, device.limits(), request);
   for (Candidate& candidate : all)
     if (!has_stepwise(candidate) && candidate.obstacle.empty() &&
-        !device.can_launch(persistent_kernel(kernels, candidate.plan),
-                           launch_shape(candidate.plan, request.directions)))
+        !device.can_launch(kernels.persistent, launch_shape(candidate.plan, request.directions)))
       candidate.obstacle = "its blocks would not all run at once on this device";
   if (const char* const wanted = std::getenv("SEQKERNELS_CUDA_PLAN"); wanted && *wanted) {
     const Candidate& forced = all[size_t(plan_kind(wanted))];
@@ -67,10 +62,10 @@ TimeLoop::TimeLoop(const Device& device, const Layer& layer, bool is_forward)
       kernels_(is_forward ? kernels_of(layer.cell(), layer.dtype()).forward
                           : kernels_of(layer.cell(), layer.dtype()).backward),
       is_forward_(is_forward),
-      plan_(remembered(device, kernels_,
-                       {layer.seq_len(), layer.batch(), layer.hidden_size(), layer.directions(),
-                        layer.dtype() == DType::kFloat32,
-                        layer.dtype() == DType::kFloat32 && tf32_allowed && tf32_allowed()})) {}
+      plan_(remembered(
+          device, kernels_,
+          {layer.seq_len(), layer.batch(), layer.hidden_size(), layer.directions(), layer.dtype() == DType::kFloat32,
+           layer.dtype() == DType::kFloat32 && tf32_allowed && tf32_allowed()})) {}
 
 template <class Problem>
 void TimeLoop::run_steps(Problem& problem, int64_t steps) const {
@@ -93,13 +88,13 @@ void TimeLoop::run_persistent(Problem& problem) const {
   for (int64_t d = 0; d < layer_.directions(); ++d)
     problem.weights[d] = is_forward_ ? layer_.weight(d, 1) : data(weights) + static_cast<size_t>(d) * bytes;
   void* arguments[] = {&problem, &part};
-  device_.launch(persistent_kernel(kernels_, plan_), launch_shape(plan_, layer_.directions()), arguments);
+  device_.launch(kernels_.persistent, launch_shape(plan_, layer_.directions()), arguments);
 }
 
 // [D, G H, H]
 Tensor TimeLoop::stacked_weights() const {
   const int64_t rows = layer_.sizes().gates * layer_.hidden_size(), hidden = layer_.hidden_size();
-  if (layer_.directions() == 1) return view(layer_.weight_tensor(0, 1), {1, rows, hidden});
+  if (layer_.directions() == 1) return window(layer_.weight_tensor(0, 1), {1, rows, hidden});
   const Tensor stacked = new_tensor({layer_.directions(), rows, hidden}, layer_.scalar_type(), layer_.x());
   const size_t bytes = static_cast<size_t>(rows * hidden) * stacked.element_size();
   for (int64_t d = 0; d < layer_.directions(); ++d)
@@ -114,7 +109,7 @@ Tensor TimeLoop::transposed_weights() const {
   const int64_t rows = layer_.sizes().gates * layer_.hidden_size(), hidden = layer_.hidden_size();
   const Tensor weights = new_tensor({layer_.directions(), hidden, rows}, layer_.scalar_type(), layer_.x());
   for (int64_t d = 0; d < layer_.directions(); ++d) {
-    Tensor part = view(weights, {hidden, rows}, d * hidden * rows);
+    Tensor part = window(weights, {hidden, rows}, d * hidden * rows);
     torch::stable::copy_(part, transposed(layer_.weight_tensor(d, 1)));
   }
   return weights;
@@ -138,8 +133,10 @@ void TimeLoop::run_stepwise(Problem& problem, int64_t steps) const {
   const ScalarType real = layer_.compute_type();
   const Tensor product = new_tensor({directions, batch, wide}, real, layer_.x());
   const Tensor published = new_tensor({directions, batch, deep}, layer_.scalar_type(), layer_.x());
-  const Tensor h = new_tensor(layer_.state_sizes(), real, layer_.x()), c = new_tensor(layer_.state_sizes(), real, layer_.x());
-  check(cudaMemsetAsync(data(product), 0, static_cast<size_t>(product.numel()) * product.element_size(), device_.stream()),
+  const Tensor h = new_tensor(layer_.state_sizes(), real, layer_.x()),
+               c = new_tensor(layer_.state_sizes(), real, layer_.x());
+  check(cudaMemsetAsync(data(product), 0, static_cast<size_t>(product.numel()) * product.element_size(),
+                        device_.stream()),
         "filling memory");
   const Tensor weights = is_forward_ ? transposed(stacked_weights()) : stacked_weights();
   StepBuffers buffers{data(product), data(published), data(h), data(c)};
@@ -151,8 +148,8 @@ void TimeLoop::run_stepwise(Problem& problem, int64_t steps) const {
   for (int64_t iteration = 0; iteration <= steps; ++iteration) {
     if (iteration > 0) {
       const int64_t rows = rows_published(first_step, iteration);
-      multiply(view(published, {directions, rows, deep}, {batch * deep, deep, 1}), weights,
-               view(product, {directions, rows, wide}, {batch * wide, wide, 1}));
+      multiply(window(published, {directions, rows, deep}, {batch * deep, deep, 1}), weights,
+               window(product, {directions, rows, wide}, {batch * wide, wide, 1}));
     }
     void* arguments[] = {&problem, &buffers, &iteration};
     device_.launch(kernels_.stepwise, shape, arguments);

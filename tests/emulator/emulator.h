@@ -115,9 +115,8 @@ inline uint32_t* peer_shared(uint32_t* own, int rank, Where where = Where::curre
 
 // ---------------------------------------------------------------- memory shared by running blocks
 
-template <Scope kScope>
-Words4 load_relaxed(const Words4* from, Where where = Where::current()) {
-  emulator::check_address(from, sizeof(Words4), kScope, where);
+inline Words4 load_relaxed(const Words4* from, Scope scope, Where where = Where::current()) {
+  emulator::check_address(from, sizeof(Words4), scope, where);
   Words4 v;
   const uint32_t order = emulator::draw(4);
   for (uint32_t i = 0; i < 4; ++i) {
@@ -129,17 +128,13 @@ Words4 load_relaxed(const Words4* from, Where where = Where::current()) {
   return v;
 }
 
-template <Scope kScope>
-void store_relaxed(uint32_t* to, uint32_t word, Where where = Where::current()) {
-  emulator::check_address(to, sizeof(uint32_t), kScope, where);
+inline void store_relaxed(uint32_t* to, uint32_t word, Scope scope, Where where = Where::current()) {
+  emulator::check_address(to, sizeof(uint32_t), scope, where);
   if (!emulator::hold(to, word)) std::atomic_ref(*to).store(word, std::memory_order_relaxed);
   emulator::interleave();
 }
 
-template <Scope kScope>
-void fence() {
-  emulator::store_held();
-}
+inline void fence(Scope) { emulator::store_held(); }
 
 inline void pause(Where where = Where::current()) { emulator::pause(where); }
 

@@ -139,7 +139,7 @@ class Host {
     expect(fields.size() == 5, "partition");
     const auto field = [&](int i) { return static_cast<int>(fields[i]); };
     part_ = {field(0), field(1), kWarps / field(1), field(2), field(3), field(4), nullptr};
-    expect(kernels_->forward.persistent_cluster, "dtype without persistent kernels");
+    expect(kernels_->forward.persistent, "dtype without persistent kernels");
     expect(part_.unit_groups * part_.splits == kWarps, "unit_groups");
     expect(part_.units() >= shape_.hidden, "too few units");
     expect(part_.units() % kernels_->forward.chunk == 0, "units that are no whole chunks");
@@ -159,8 +159,7 @@ class Host {
   template <class Problem>
   void run_persistent(const PassKernels& kernels, const Problem& problem) {
     const bool is_cluster = plan_ == Plan::kCluster;
-    const auto kernel =
-        function<void(Problem, Partition)>(is_cluster ? kernels.persistent_cluster : kernels.persistent_grid);
+    const auto kernel = function<void(Problem, Partition)>(kernels.persistent);
     const int groups = shape_.directions * part_.column_groups;
     Partition part = part_;
     Memory exchange;

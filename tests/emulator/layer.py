@@ -16,7 +16,7 @@ from tests.problems import CELLS, Problem
 
 CSRC = Path(__file__).parents[2] / "csrc"
 DRIVER = Path(__file__).parent / "kernels.cpp"
-FILES = {"lstm": "lstm.cu", "gru": "gru.cu", "tanh": "rnn.cu", "relu": "rnn.cu"}
+FILES = {"lstm": "lstm.cu", "gru": "gru.cu", "tanh": "rnn_tanh.cu", "relu": "rnn_relu.cu"}
 PLANS = ("stepwise", "cluster", "grid")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # in the order of DType
 WARPS = 8  # of a block of a persistent kernel

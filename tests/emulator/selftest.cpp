@@ -164,10 +164,10 @@ void exchange_words(int cluster) {
       uint32_t* current = words + step % 2 * kWords;
       const int index = block_index() * 32 + thread_index();
       for (int rank = 0; rank < (kIsNear ? kBlocks : 1); ++rank)
-        store_relaxed<kScope>((kIsNear ? peer_shared(current, rank) : current) + index, uint32_t(step << 16 | index));
+        store_relaxed((kIsNear ? peer_shared(current, rank) : current) + index, uint32_t(step << 16 | index), kScope);
       for (int i = 0; i < kWords; i += 4)
         for (bool all = false; !all; pause()) {
-          const Words4 v = load_relaxed<kScope>(reinterpret_cast<const Words4*>(current + i));
+          const Words4 v = load_relaxed(reinterpret_cast<const Words4*>(current + i), kScope);
           all = true;
           for (int j = 0; j < 4; ++j) {
             expect((v.word[j] >> 16) <= uint32_t(step));
@@ -230,13 +230,13 @@ int late_words() {
     launch({.blocks = 2, .threads = 32, .seed = seed * 200 + i}, [&] {
       if (thread_index() != 0) return;
       if (block_index() == 0) {
-        store_relaxed<Scope::kDevice>(&data.word[0], 1);
-        if (kFenced) fence<Scope::kDevice>();
-        store_relaxed<Scope::kDevice>(&flag.word[0], 1);
+        store_relaxed(&data.word[0], 1, Scope::kDevice);
+        if (kFenced) fence(Scope::kDevice);
+        store_relaxed(&flag.word[0], 1, Scope::kDevice);
       } else {
-        while (load_relaxed<Scope::kDevice>(&flag).word[0] == 0) pause();
-        fence<Scope::kDevice>();
-        late += load_relaxed<Scope::kDevice>(&data).word[0] == 0;
+        while (load_relaxed(&flag, Scope::kDevice).word[0] == 0) pause();
+        fence(Scope::kDevice);
+        late += load_relaxed(&data, Scope::kDevice).word[0] == 0;
       }
     });
   }

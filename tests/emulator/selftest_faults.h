@@ -41,7 +41,7 @@ void endless_spin() {
   launch(two_blocks(), [&] {
     if (block_index() == 1) return;
     if (thread_index() > 0) return block_barrier();
-    while (load_relaxed<Scope::kDevice>(&word).word[0] == 0)
+    while (load_relaxed(&word, Scope::kDevice).word[0] == 0)
       if (kPauses) pause();
   });
 }
@@ -89,7 +89,7 @@ void stack_overflow() {
 
 void misaligned_words() {
   alignas(16) static uint32_t words[8];
-  launch(two_blocks(), [] { load_relaxed<Scope::kDevice>(reinterpret_cast<const Words4*>(words + 1)); });
+  launch(two_blocks(), [] { load_relaxed(reinterpret_cast<const Words4*>(words + 1), Scope::kDevice); });
 }
 
 // What a missing barrier lets race, for ThreadSanitizer. The writer may be in the reader's warp or in another one.
@@ -113,7 +113,7 @@ void race_with_shuffle() {
   handed_over(20, [] { shuffle_xor(1u, 1); });
 }
 void race_with_fence() {
-  handed_over(20, [] { fence<Scope::kDevice>(); });
+  handed_over(20, [] { fence(Scope::kDevice); });
 }
 void no_race_with_warp_barrier() {
   handed_over(20, [] { warp_barrier(); });

@@ -1,10 +1,9 @@
-// The kernels of the vanilla RNN, for each nonlinearity.
+// The kernels of the vanilla RNN with tanh.
 #include "../cells/rnn.h"
 #include "kernels.cuh"
 
 namespace seqkernels::cuda {
 
 const CellKernels& rnn_tanh_kernels(DType dtype) { return kernels_of<cells::Rnn<cells::Tanh>>(dtype); }
-const CellKernels& rnn_relu_kernels(DType dtype) { return kernels_of<cells::Rnn<cells::Relu>>(dtype); }
 
 }  // namespace seqkernels::cuda
