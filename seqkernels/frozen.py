@@ -1,7 +1,7 @@
 """Recurrent modules for streaming: weights packed once, and as little as possible around a call.
 
-With 64 hidden units the kernel takes some 2 µs for a step; everything that `Frozen.forward` does is measured by
-that. Reading an attribute of a tensor costs 0.1 µs, making a tensor 1 µs.
+With 64 hidden units the kernel takes some 2 µs for a step, and what `Frozen.forward` does is measured by
+that: to read an attribute of a tensor takes 0.1 µs, to make a tensor 1 µs.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ def freeze(module: torch.nn.Module, dtype: torch.dtype | None = None) -> Frozen:
     """A module for inference on the CPU that computes what `module` does now, with the least time for a call.
 
     The result has its own packed copy of the weights and keeps nothing of `module`: it is a snapshot, which
-    later changes of `module` (training, load_state_dict) do not reach. It has no parameters and no buffers, so
-    its state_dict is empty; pickling and copying take the weights along. Inputs, states and results are
-    float32, whatever the dtype of the weights. No gradients flow through it, and dropout and hooks of `module`
+    later changes of `module` (training, load_state_dict) do not reach. It has neither parameters nor buffers,
+    so its state_dict is empty; pickling and copying take the weights along. Inputs, states and results are
+    float32, whatever the dtype of the weights. No gradients flow through it; dropout, and hooks of `module`,
     are left behind. It pays where few rows meet many weights, a single step above all: for long sequences and
-    large batches the module itself is faster.
+    large batches the module itself is faster. Where the last microsecond counts, call `frozen.forward`.
 
     Args:
         module: `torch.nn.LSTM`, `GRU`, `RNN`, one of their Cells, or the Fused version of one, on the CPU, in
             float32, bfloat16 or float16, without projections (`proj_size`).
-        dtype: How weights are stored: `torch.float32`, which is the default, or `torch.bfloat16`, which rounds
-            them, halves the memory to read, and is about twice as fast where that is what takes the time
-            (hidden sizes of 256 and more). Biases, states and sums are float32 in any case.
+        dtype: How weights are stored: `torch.float32`, the default, or `torch.bfloat16`, which rounds them
+            and halves the memory to read: twice as fast where that takes the time (hidden sizes from 256 on).
+            Biases, states and sums are float32 in any case.
 
     Returns:
         A module that is called as `module` is, and returns the same: with a layer's `x` [T, B, I], [B, T, I]
@@ -78,19 +78,19 @@ def freeze(module: torch.nn.Module, dtype: torch.dtype | None = None) -> Frozen:
         )
     if cell == "rnn":
         cell = str(module.nonlinearity)
-    sizes = {"input_size": module.input_size, "hidden_size": module.hidden_size}
+    options: dict[str, Any] = {"input_size": module.input_size, "hidden_size": module.hidden_size}
     if isinstance(module, torch.nn.RNNBase):
-        options = {n: getattr(module, n) for n in ("num_layers", "bidirectional", "batch_first")}
+        options |= {n: getattr(module, n) for n in ("num_layers", "bidirectional", "batch_first")}
         directions = ("", "_reverse")[: 1 + module.bidirectional]
         suffixes = [f"_l{layer}{direction}" for layer in range(module.num_layers) for direction in directions]
     else:
-        options, suffixes = {"is_cell": True}, [""]
+        options["is_cell"], suffixes = True, [""]
     parameters = [
         _weight(module, f"{name}{suffix}") if module.bias or "bias" not in name else None
         for suffix in suffixes
         for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     ]
-    return Frozen(cell, parameters, dtype or float32, **sizes, **options)
+    return Frozen(cell, parameters, dtype or float32, **options)
 
 
 def _weight(module: torch.nn.Module, name: str) -> Tensor:
@@ -106,6 +106,8 @@ def _weight(module: torch.nn.Module, name: str) -> Tensor:
 
 class Frozen(torch.nn.Module):
     """What `freeze` makes of a layer or a Cell; called as that is."""
+
+    _last: tuple[Any, ...]  # sizes of the last call, which most often are those of the next one
 
     def __init__(
         self,
@@ -128,7 +130,7 @@ class Frozen(torch.nn.Module):
         self._pack(parameters)
 
     def forward(self, x: Tensor, hx: Any = None) -> Any:
-        states = () if hx is None else hx if self._has_c else (hx,)
+        states: Sequence[Tensor] = () if hx is None else hx if self._has_c else (hx,)
         for t in (x, *states):
             if (
                 type(t) is not Tensor
@@ -155,11 +157,12 @@ class Frozen(torch.nn.Module):
             h0, c0 = states[0].data_ptr(), states[-1].data_ptr()
         h_n = empty_like(like_h)
         output = h_n if self._is_cell else empty_like(like_output)
+        final: Any = h_n
+        c_address = 0
         if self._has_c:
             c_n = empty_like(like_h)
-            state, c_address = (h_n, c_n), c_n.data_ptr()
-        else:
-            state, c_address = h_n, 0
+            final = (h_n, c_n)
+            c_address = c_n.data_ptr()
         self._run(
             seq_len,
             batch,
@@ -171,7 +174,7 @@ class Frozen(torch.nn.Module):
             h_n.data_ptr(),
             c_address,
         )
-        return state if self._is_cell else (output, state)
+        return final if self._is_cell else (output, final)
 
     def _admit(self, *tensors: Any) -> list[Tensor]:
         """x and states as the kernels want them, where that takes more than a look."""
@@ -185,8 +188,8 @@ class Frozen(torch.nn.Module):
                 raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
             if type(t) not in (Tensor, torch.nn.Parameter):
                 raise TypeError(
-                    f"{name} must be a plain tensor, got {type(t).__name__}: a frozen module cannot be traced or"
-                    " exported"
+                    f"{name} must be a plain tensor, got {type(t).__name__}: a frozen module cannot be"
+                    " traced or exported"
                 )
             if t.requires_grad and torch.is_grad_enabled():
                 raise RuntimeError(
@@ -203,7 +206,7 @@ class Frozen(torch.nn.Module):
     def _sizes(self, x: Tensor) -> tuple[Any, ...]:
         """(shape of x, T, B, shape of h, tensors like output and h), checked, and kept for the next call.
 
-        `empty_like` takes two thirds of the time of `torch.empty`, and no default dtype or device applies to it.
+        `empty_like` is faster than `torch.empty`, and no default dtype or device applies to it.
         """
         dims = (1, 2) if self._is_cell else (2, 3)
         if x.dim() not in dims:
@@ -231,7 +234,7 @@ class Frozen(torch.nn.Module):
         return self._last
 
     def _reject(self, states: Sequence[Tensor], shape: torch.Size) -> NoReturn:
-        """Say what is wrong with a state: there are too many or too few tensors in it, or not of this shape."""
+        """Say what is wrong with a state: not as many tensors as it should have, or not of this shape."""
         names = ("h", "c") if self._has_c else ("h",)
         if len(states) != len(names):
             raise RuntimeError(f"hx must be {'a tuple (h, c)' if self._has_c else 'one tensor'}")
@@ -239,7 +242,7 @@ class Frozen(torch.nn.Module):
         raise RuntimeError(f"{names[wrong]} must have shape {list(shape)}, got {list(states[wrong].shape)}")
 
     def _pack(self, parameters: Sequence[Tensor | None]) -> None:
-        """w_ih, w_hh, b_ih, b_hh of each layer and direction, in torch's order; None for a bias that is not there."""
+        """From w_ih, w_hh, b_ih, b_hh of each layer and direction; None for a bias that is not there."""
         dtypes = (self.dtype, self.dtype, float32, float32)
         kept = [p if p is None else p.to(dtypes[n % 4]).contiguous() for n, p in enumerate(parameters)]
         self._packed = _C.Frozen(
@@ -252,9 +255,7 @@ class Frozen(torch.nn.Module):
             [0 if p is None else p.data_ptr() for p in kept],
         )
         self._run = self._packed.run
-        self._last: tuple[Any, ...] = (
-            None,
-        )  # sizes of the last call, which the next one most often has, too
+        self._last = (None,)
 
     def _unpack(self) -> list[Tensor]:
         """What `_pack` takes, with zeros for biases that were not there."""
@@ -295,3 +296,8 @@ class Frozen(torch.nn.Module):
             f"{n}={getattr(self, n)}" for n, default in defaults.items() if getattr(self, n) != default
         ]
         return ", ".join([self.cell, str(self.input_size), str(self.hidden_size), *options])
+
+
+# What torch.compiler.disable sets: torch.compile calls `forward` and does not look inside.
+Frozen.forward._torchdynamo_disable = True  # type: ignore[attr-defined]
+Frozen.forward._torchdynamo_disable_msg = "it is a frozen module"  # type: ignore[attr-defined]
