@@ -35,6 +35,7 @@ class Problem:
         torch.manual_seed(0)
         self.case, self.dtype = case, getattr(torch, case.dtype)
         theirs, ours, their_cell, our_cell = LAYERS[case.cell]
+        self.ours: nn.Module
         if case.variant == "Cell":
             self.theirs, self.ours = their_cell(case.hidden, case.hidden), our_cell(case.hidden, case.hidden)
             shape: tuple[int, ...] = (case.batch, case.hidden)
