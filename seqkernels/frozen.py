@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _C, modules
+from . import _C, _dynamo, modules
 
 __all__ = ["Frozen", "freeze"]
 
@@ -298,6 +298,7 @@ class Frozen(torch.nn.Module):
         return ", ".join([self.cell, str(self.input_size), str(self.hidden_size), *options])
 
 
-# What torch.compiler.disable sets: torch.compile calls `forward` and does not look inside.
+# What torch.compiler.disable does, but without a wrapper around every call.
 Frozen.forward._torchdynamo_disable = True  # type: ignore[attr-defined]
 Frozen.forward._torchdynamo_disable_msg = "it is a frozen module"  # type: ignore[attr-defined]
+_dynamo.leave(Frozen.forward.__code__)
