@@ -21,7 +21,8 @@ class Case:
     """One measurement.
 
     `work` is inference (forward without gradients), training (forward and backward, gradients of the input
-    and of every parameter) or step (one time step, the state carried by the caller, without gradients).
+    and of every parameter), step (one time step, the state carried by the caller, without gradients) or
+    frozen step (likewise, with ours frozen by `seqkernels.freeze`).
     """
 
     work: str
@@ -29,7 +30,8 @@ class Case:
     seq_len: int
     batch: int
     hidden: int
-    # "", "packed", PACKED_WIDE, "bidirectional", "2 layers" or both, or "Cell": the single-step module
+    # "", "packed", PACKED_WIDE, "bidirectional", "2 layers" or both, "Cell": the single-step module,
+    # or "bfloat16 weights", of a frozen one
     variant: str = ""
     dtype: str = "float32"  # or "tf32": float32 whose products may be done in TF32
     quick: bool = False
@@ -93,12 +95,18 @@ def layer_cases() -> list[Case]:
 
 
 def step_cases() -> list[Case]:
-    """Streaming: one step at a time, through the layer and through the Cell."""
-    return [
+    """Streaming: one step at a time, through the layer and through the Cell; and through the frozen layer."""
+    cases = [
         Case("step", cell, 1, 1, hidden, variant, quick=hidden == 128)
         for cell in GATES
         for hidden in (128, 512)
         for variant in ("", "Cell")
+    ]
+    return cases + [
+        Case("frozen step", cell, 1, 1, hidden, variant, quick=hidden == 128)
+        for cell in GATES
+        for hidden in (64, 128, 256, 512, 1024)
+        for variant in ("", "bfloat16 weights")
     ]
 
 

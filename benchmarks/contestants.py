@@ -25,6 +25,7 @@ LAYERS = {
 # Largest error allowed before a case is timed, relative to the RMS of torch.nn's result in float32, on a GPU
 # in float64. TF32 and float16 have 10 bits of mantissa, bfloat16 has 7.
 TOLERANCE = {"float32": 1e-4, "tf32": 16 * 2**-10, "float16": 16 * 2**-10, "bfloat16": 16 * 2**-8}
+BFLOAT16_WEIGHTS = "bfloat16 weights"
 GEMM_SIZE = 1024
 GEMM_FLOPS = 2 * GEMM_SIZE**3
 
@@ -47,6 +48,7 @@ class Problem:
         self.case, self.device = case, device
         self.dtype = torch.float32 if case.dtype == "tf32" else getattr(torch, case.dtype)
         theirs, ours, their_cell, our_cell = LAYERS[case.cell]
+        self.ours: nn.Module
         if case.variant == "Cell":
             self.theirs, self.ours = their_cell(case.hidden, case.hidden), our_cell(case.hidden, case.hidden)
             shape: tuple[int, ...] = (case.batch, case.hidden)
@@ -60,9 +62,13 @@ class Problem:
         for module in (self.theirs, self.ours):
             module.to(device, self.dtype).train(case.work == "training")
         self.ours.load_state_dict(self.theirs.state_dict())
+        if case.work == "frozen step":
+            self.ours = seqkernels.freeze(
+                self.theirs, torch.bfloat16 if case.variant == BFLOAT16_WEIGHTS else torch.float32
+            )
         self.x = torch.randn(shape, device=device).to(self.dtype)
         state_shape = shape if case.variant == "Cell" else (1, case.batch, case.hidden)
-        states = {"lstm": 2}.get(case.cell, 1) if case.work == "step" else 0
+        states = {"lstm": 2}.get(case.cell, 1) if case.work.endswith("step") else 0
         self.states = tuple(
             torch.randn(state_shape, device=device).to(self.dtype) for _ in range(states)
         )  # h, and c of an LSTM
@@ -140,7 +146,9 @@ class Problem:
             errors[name] = [error_of(*pair) for pair in zip(results, truth, strict=True)]
         for name in errors.keys() - {TORCH}:
             for i, error in enumerate(errors[name]):
-                allowed = max(TOLERANCE[self.case.dtype], errors[TORCH][i] if on_gpu else 0.0)
+                rounded = name == OURS and self.case.variant == BFLOAT16_WEIGHTS
+                tolerance = TOLERANCE["bfloat16" if rounded else self.case.dtype]
+                allowed = max(tolerance, errors[TORCH][i] if on_gpu else 0.0)
                 assert error <= allowed, f"{name}, result {i}: error {error:.2e} of the RMS"
         return {name: max(values) for name, values in errors.items()}
 

@@ -24,6 +24,7 @@ WORKS = {
     "inference": "Inference: forward without gradients",
     "training": "Training: forward and backward",
     "step": "One step at a time (T = B = 1)",
+    "frozen step": "One step at a time of a frozen module (T = B = 1)",
 }
 CELLS = ("lstm", "gru", "rnn")
 

@@ -6,6 +6,31 @@ def cpu_isa() -> str: ...
 def cpu_isas() -> list[str]: ...
 def set_cpu_isa(isa: str) -> None: ...
 
+class Frozen:
+    def __init__(
+        self,
+        cell: str,
+        bfloat16: bool,
+        input_size: int,
+        hidden_size: int,
+        layers: int,
+        directions: int,
+        parameters: list[int],
+    ) -> None: ...
+    def unpack(self, parameters: list[int]) -> None: ...
+    def run(
+        self,
+        seq_len: int,
+        batch: int,
+        batch_first: bool,
+        x: int,
+        h0: int,
+        c0: int,
+        output: int,
+        h_n: int,
+        c_n: int,
+    ) -> None: ...
+
 # Only in a build with CUDA kernels
 def set_tf32_query(query: Callable[[], bool] | None) -> None: ...
 def cuda_plans(

@@ -7,6 +7,7 @@
 """
 
 from . import _dynamo, functional, init, models
+from .frozen import freeze
 from .fusion import fuse, unfuse
 from .modules import FusedGRU, FusedGRUCell, FusedLSTM, FusedLSTMCell, FusedRNN, FusedRNNCell
 from .plan import Explanation, explain
@@ -23,6 +24,7 @@ __all__ = [
     "FusedRNNCell",
     "__version__",
     "explain",
+    "freeze",
     "functional",
     "fuse",
     "init",

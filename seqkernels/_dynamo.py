@@ -1,4 +1,4 @@
-"""Lets torch.compile trace the fused layers.
+"""Lets torch.compile trace the fused layers, and leave other code alone.
 
 Dynamo refuses every instance of torch.nn.LSTM, GRU and RNN, subclasses included, unless `allow_rnn` is set
 for the whole process. The fused layers are ops it can trace, so they, and they alone, are let through, at the
@@ -12,19 +12,31 @@ import functools
 import importlib.abc
 import importlib.util
 import sys
-from types import ModuleType
+from collections.abc import Callable
+from types import CodeType, ModuleType
 from typing import Any
 
 _BUILDER = "torch._dynamo.variables.builder"
+_EVAL_FRAME = "torch._dynamo.eval_frame"
 
 
 def admit(*classes: type) -> None:
     """Let Dynamo trace instances of `classes`, in this process, whenever it is or was imported."""
-    builder = sys.modules.get(_BUILDER)
-    if builder is not None:
-        _admit(builder, classes)
+    _once_imported(_BUILDER, lambda builder: _admit(builder, classes))
+
+
+def leave(code: CodeType) -> None:
+    """Let Dynamo run frames of `code` as they are, without a try that ends in a warning."""
+    # Where a torch does this differently, the try is made.
+    _once_imported(_EVAL_FRAME, lambda module: getattr(module, "skip_code", lambda _: None)(code))
+
+
+def _once_imported(name: str, action: Callable[[ModuleType], None]) -> None:
+    module = sys.modules.get(name)
+    if module is not None:
+        action(module)
     else:
-        sys.meta_path.insert(0, _AfterImport(classes))
+        sys.meta_path.insert(0, _AfterImport(name, action))
 
 
 def _admit(builder: ModuleType, classes: tuple[type, ...]) -> None:
@@ -45,13 +57,13 @@ def _admit(builder: ModuleType, classes: tuple[type, ...]) -> None:
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Waits for the import of `_BUILDER`, lets it happen, admits the classes, and is gone."""
+    """Waits for the import of a module, lets it happen, acts, and is gone."""
 
-    def __init__(self, classes: tuple[type, ...]) -> None:
-        self.classes = classes
+    def __init__(self, name: str, action: Callable[[ModuleType], None]) -> None:
+        self.name, self.action = name, action
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        if name != _BUILDER:
+        if name != self.name:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
@@ -59,9 +71,9 @@ class _AfterImport(importlib.abc.MetaPathFinder):
             return spec
         execute = spec.loader.exec_module
 
-        def execute_and_admit(module: ModuleType) -> None:
+        def execute_and_act(module: ModuleType) -> None:
             execute(module)
-            _admit(module, self.classes)
+            self.action(module)
 
-        spec.loader.exec_module = execute_and_admit  # type: ignore[method-assign]
+        spec.loader.exec_module = execute_and_act  # type: ignore[method-assign]
         return spec

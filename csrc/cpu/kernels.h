@@ -80,6 +80,22 @@ struct BackwardProblem : Problem {
   WeightGrads grads[2];
 };
 
+// A layer with packed weights; float32 tensors. `packed` is, per direction, 32-bit words in panels of `lanes` hidden
+// units: [panels][2 + depths of I + depths of H][G][lanes]. The first two of a panel are b_ih and b_hh as float32; a
+// word of the rest is one float32 weight or, low half first, two bfloat16 weights that follow each other in depth.
+// Padding is zero.
+struct FrozenProblem {
+  int64_t seq_len, batch, input_size, hidden_size, directions;
+  const float* packed[2];
+  RowTensor x;       // [.., I]
+  RowTensor output;  // [.., D H]
+  const float* h0;   // [D, B, H] or null: zeros
+  const float* c0;   // [D, B, H] or null: zeros
+  float* h_n;        // [D, B, H]; may be the output
+  float* c_n;        // [D, B, H]; not used by a cell without cell state
+  Team* team;
+};
+
 // One thread of a team, as a kernel sees it.
 struct Member {
   int rank, size;
@@ -93,10 +109,18 @@ struct CellKernels {
   void (*backward)(const BackwardProblem&, Member);
 };
 
+// The kernels of one cell for each type of packed weights.
+struct FrozenKernels {
+  void (*float32)(const FrozenProblem&, Member);
+  void (*bfloat16)(const FrozenProblem&, Member);
+};
+
 // What an ISA offers.
 struct KernelTable {
   const char* isa;
+  int lanes;  // float32 numbers of a vector
   CellKernels cells[int(CellKind::kCount)][int(DType::kCount)];
+  FrozenKernels frozen[int(CellKind::kCount)];
   void (*math)(MathFunction, DType, const void* x, void* y, int64_t n);
 };
 
