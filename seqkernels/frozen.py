@@ -107,7 +107,10 @@ def _weight(module: torch.nn.Module, name: str) -> Tensor:
 class Frozen(torch.nn.Module):
     """What `freeze` makes of a layer or a Cell; called as that is."""
 
-    _last: tuple[Any, ...]  # sizes of the last call, which most often are those of the next one
+    # What forward needs, and sizes of the last call, which most often are those of the next one: shape of x,
+    # whether there is c, whether it is a Cell, batch_first, the kernel, T, B, shape of h,
+    # tensors like output and h.
+    _plan: tuple[Any, ...]
 
     def __init__(
         self,
@@ -130,7 +133,9 @@ class Frozen(torch.nn.Module):
         self._pack(parameters)
 
     def forward(self, x: Tensor, hx: Any = None) -> Any:
-        states: Sequence[Tensor] = () if hx is None else hx if self._has_c else (hx,)
+        # All in one: nn.Module makes it slow to read an attribute.
+        shape, has_c, is_cell, batch_first, run, seq_len, batch, state_shape, like_output, like_h = self._plan
+        states: Sequence[Tensor] = () if hx is None else hx if has_c else (hx,)
         for t in (x, *states):
             if (
                 type(t) is not Tensor
@@ -138,48 +143,33 @@ class Frozen(torch.nn.Module):
                 or t.requires_grad
                 or not t.is_cpu
                 or not t.is_contiguous()
-                or forward_ad._current_level >= 0
             ):
                 x, *states = self._admit(x, *states)
                 break
-        sizes = self._last
-        if x.shape != sizes[0]:
-            sizes = self._sizes(x)
-        _, seq_len, batch, state_shape, like_output, like_h = sizes
+        if x.shape != shape or forward_ad._current_level >= 0:
+            *_, seq_len, batch, state_shape, like_output, like_h = self._sizes(x)
         if hx is None:
             h0 = c0 = 0
         else:
-            if len(states) != 1 + self._has_c:
+            if len(states) != 1 + has_c:
                 self._reject(states, state_shape)
             for state in states:
                 if state.shape != state_shape:
                     self._reject(states, state_shape)
             h0, c0 = states[0].data_ptr(), states[-1].data_ptr()
         h_n = empty_like(like_h)
-        output = h_n if self._is_cell else empty_like(like_output)
+        output = h_n if is_cell else empty_like(like_output)
         final: Any = h_n
         c_address = 0
-        if self._has_c:
+        if has_c:
             c_n = empty_like(like_h)
             final = (h_n, c_n)
             c_address = c_n.data_ptr()
-        self._run(
-            seq_len,
-            batch,
-            self.batch_first,
-            x.data_ptr(),
-            h0,
-            c0,
-            output.data_ptr(),
-            h_n.data_ptr(),
-            c_address,
-        )
-        return final if self._is_cell else (output, final)
+        run(seq_len, batch, batch_first, x.data_ptr(), h0, c0, output.data_ptr(), h_n.data_ptr(), c_address)
+        return final if is_cell else (output, final)
 
     def _admit(self, *tensors: Any) -> list[Tensor]:
         """x and states as the kernels want them, where that takes more than a look."""
-        if forward_ad._current_level >= 0:
-            raise RuntimeError("a frozen module does not support forward-mode differentiation")
         admitted = []
         for name, t in zip(("x", "h", "c"), tensors, strict=False):
             if isinstance(t, PackedSequence):
@@ -204,10 +194,12 @@ class Frozen(torch.nn.Module):
         return admitted
 
     def _sizes(self, x: Tensor) -> tuple[Any, ...]:
-        """(shape of x, T, B, shape of h, tensors like output and h), checked, and kept for the next call.
+        """The plan for an x of this shape, which is kept for the next call.
 
         `empty_like` is faster than `torch.empty`, and no default dtype or device applies to it.
         """
+        if forward_ad._current_level >= 0:
+            raise RuntimeError("a frozen module does not support forward-mode differentiation")
         dims = (1, 2) if self._is_cell else (2, 3)
         if x.dim() not in dims:
             raise RuntimeError(f"x must have {dims[0]} or {dims[1]} dimensions, got {x.dim()}")
@@ -230,8 +222,8 @@ class Frozen(torch.nn.Module):
         like_h = torch.zeros(state_shape, dtype=float32, device="cpu")
         one = torch.zeros((), dtype=float32, device="cpu")
         like_output = like_h if output_shape == state_shape else one.expand(output_shape)
-        self._last = (x.shape, seq_len, batch, like_h.shape, like_output, like_h)
-        return self._last
+        self._plan = (x.shape, *self._plan[1:5], seq_len, batch, like_h.shape, like_output, like_h)
+        return self._plan
 
     def _reject(self, states: Sequence[Tensor], shape: torch.Size) -> NoReturn:
         """Say what is wrong with a state: not as many tensors as it should have, or not of this shape."""
@@ -254,8 +246,7 @@ class Frozen(torch.nn.Module):
             1 + self.bidirectional,
             [0 if p is None else p.data_ptr() for p in kept],
         )
-        self._run = self._packed.run
-        self._last = (None,)
+        self._plan = (None, self._has_c, self._is_cell, self.batch_first, self._packed.run, *[None] * 5)
 
     def _unpack(self) -> list[Tensor]:
         """What `_pack` takes, with zeros for biases that were not there."""
@@ -271,7 +262,7 @@ class Frozen(torch.nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__ | {"_packed": self._unpack()}
-        del state["_run"], state["_last"]
+        del state["_plan"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -1,3 +1,4 @@
+// Frozen modules on the host: how weights are packed and unpacked, and one call, layer after layer, by one thread or a team.
 #include "frozen.h"
 
 #include <algorithm>
