@@ -176,6 +176,10 @@ class NinjaBuildExt(cpp_extension.BuildExtension):
             str(ninja_file),
         ]  # link again exactly when an object or the plan is new
         ext.library_dirs, ext.libraries = libraries
+        if sys.platform == "linux":
+            # libtorch itself has no symbol of ours, but brings libtorch_cuda where there is one.
+            for linker in ("linker_so", "linker_so_cxx"):
+                self.compiler.set_executable(linker, [*getattr(self.compiler, linker), "-Wl,--no-as-needed"])
         super().build_extension(ext)
 
     def ninja_file(self) -> tuple[str, list[str], tuple[list[str], list[str]]]:
@@ -249,14 +253,7 @@ def escape_path(path: Path) -> str:
 
 
 setup(
-    # libtorch itself has no symbol of ours, but brings libtorch_cuda where there is one.
-    ext_modules=[
-        cpp_extension.CppExtension(
-            "seqkernels._C",
-            sources=[],
-            extra_link_args=["-Wl,--no-as-needed"] if sys.platform == "linux" else [],
-        )
-    ],
+    ext_modules=[cpp_extension.CppExtension("seqkernels._C", sources=[])],
     # torch's own use of ninja has one set of flags for all sources; ours is in NinjaBuildExt.
     cmdclass={"build_ext": NinjaBuildExt.with_options(use_ninja=False)},
 )
