@@ -32,9 +32,7 @@ GEMM_FLOPS = 2 * GEMM_SIZE**3
 
 def set_tf32(allowed: bool) -> None:
     """Whether float32 products on a GPU, recurrent or not, may be done in TF32."""
-    rnn: Any = torch.backends.cudnn.rnn
-    rnn.fp32_precision = "tf32" if allowed else "ieee"
-    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 class Problem:

@@ -176,8 +176,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 
 def set_tf32(allowed: bool) -> None:
     """Whether float32 products on the GPU, recurrent or not, may be done in TF32."""
-    torch.backends.cudnn.rnn.fp32_precision = "tf32" if allowed else "ieee"
-    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 @pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
@@ -195,10 +194,10 @@ def seed() -> None:
 @pytest.fixture(autouse=True)
 def ieee() -> Iterator[None]:
     """float32 is float32, in torch.nn too, where a test does not say otherwise."""
-    before = torch.backends.cudnn.rnn.fp32_precision, torch.backends.cuda.matmul.allow_tf32
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     set_tf32(False)
     yield
-    torch.backends.cudnn.rnn.fp32_precision, torch.backends.cuda.matmul.allow_tf32 = before
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @pytest.fixture(autouse=True)

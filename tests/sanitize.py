@@ -34,8 +34,7 @@ def main() -> int:
     parser.add_argument("--until", type=float, default=float("inf"), help="in seconds since the epoch")
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
-    torch.backends.cudnn.rnn.fp32_precision = "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     combinations = list(itertools.product(DTYPES, SHAPES, CELLS, PLANS))
     for n, (dtype, (hidden, batch, directions, lengths), cell, plan) in enumerate(combinations):
         if time.time() > options.until:
