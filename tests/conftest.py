@@ -176,7 +176,10 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 
 def set_tf32(allowed: bool) -> None:
     """Whether float32 products on the GPU, recurrent or not, may be done in TF32."""
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch._C._set_cudnn_allow_tf32(
+        allowed
+    )  # as torch's own tests forbid to set torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 @pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
@@ -194,10 +197,11 @@ def seed() -> None:
 @pytest.fixture(autouse=True)
 def ieee() -> Iterator[None]:
     """float32 is float32, in torch.nn too, where a test does not say otherwise."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    recurrent, others = torch._C._get_cudnn_allow_tf32(), torch.backends.cuda.matmul.allow_tf32
     set_tf32(False)
     yield
-    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+    set_tf32(recurrent)
+    torch.backends.cuda.matmul.allow_tf32 = others
 
 
 @pytest.fixture(autouse=True)
