@@ -176,9 +176,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 
 def set_tf32(allowed: bool) -> None:
     """Whether float32 products on the GPU, recurrent or not, may be done in TF32."""
-    torch._C._set_cudnn_allow_tf32(
-        allowed
-    )  # as torch's own tests forbid to set torch.backends.cudnn.allow_tf32
+    torch._C._set_cudnn_allow_tf32(allowed)  # torch's test utilities forbid to set torch.backends.cudnn's
     torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
