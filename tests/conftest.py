@@ -23,6 +23,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.contestants import set_tf32
 from seqkernels import _C
 from seqkernels._ops import BUILD_CONFIG
 
@@ -172,12 +173,6 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
         if refusal:
             pytest.skip(refusal[0])
         raise
-
-
-def set_tf32(allowed: bool) -> None:
-    """Whether float32 products on the GPU, recurrent or not, may be done in TF32."""
-    torch._C._set_cudnn_allow_tf32(allowed)  # torch's test utilities forbid to set torch.backends.cudnn's
-    torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 @pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
