@@ -30,9 +30,9 @@ import torch
 import seqkernels
 from benchmarks.cases import Case, gpu_cases
 from benchmarks.contestants import LAYERS, TORCH, Problem, set_tf32
+from benchmarks.gpu import PLANS
 from benchmarks.race import OURS, Call, Race, gpu_clock, quantiles, wall_clock
 
-PLANS = ("stepwise", "persistent_block", "persistent_cluster", "persistent_grid")
 # cell, dtype, H, B
 SWEEP = [
     *[("lstm", "float16", hidden, 16) for hidden in (128, 256, 512, 768, 1024, 2048)],
@@ -70,8 +70,8 @@ def rehearsed(case: Case) -> Case:
     return replace(case, seq_len=min(case.seq_len, 4), batch=min(case.batch, 4), hidden=min(case.hidden, 16))
 
 
-def as_graph(call: Call) -> Call:
-    """What the call does on the GPU, without the host's part: recorded once, replayed when called."""
+def captured(call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """A graph of what the call does on the GPU, without the host's part, and where it puts its results."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -80,8 +80,8 @@ def as_graph(call: Call) -> Call:
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        call()
-    return graph.replay
+        results = call()
+    return graph, results
 
 
 def with_graphs(calls: dict[str, Call], notes: list[str]) -> dict[str, Call]:
@@ -91,7 +91,7 @@ def with_graphs(calls: dict[str, Call], notes: list[str]) -> dict[str, Call]:
     graphs = {}
     for name in (OURS, TORCH):
         try:
-            graphs[name + GRAPHS] = as_graph(calls[name])
+            graphs[name + GRAPHS] = captured(calls[name])[0].replay
         except RuntimeError as error:
             notes.append(f"no CUDA graph of {name}: {first_line(error)}")
             torch.cuda.synchronize()

@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.contestants import set_tf32
+from benchmarks.gpu import PLANS
 from seqkernels import _C
 from seqkernels._ops import BUILD_CONFIG
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-PLANS = ("stepwise", "persistent_block", "persistent_cluster", "persistent_grid")
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() and BUILD_CONFIG["cuda_targets"] else [])
 # What is best on each device, once for each instruction set.
 BEST_TARGETS = [f"cpu/{isa}" for isa in _C.cpu_isas()] + DEVICES[1:]

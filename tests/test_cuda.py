@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import seqkernels
+from benchmarks.gpu_race import captured
 
 from .conftest import BEST_TARGETS, PLANS, TOLERANCES, assert_close, error_of, flat, set_tf32
 from .problems import CELLS, Problem, lengths_of
@@ -265,20 +266,6 @@ def without_waiting(run: Callable[[], Any]) -> Any:
         torch.cuda.set_sync_debug_mode("default")
     torch.cuda.synchronize()
     return result
-
-
-def captured(run: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
-    """A graph of what `run` does, and where it puts its results."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = run()
-    return graph, results
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])

@@ -53,7 +53,6 @@ struct Forward {
   using Problem = ForwardProblem;
   using R = Real<T>;
   using V = Value<R, is_short<T>>;
-  static constexpr bool kIsForward = true;
   static constexpr int kTiles = Cell::kGates, kPublished = 1;
   static constexpr int kSaved = Cell::kSaved == 0 ? 1 : Cell::kSaved;
 
@@ -159,7 +158,6 @@ struct Backward {
   using Problem = BackwardProblem;
   using R = Real<T>;
   using V = Value<R, is_short<T>>;
-  static constexpr bool kIsForward = false;
   static constexpr int kTiles = 1, kPublished = Cell::kGates;
   static constexpr int kSaved = Cell::kSaved == 0 ? 1 : Cell::kSaved;
 

@@ -13,8 +13,6 @@
 namespace seqkernels::cuda {
 namespace {
 
-bool has_stepwise(const Candidate& candidate) { return candidate.plan.kind == PlanKind::kStepwise; }
-
 Device::LaunchShape launch_shape(const Plan& plan, int64_t directions) {
   const Partition& part = plan.partition;
   return {static_cast<int>(directions) * part.column_groups * part.members, kThreads, plan.shared_bytes,
@@ -24,7 +22,7 @@ Device::LaunchShape launch_shape(const Plan& plan, int64_t directions) {
 Plan choose(const Device& device, const PassKernels& kernels, const PlanRequest& request) {
   std::vector<Candidate> all = candidates(kernels, device.limits(), request);
   for (Candidate& candidate : all)
-    if (!has_stepwise(candidate) && candidate.obstacle.empty() &&
+    if (candidate.plan.kind != PlanKind::kStepwise && candidate.obstacle.empty() &&
         !device.can_launch(kernels.persistent, launch_shape(candidate.plan, request.directions)))
       candidate.obstacle = "its blocks would not all run at once on this device";
   if (const char* const wanted = std::getenv("SEQKERNELS_CUDA_PLAN"); wanted && *wanted) {

@@ -152,10 +152,11 @@ def recipe(options: argparse.Namespace, **changes: Any) -> Recipe:
     return replace(made, **changes)
 
 
-def given_or_generated(given: Path | None, path: Path, text: Callable[[], str]) -> Path:
-    """The file to read: the one given or, without, `path`, into which `text()` is written."""
-    if given is not None:
-        return given
+def given_or_generated(options: argparse.Namespace, file: str, text: Callable[[], str]) -> Path:
+    """The file of --data or, without, generated-`file` in --out, into which `text()` is written."""
+    if options.data is not None:
+        return Path(options.data)
+    path = Path(options.out / f"generated-{file}")
     write_generated(path, text())
     announce_generated(path)
     return path

@@ -146,8 +146,7 @@ def load(options: argparse.Namespace, name: str) -> tuple[Task, nn.Module, float
 def source(options: argparse.Namespace, part: str) -> Path:
     """The file given, or one of generated questions."""
     count, seed = GENERATED[part]
-    path = Path(options.out / f"generated-{part}.tsv")
-    return cli.given_or_generated(options.data, path, lambda: data.write(generate(count, seed, part)))
+    return cli.given_or_generated(options, f"{part}.tsv", lambda: data.write(generate(count, seed, part)))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -118,8 +118,7 @@ def load(options: argparse.Namespace) -> tuple[Task, Memory, dict[str, Trained]]
 def source(options: argparse.Namespace, part: str) -> Path:
     """The file given, or one of generated sentences."""
     count, seed = GENERATED[part]
-    path = Path(options.out / f"generated-{part}.conll")
-    return cli.given_or_generated(options.data, path, lambda: data.write(generate(count, seed)))
+    return cli.given_or_generated(options, f"{part}.conll", lambda: data.write(generate(count, seed)))
 
 
 def main(arguments: list[str] | None = None) -> int:

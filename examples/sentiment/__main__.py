@@ -90,8 +90,7 @@ def classify(options: argparse.Namespace) -> dict[str, dict[str, float]]:
 def source(options: argparse.Namespace, part: str) -> Path:
     """The file given, or one of generated tweets."""
     count, seed = GENERATED[part]
-    path = Path(options.out / f"generated-{part}.csv")
-    return cli.given_or_generated(options.data, path, lambda: data.write(generate(count, seed)))
+    return cli.given_or_generated(options, f"{part}.csv", lambda: data.write(generate(count, seed)))
 
 
 def main(arguments: list[str] | None = None) -> int:
