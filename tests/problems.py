@@ -57,8 +57,13 @@ class Problem:
         self.x = x
         self.states = [random(d, self.batch, h) for _ in range(2 if self.cell == "lstm" else 1)]
         shapes = [(gates, self.input_size), (gates, h)] + [(gates,), (gates,)] * self.bias
-        scale = max(3 * h, 1) ** -0.5  # the deviation of torch.nn's own; steps then have a gain below 1
-        self.weights = [random(*shape) * scale for _ in range(d) for shape in shapes]
+        # With torch.nn's own deviation, or less for an input that would saturate the gates, steps have a gain below 1.
+        fans = [max(h, self.input_size)] + [h] * (len(shapes) - 1)
+        self.weights = [
+            random(*shape) * max(3 * fan, 1) ** -0.5
+            for _ in range(d)
+            for shape, fan in zip(shapes, fans, strict=True)
+        ]
         self.grads = [random(*x.shape[:-1], d * h), *(random(d, self.batch, h) for _ in self.states)]
 
     @property
