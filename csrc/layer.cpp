@@ -9,17 +9,6 @@
 namespace seqkernels {
 namespace {
 
-CellSizes cell_sizes(CellKind cell) {
-  switch (cell) {
-    case CellKind::kLstm:
-      return {4, 4, true};
-    case CellKind::kGru:
-      return {3, 4, false};
-    default:
-      return {1, 0, false};
-  }
-}
-
 DType dtype_of(const Tensor& x) {
   switch (x.scalar_type()) {
     case ScalarType::Float:

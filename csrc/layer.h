@@ -62,11 +62,6 @@ Tensor as_contiguous(const Tensor& tensor);
 // A tensor as kernels on the CPU read rows of it: only the feature stride must be 1.
 Tensor with_contiguous_rows(const Tensor& tensor);
 
-struct CellSizes {
-  int64_t gates, saved;
-  bool has_cell_state;
-};
-
 // The inputs, checked, and the sizes read off them.
 class Layer {
  public:

@@ -12,7 +12,7 @@
 
 #include "checks.h"
 #include "cpu/dispatch.h"
-#include "cpu/frozen.h"
+#include "direct.h"
 #if defined(SEQKERNELS_CUDA_TARGETS)
 #include "cuda/plan.h"
 #endif
@@ -82,39 +82,6 @@ pybind11::dict build_config() {
   return config;
 }
 
-// Frozen for Python, which checks what it hands over: tensors come as addresses, 0 for none.
-void define_frozen(pybind11::module_& m) {
-  using Address = uintptr_t;
-  const auto pointers = [](const std::vector<Address>& addresses) {
-    std::vector<void*> list;
-    for (const Address address : addresses) list.push_back(reinterpret_cast<void*>(address));
-    return list;
-  };
-  pybind11::class_<Frozen>(m, "Frozen", "A packed copy of a module's weights; see seqkernels.freeze.")
-      .def(pybind11::init([pointers](const std::string& cell, bool bfloat16, int64_t input_size, int64_t hidden_size,
-                                     int64_t layers, int64_t directions, const std::vector<Address>& parameters) {
-        const auto list = pointers(parameters);
-        return std::make_unique<Frozen>(cell == "lstm"   ? CellKind::kLstm
-                                        : cell == "gru"  ? CellKind::kGru
-                                        : cell == "tanh" ? CellKind::kRnnTanh
-                                                         : CellKind::kRnnRelu,
-                                        bfloat16 ? DType::kBFloat16 : DType::kFloat32,
-                                        FrozenSizes{input_size, hidden_size, layers, directions},
-                                        std::vector<const void*>(list.begin(), list.end()));
-      }))
-      .def("unpack", [pointers](const Frozen& frozen,
-                                const std::vector<Address>& parameters) { frozen.unpack(pointers(parameters)); })
-      .def("run", [](const Frozen& frozen, int64_t seq_len, int64_t batch, bool batch_first, Address x, Address h0,
-                     Address c0, Address output, Address h_n, Address c_n) {
-        const auto in = [](Address address) { return reinterpret_cast<const float*>(address); };
-        const auto out = [](Address address) { return reinterpret_cast<float*>(address); };
-        const Frozen::Call call{in(x), in(h0), in(c0), out(output), out(h_n), out(c_n), seq_len, batch, batch_first};
-        if (!frozen.is_large(seq_len * batch)) return frozen.run(call);
-        const pybind11::gil_scoped_release others_may_run;
-        frozen.run(call);
-      });
-}
-
 #if defined(SEQKERNELS_CUDA_TARGETS)
 
 // Asked through Python, where torch keeps the setting.
@@ -177,7 +144,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_isa", [] { return std::string(cpu_kernels().isa); }, "The ISA whose kernels run.");
   m.def("cpu_isas", &available_cpu_isas, "Every ISA this machine can run, best last.");
   m.def("set_cpu_isa", &set_cpu_isa, pybind11::arg("isa"), "Run the kernels of this ISA from now on.");
-  define_frozen(m);
+  define_direct(m);
 #if defined(SEQKERNELS_CUDA_TARGETS)
   namespace py = pybind11;
   m.def("set_tf32_query", &set_tf32_query, py::arg("query"), "Called to learn whether float32 layers may use TF32.");

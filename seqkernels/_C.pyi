@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 def build_config() -> dict[str, Any]: ...
@@ -6,30 +6,36 @@ def cpu_isa() -> str: ...
 def cpu_isas() -> list[str]: ...
 def set_cpu_isa(isa: str) -> None: ...
 
+def direct(
+    cell: int,
+    is_cell: bool,
+    x: Any,
+    hx: Any,
+    parameters: dict[str, Any],
+    names: Sequence[str],
+    input_size: int,
+    hidden_size: int,
+    layers: int,
+    directions: int,
+    batch_first: bool,
+    gradients: bool,
+) -> Any: ...
+
 class Frozen:
     def __init__(
         self,
-        cell: str,
-        bfloat16: bool,
+        cell: int,
+        is_cell: bool,
         input_size: int,
         hidden_size: int,
         layers: int,
         directions: int,
+        batch_first: bool,
+        bfloat16: bool,
         parameters: list[int],
     ) -> None: ...
     def unpack(self, parameters: list[int]) -> None: ...
-    def run(
-        self,
-        seq_len: int,
-        batch: int,
-        batch_first: bool,
-        x: int,
-        h0: int,
-        c0: int,
-        output: int,
-        h_n: int,
-        c_n: int,
-    ) -> None: ...
+    def run(self, x: Any, hx: Any, gradients: bool) -> Any: ...
 
 # Only in a build with CUDA kernels
 def set_tf32_query(query: Callable[[], bool] | None) -> None: ...

@@ -1,21 +1,20 @@
 """Recurrent modules for streaming: weights packed once, and as little as possible around a call.
 
 With 64 hidden units the kernel takes some 2 µs for a step, and what `Frozen.forward` does is measured by
-that: to read an attribute of a tensor takes 0.1 µs, to make a tensor 1 µs.
+that, so that nearly all of it is done in C++ (csrc/direct.cpp).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _C, _dynamo, modules
+from . import _C, _dynamo, direct, modules, plan
 
 __all__ = ["Frozen", "freeze"]
 
@@ -26,8 +25,6 @@ _CELLS = {
     for kind in ("", "Cell")
 }
 _GATES = {"lstm": 4, "gru": 3, "tanh": 1, "relu": 1}
-
-float32, empty_like = torch.float32, torch.empty_like
 
 
 def freeze(module: torch.nn.Module, dtype: torch.dtype | None = None) -> Frozen:
@@ -90,7 +87,7 @@ def freeze(module: torch.nn.Module, dtype: torch.dtype | None = None) -> Frozen:
         for suffix in suffixes
         for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     ]
-    return Frozen(cell, parameters, dtype or float32, **options)
+    return Frozen(cell, parameters, dtype or torch.float32, **options)
 
 
 def _weight(module: torch.nn.Module, name: str) -> Tensor:
@@ -107,10 +104,7 @@ def _weight(module: torch.nn.Module, name: str) -> Tensor:
 class Frozen(torch.nn.Module):
     """What `freeze` makes of a layer or a Cell; called as that is."""
 
-    # What forward needs, and sizes of the last call, which most often are those of the next one: shape of x,
-    # whether there is c, whether it is a Cell, batch_first, the kernel, T, B, shape of h,
-    # tensors like output and h.
-    _plan: tuple[Any, ...]
+    _packed: Any  # _C.Frozen
 
     def __init__(
         self,
@@ -129,77 +123,58 @@ class Frozen(torch.nn.Module):
         self.cell, self.dtype = cell, dtype
         self.input_size, self.hidden_size = input_size, hidden_size
         self.num_layers, self.bidirectional, self.batch_first = num_layers, bidirectional, batch_first
-        self._is_cell, self._has_c = is_cell, cell == "lstm"
+        self._is_cell = is_cell
         self._pack(parameters)
 
     def forward(self, x: Tensor, hx: Any = None) -> Any:
-        # All in one: nn.Module makes it slow to read an attribute.
-        shape, has_c, is_cell, batch_first, run, seq_len, batch, state_shape, like_output, like_h = self._plan
-        states: Sequence[Tensor] = () if hx is None else hx if has_c else (hx,)
-        for t in (x, *states):
-            if (
-                type(t) is not Tensor
-                or t.dtype is not float32
-                or t.requires_grad
-                or not t.is_cpu
-                or not t.is_contiguous()
-            ):
-                x, *states = self._admit(x, *states)
-                break
-        if x.shape != shape or forward_ad._current_level >= 0:
-            *_, seq_len, batch, state_shape, like_output, like_h = self._sizes(x)
-        if hx is None:
-            h0 = c0 = 0
-        else:
-            if len(states) != 1 + has_c:
-                self._reject(states, state_shape)
-            for state in states:
-                if state.shape != state_shape:
-                    self._reject(states, state_shape)
-            h0, c0 = states[0].data_ptr(), states[-1].data_ptr()
-        h_n = empty_like(like_h)
-        output = h_n if is_cell else empty_like(like_output)
-        final: Any = h_n
-        c_address = 0
-        if has_c:
-            c_n = empty_like(like_h)
-            final = (h_n, c_n)
-            c_address = c_n.data_ptr()
-        run(seq_len, batch, batch_first, x.data_ptr(), h0, c0, output.data_ptr(), h_n.data_ptr(), c_address)
-        return final if is_cell else (output, final)
+        if not plan.transforms_active():
+            result = self._packed.run(x, hx, torch.is_grad_enabled())
+            if result is not None:
+                return result
+        return self._packed.run(*self._admit(x, hx), False)
 
-    def _admit(self, *tensors: Any) -> list[Tensor]:
-        """x and states as the kernels want them, where that takes more than a look."""
-        admitted = []
-        for name, t in zip(("x", "h", "c"), tensors, strict=False):
-            if isinstance(t, PackedSequence):
-                raise TypeError(f"{name} must be a tensor: a frozen module does not take packed sequences")
-            if not isinstance(t, Tensor):
-                raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
-            if type(t) not in (Tensor, torch.nn.Parameter):
-                raise TypeError(
-                    f"{name} must be a plain tensor, got {type(t).__name__}: a frozen module cannot be"
-                    " traced or exported"
-                )
-            if t.requires_grad and torch.is_grad_enabled():
-                raise RuntimeError(
-                    f"{name} requires a gradient, which a frozen module does not give: call it under"
-                    " torch.no_grad(), or use the module that it was made from"
-                )
-            if t.device.type != "cpu" or t.layout is not torch.strided:
-                raise ValueError(f"{name} must be a strided tensor on the CPU, got {t.layout} on {t.device}")
-            if t.dtype is not float32:
-                raise ValueError(f"{name} must be torch.float32, got {t.dtype}")
-            admitted.append(t.detach().resolve_neg().contiguous())
-        return admitted
+    def _admit(self, x: Any, hx: Any) -> tuple[Tensor, Any]:
+        """x and hx as the kernels read them, or an error that says what is wrong with them."""
+        names = ("h", "c") if self.cell == "lstm" else ("h",)
+        states = () if hx is None else hx if self.cell == "lstm" else (hx,)
+        if hx is not None and (not isinstance(states, (tuple, list)) or len(states) != len(names)):
+            raise RuntimeError(f"hx must be {'a tuple (h, c)' if len(names) > 1 else 'one tensor'}")
+        if plan.transforms_active():
+            raise RuntimeError(
+                "a frozen module supports neither torch.func transforms nor forward-mode differentiation"
+            )
+        tensors = [self._plain(name, t) for name, t in zip(("x", *names), (x, *states), strict=False)]
+        x, *states = tensors
+        shape = self._state_shape(x)
+        for name, state in zip(names, states, strict=False):
+            if state.shape != shape:
+                raise RuntimeError(f"{name} must have shape {list(shape)}, got {list(state.shape)}")
+        return x, None if hx is None else tuple(states) if self.cell == "lstm" else states[0]
 
-    def _sizes(self, x: Tensor) -> tuple[Any, ...]:
-        """The plan for an x of this shape, which is kept for the next call.
+    @staticmethod
+    def _plain(name: str, t: Any) -> Tensor:
+        if isinstance(t, PackedSequence):
+            raise TypeError(f"{name} must be a tensor: a frozen module does not take packed sequences")
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+        if type(t) not in (Tensor, torch.nn.Parameter):
+            raise TypeError(
+                f"{name} must be a plain tensor, got {type(t).__name__}: a frozen module cannot be"
+                " traced or exported"
+            )
+        if t.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                f"{name} requires a gradient, which a frozen module does not give: call it under"
+                " torch.no_grad(), or use the module that it was made from"
+            )
+        if t.device.type != "cpu" or t.layout is not torch.strided:
+            raise ValueError(f"{name} must be a strided tensor on the CPU, got {t.layout} on {t.device}")
+        if t.dtype is not torch.float32:
+            raise ValueError(f"{name} must be torch.float32, got {t.dtype}")
+        return t.detach().resolve_neg().contiguous()
 
-        `empty_like` is faster than `torch.empty`, and no default dtype or device applies to it.
-        """
-        if forward_ad._current_level >= 0:
-            raise RuntimeError("a frozen module does not support forward-mode differentiation")
+    def _state_shape(self, x: Tensor) -> tuple[int, ...]:
+        """Of h and c that go with this x."""
         dims = (1, 2) if self._is_cell else (2, 3)
         if x.dim() not in dims:
             raise RuntimeError(f"x must have {dims[0]} or {dims[1]} dimensions, got {x.dim()}")
@@ -208,45 +183,28 @@ class Frozen(torch.nn.Module):
             raise RuntimeError(
                 f"x must have {self.input_size} features in its last dimension, got {features}"
             )
-        batched = x.dim() == dims[1]
         if self._is_cell:
-            seq_len, batch = 1, rows[0] if batched else 1
-            state_shape = output_shape = (*rows, self.hidden_size)
-        else:
-            directions = 1 + self.bidirectional
-            seq_len, batch = (rows[::-1] if self.batch_first else rows) if batched else (rows[0], 1)
-            state_shape = (self.num_layers * directions, *([batch] if batched else []), self.hidden_size)
-            output_shape = (*rows, directions * self.hidden_size)
-        if seq_len == 0:
+            return *rows, self.hidden_size
+        batch = rows[0 if self.batch_first else 1 :][:1] if x.dim() == dims[1] else []
+        if rows[1 if self.batch_first and batch else 0] == 0:
             raise RuntimeError("x must have at least one step, got none")
-        like_h = torch.zeros(state_shape, dtype=float32, device="cpu")
-        one = torch.zeros((), dtype=float32, device="cpu")
-        like_output = like_h if output_shape == state_shape else one.expand(output_shape)
-        self._plan = (x.shape, *self._plan[1:5], seq_len, batch, like_h.shape, like_output, like_h)
-        return self._plan
-
-    def _reject(self, states: Sequence[Tensor], shape: torch.Size) -> NoReturn:
-        """Say what is wrong with a state: not as many tensors as it should have, or not of this shape."""
-        names = ("h", "c") if self._has_c else ("h",)
-        if len(states) != len(names):
-            raise RuntimeError(f"hx must be {'a tuple (h, c)' if self._has_c else 'one tensor'}")
-        wrong = next(n for n, state in enumerate(states) if state.shape != shape)
-        raise RuntimeError(f"{names[wrong]} must have shape {list(shape)}, got {list(states[wrong].shape)}")
+        return self.num_layers * (1 + self.bidirectional), *batch, self.hidden_size
 
     def _pack(self, parameters: Sequence[Tensor | None]) -> None:
         """From w_ih, w_hh, b_ih, b_hh of each layer and direction; None for a bias that is not there."""
-        dtypes = (self.dtype, self.dtype, float32, float32)
+        dtypes = (self.dtype, self.dtype, torch.float32, torch.float32)
         kept = [p if p is None else p.to(dtypes[n % 4]).contiguous() for n, p in enumerate(parameters)]
         self._packed = _C.Frozen(
-            self.cell,
-            self.dtype is torch.bfloat16,
+            direct.KINDS[self.cell],
+            self._is_cell,
             self.input_size,
             self.hidden_size,
             self.num_layers,
             1 + self.bidirectional,
+            self.batch_first,
+            self.dtype is torch.bfloat16,
             [0 if p is None else p.data_ptr() for p in kept],
         )
-        self._plan = (None, self._has_c, self._is_cell, self.batch_first, self._packed.run, *[None] * 5)
 
     def _unpack(self) -> list[Tensor]:
         """What `_pack` takes, with zeros for biases that were not there."""
@@ -256,14 +214,12 @@ class Frozen(torch.nn.Module):
             inputs = self.input_size if n < directions else directions * self.hidden_size
             for k in (inputs, self.hidden_size):
                 parameters.append(torch.empty(rows, k, dtype=self.dtype, device="cpu"))
-            parameters += [torch.empty(rows, dtype=float32, device="cpu") for _ in range(2)]
+            parameters += [torch.empty(rows, dtype=torch.float32, device="cpu") for _ in range(2)]
         self._packed.unpack([p.data_ptr() for p in parameters])
         return parameters
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__ | {"_packed": self._unpack()}
-        del state["_plan"]
-        return state
+        return self.__dict__ | {"_packed": self._unpack()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         parameters = state.pop("_packed")
@@ -282,7 +238,7 @@ class Frozen(torch.nn.Module):
         )
 
     def extra_repr(self) -> str:
-        defaults = {"num_layers": 1, "bidirectional": False, "batch_first": False, "dtype": float32}
+        defaults = {"num_layers": 1, "bidirectional": False, "batch_first": False, "dtype": torch.float32}
         options = [
             f"{n}={getattr(self, n)}" for n, default in defaults.items() if getattr(self, n) != default
         ]

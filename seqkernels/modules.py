@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules import rnn as _torch_rnn
 
-from . import functional, plan
+from . import _C, direct, functional, plan
 
 __all__ = ["FusedGRU", "FusedGRUCell", "FusedLSTM", "FusedLSTMCell", "FusedRNN", "FusedRNNCell"]
 
@@ -88,7 +88,10 @@ def _forwards(cls: type[torch.nn.Module]) -> dict[str, Callable[..., Any]]:
 
 
 class _Fused(torch.nn.Module):
-    """The `backend` option that all the classes here have."""
+    """The `backend` option that all the classes here have, and what `forward` does."""
+
+    _torch_forward: dict[str, Callable[..., Any]]  # by backend
+    _own_checks: bool  # whether a subclass has overridden part of what torch's forward does
 
     def __init__(self, *args: Any, backend: str = "auto", **kwargs: Any) -> None:
         plan.check_backend(backend)
@@ -104,9 +107,39 @@ class _Fused(torch.nn.Module):
     def backend(self, backend: str) -> None:
         self.__dict__["_backend"] = plan.check_backend(backend)
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        others = [c for c in cls.__mro__ if c.__module__ not in (__name__, _torch_rnn.__name__)]
+        cls._own_checks = any(name in vars(c) for c in others for name in _CHECKS)
+
+    def _run(self, input: Any, hx: Any) -> Any:
+        if direct.allowed() and not self._own_checks:
+            result = self._direct(input, hx)
+            if result is not None:
+                return result
+        return self._torch_forward[self.backend](self, input, hx)
+
+    def _direct(self, input: Any, hx: Any) -> Any:
+        """The result without torch's help; None where that is needed, if only to say what is wrong."""
+        raise NotImplementedError
+
     def extra_repr(self) -> str:
         shown = super().extra_repr()
         return shown if self.backend == "auto" else f"{shown}, backend={self.backend!r}"
+
+
+_KIND_OF_MODE = {
+    mode: direct.KINDS[mode.lower().removeprefix("rnn_")] for mode in ("LSTM", "GRU", "RNN_TANH", "RNN_RELU")
+}
+
+# What torch's forward calls of the module's own, and subclasses may change.
+_CHECKS = (
+    "check_input",
+    "check_hidden_size",
+    "check_forward_args",
+    "get_expected_hidden_size",
+    "permute_hidden",
+)
 
 
 class _Checked:
@@ -136,6 +169,26 @@ class _FusedLayer(_Fused):
     def _flat_weights(self, weights: list[Tensor | None]) -> None:
         pass
 
+    def _direct(self, input: Any, hx: Any) -> Any:
+        own = self.__dict__  # nn.Module makes it slow to read an attribute
+        layers = own["num_layers"]
+        if own.get("_backend") == "reference" or (layers > 1 and own["dropout"] > 0 and own["training"]):
+            return None
+        return _C.direct(
+            _KIND_OF_MODE[own["mode"]],
+            False,
+            input,
+            hx,
+            own["_parameters"],
+            own["_flat_weights_names"],
+            own["input_size"],
+            own["hidden_size"],
+            layers,
+            2 if own["bidirectional"] else 1,
+            own["batch_first"],
+            torch.is_grad_enabled(),
+        )
+
     def _init_flat_weights(self) -> None:
         self._flat_weight_refs: list[Any] = []
 
@@ -163,12 +216,29 @@ class _FusedLayer(_Fused):
         return getattr(self, name)
 
 
-_LSTM = _forwards(torch.nn.LSTM)
-_GRU = _forwards(torch.nn.GRU)
-_RNN = _forwards(torch.nn.RNN)
-_LSTM_CELL = _forwards(torch.nn.LSTMCell)
-_GRU_CELL = _forwards(torch.nn.GRUCell)
-_RNN_CELL = _forwards(torch.nn.RNNCell)
+class _FusedCell(_Fused):
+    """A single step."""
+
+    _kind: int  # CellKind of csrc/kinds.h
+
+    def _direct(self, input: Any, hx: Any) -> Any:
+        own = self.__dict__
+        if own.get("_backend") == "reference":
+            return None
+        return _C.direct(
+            self._kind,
+            True,
+            input,
+            hx,
+            own["_parameters"],
+            ("weight_ih", "weight_hh", "bias_ih", "bias_hh"),
+            own["input_size"],
+            own["hidden_size"],
+            1,
+            1,
+            False,
+            torch.is_grad_enabled(),
+        )
 
 
 class FusedLSTM(_FusedLayer, torch.nn.LSTM):
@@ -186,8 +256,10 @@ class FusedLSTM(_FusedLayer, torch.nn.LSTM):
         (torch.Size([5, 3, 32]), torch.Size([4, 3, 16]))
     """
 
+    _torch_forward = _forwards(torch.nn.LSTM)
+
     def forward(self, input: Any, hx: Any = None) -> Any:
-        return _LSTM[self.backend](self, input, hx)
+        return self._run(input, hx)
 
 
 class FusedGRU(_FusedLayer, torch.nn.GRU):
@@ -203,8 +275,10 @@ class FusedGRU(_FusedLayer, torch.nn.GRU):
         torch.Size([5, 3, 16])
     """
 
+    _torch_forward = _forwards(torch.nn.GRU)
+
     def forward(self, input: Any, hx: Any = None) -> Any:
-        return _GRU[self.backend](self, input, hx)
+        return self._run(input, hx)
 
 
 class FusedRNN(_FusedLayer, torch.nn.RNN):
@@ -220,11 +294,13 @@ class FusedRNN(_FusedLayer, torch.nn.RNN):
         torch.Size([5, 3, 16])
     """
 
+    _torch_forward = _forwards(torch.nn.RNN)
+
     def forward(self, input: Any, hx: Any = None) -> Any:
-        return _RNN[self.backend](self, input, hx)
+        return self._run(input, hx)
 
 
-class FusedLSTMCell(_Fused, torch.nn.LSTMCell):
+class FusedLSTMCell(_FusedCell, torch.nn.LSTMCell):
     """`torch.nn.LSTMCell` on fused kernels: the same arguments, state_dict, inputs, outputs and errors.
 
     Args:
@@ -237,11 +313,14 @@ class FusedLSTMCell(_Fused, torch.nn.LSTMCell):
         torch.Size([3, 16])
     """
 
+    _torch_forward = _forwards(torch.nn.LSTMCell)
+    _kind = direct.KINDS["lstm"]
+
     def forward(self, input: Tensor, hx: Any = None) -> Any:
-        return _LSTM_CELL[self.backend](self, input, hx)
+        return self._run(input, hx)
 
 
-class FusedGRUCell(_Fused, torch.nn.GRUCell):
+class FusedGRUCell(_FusedCell, torch.nn.GRUCell):
     """`torch.nn.GRUCell` on fused kernels: the same arguments, state_dict, inputs, outputs and errors.
 
     Args:
@@ -253,11 +332,14 @@ class FusedGRUCell(_Fused, torch.nn.GRUCell):
         torch.Size([3, 16])
     """
 
+    _torch_forward = _forwards(torch.nn.GRUCell)
+    _kind = direct.KINDS["gru"]
+
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Any:
-        return _GRU_CELL[self.backend](self, input, hx)
+        return self._run(input, hx)
 
 
-class FusedRNNCell(_Fused, torch.nn.RNNCell):
+class FusedRNNCell(_FusedCell, torch.nn.RNNCell):
     """`torch.nn.RNNCell` on fused kernels: the same arguments, state_dict, inputs, outputs and errors.
 
     Args:
@@ -269,5 +351,11 @@ class FusedRNNCell(_Fused, torch.nn.RNNCell):
         torch.Size([3, 16])
     """
 
+    _torch_forward = _forwards(torch.nn.RNNCell)
+
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Any:
-        return _RNN_CELL[self.backend](self, input, hx)
+        return self._run(input, hx)
+
+    @property
+    def _kind(self) -> int:  # type: ignore[override]
+        return direct.KINDS[self.nonlinearity]

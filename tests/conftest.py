@@ -34,14 +34,14 @@ DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() and BUILD_CONFIG["cud
 BEST_TARGETS = [f"cpu/{isa}" for isa in _C.cpu_isas()] + DEVICES[1:]
 TARGETS = BEST_TARGETS + [f"{gpu}/{plan}" for gpu in DEVICES[1:] for plan in PLANS]
 
-# The largest error (`error_of`) a result may have; what is right, float64 gives for the same (rounded) inputs.
+# The largest error (`error_of`) a result may have; float64 says what is right for the same (rounded) inputs.
 # In units of eps, the spacing of the dtype's numbers at 1:
 #   float64, float32  Nothing is rounded but single operations. Sums of up to some hundred terms and a dozen
 #                     time steps of gain below 1 add up to tens of eps for the worst of thousands of elements.
 #   float16, bfloat16 h, the saved gates and their gradients are rounded once per time step, by up to eps / 2
 #                     of elements that may be five times the root mean square; over a dozen steps a few such
 #                     errors meet in one element. Sums and the cell state are float32 and add nothing.
-#                     Of 75,000 results of random problems, one had an error of 10 eps and all others below 7.5.
+#                     Of 75,000 results of random problems one was off by 10 eps, all others by 7.5 at most.
 #   tf32              float32 where the GPU may multiply in TF32: factors are rounded to the 10 bits of
 #                     mantissa that float16 has, once per time step as there; what is stored is float32, so
 #                     half of what float16 is granted will do.

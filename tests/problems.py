@@ -57,7 +57,7 @@ class Problem:
         self.x = x
         self.states = [random(d, self.batch, h) for _ in range(2 if self.cell == "lstm" else 1)]
         shapes = [(gates, self.input_size), (gates, h)] + [(gates,), (gates,)] * self.bias
-        # With torch.nn's own deviation, or less for an input that would saturate the gates, steps have a gain below 1.
+        # torch.nn's own deviation, or less for an input that would saturate gates: a step's gain is below 1.
         fans = [max(h, self.input_size)] + [h] * (len(shapes) - 1)
         self.weights = [
             random(*shape) * max(3 * fan, 1) ** -0.5

@@ -2,56 +2,31 @@
 #include "frozen.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <new>
 
 #include "dispatch.h"
 #include "team.h"
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 namespace seqkernels {
 namespace {
 
-// From this many multiply-adds on, several threads work on a call.
+// From this many multiply-adds on, several threads are worth the trouble.
 constexpr double kLargeWork = 1 << 19;
-
-constexpr size_t kHugePage = 2 << 20, kCacheLine = 64;
-
-int64_t gates_of(CellKind cell) { return cell == CellKind::kLstm ? 4 : cell == CellKind::kGru ? 3 : 1; }
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Zeros, on huge pages where that may help: the hardware does not prefetch across small ones.
-float* new_words(int64_t words) {
-  const size_t bytes = static_cast<size_t>(words) * sizeof(float);
-  const size_t alignment = bytes >= kHugePage ? kHugePage : kCacheLine;
-  const size_t size = (bytes + alignment - 1) / alignment * alignment;
-  void* const memory = std::aligned_alloc(alignment, size);
-  if (!memory) throw std::bad_alloc();
-#if defined(__linux__)
-  if (alignment == kHugePage) madvise(memory, size, MADV_HUGEPAGE);  // a hint: it may be refused
-#endif
-  std::fill_n(static_cast<char*>(memory), size, 0);
-  return static_cast<float*>(memory);
-}
-
 }  // namespace
 
-void Frozen::Free::operator()(float* words) const { std::free(words); }
-
-Frozen::Frozen(CellKind cell, DType weights, const FrozenSizes& sizes, const std::vector<const void*>& parameters)
+Frozen::Frozen(CellKind cell, DType weights, const StackSizes& sizes, const std::vector<const void*>& parameters)
     : kernels_(cpu_kernels()), cell_(cell), weights_(weights), sizes_(sizes) {
   const int64_t per_word = weights == DType::kBFloat16 ? 2 : 1, panels = ceil_div(sizes.hidden_size, kernels_.lanes);
   for (int64_t i = 0; i < sizes.layers * sizes.directions; ++i) {
     const int64_t input_size = i < sizes.directions ? sizes.input_size : sizes.directions * sizes.hidden_size;
     packs_.push_back({input_size, words_});
-    words_ += panels * (2 + ceil_div(input_size, per_word) + ceil_div(sizes.hidden_size, per_word)) * gates_of(cell) *
-              kernels_.lanes;
+    words_ += panels * (2 + ceil_div(input_size, per_word) + ceil_div(sizes.hidden_size, per_word)) *
+              cell_sizes(cell).gates * kernels_.lanes;
   }
-  packed_.reset(new_words(words_));
+  packed_ = new_memory(words_ * int64_t(sizeof(float)));
+  std::fill_n(packed(), words_, 0.0f);
   each(const_cast<void* const*>(parameters.data()), [](auto& packed, auto& plain) { packed = plain; });
 }
 
@@ -74,12 +49,12 @@ void Frozen::each(void* const* parameters, const Move& move) const {
 template <class W, class Move>
 void Frozen::each_weight(const Pack& pack, void* const* parameters, const Move& move) const {
   constexpr int64_t kPerWord = sizeof(float) / sizeof(W);
-  const int64_t lanes = kernels_.lanes, gates = gates_of(cell_), hidden = sizes_.hidden_size;
+  const int64_t lanes = kernels_.lanes, gates = cell_sizes(cell_).gates, hidden = sizes_.hidden_size;
   const int64_t stride = gates * lanes;  // words from one depth to the next
   const int64_t input_depth = ceil_div(pack.input_size, kPerWord), depth = input_depth + ceil_div(hidden, kPerWord);
   for (int64_t u = 0; u < hidden; ++u)
     for (int64_t g = 0; g < gates; ++g) {
-      float* const biases = packed_.get() + pack.begin + u / lanes * (2 + depth) * stride + g * lanes + u % lanes;
+      float* const biases = packed() + pack.begin + u / lanes * (2 + depth) * stride + g * lanes + u % lanes;
       const int64_t row = g * hidden + u;
       const auto move_row = [&](void* weight, int64_t size, int64_t first) {
         W* const plain = static_cast<W*>(weight) + row * size;
@@ -97,28 +72,24 @@ double Frozen::work(int64_t rows) const {
   return static_cast<double>(rows) * static_cast<double>(words_) * (weights_ == DType::kBFloat16 ? 2 : 1);
 }
 
-bool Frozen::is_large(int64_t rows) const { return work(rows) >= kLargeWork; }
-
 void Frozen::run(const Call& call) const {
   const int64_t hidden = sizes_.hidden_size, directions = sizes_.directions, width = directions * hidden;
   const int64_t rows = call.seq_len * call.batch, states = directions * call.batch * hidden;  // of a layer
   // What one layer leaves to the next, in two buffers that take turns.
   const std::unique_ptr<float[]> between(sizes_.layers > 1 ? new float[static_cast<size_t>(2 * rows * width)]
                                                            : nullptr);
-  const auto rows_of = [&](const float* data, int64_t features) {
-    const int64_t step = (call.batch_first ? 1 : call.batch) * features;
-    return RowTensor{reinterpret_cast<char*>(const_cast<float*>(data)), step,
-                     call.batch_first ? call.seq_len * features : features};
-  };
   const auto problem_of = [&](int64_t layer) {
     const Pack* const packs = &packs_[static_cast<size_t>(layer * directions)];
     FrozenProblem p{};
     p.seq_len = call.seq_len, p.batch = call.batch;
     p.input_size = packs->input_size, p.hidden_size = hidden, p.directions = directions;
-    for (int64_t d = 0; d < directions; ++d) p.packed[d] = packed_.get() + packs[d].begin;
+    for (int64_t d = 0; d < directions; ++d) p.packed[d] = packed() + packs[d].begin;
     const auto buffer = [&](int64_t n) { return between.get() + n % 2 * rows * width; };
-    p.x = rows_of(layer == 0 ? call.x : buffer(layer - 1), p.input_size);
-    p.output = rows_of(layer == sizes_.layers - 1 ? call.output : buffer(layer), width);
+    const auto rows_of = [&](float* data) {
+      return RowTensor{reinterpret_cast<char*>(data), call.batch * width, width};
+    };
+    p.x = layer == 0 ? call.x : rows_of(buffer(layer - 1));
+    p.output = rows_of(layer == sizes_.layers - 1 ? call.output : buffer(layer));
     const auto state = [&](auto* first) { return first ? first + layer * states : nullptr; };
     p.h0 = state(call.h0), p.c0 = state(call.c0), p.h_n = state(call.h_n), p.c_n = state(call.c_n);
     return p;
@@ -133,7 +104,7 @@ void Frozen::run(const Call& call) const {
     }
   };
   run_team(
-      is_large(rows) ? team_threads(work(rows)) : 1, 1,
+      work(rows) >= kLargeWork ? team_threads(work(rows)) : 1, 1,
       [](void* context, Team* team, Member member) { (*static_cast<decltype(body)*>(context))(team, member); },
       const_cast<void*>(static_cast<const void*>(&body)));
 }

@@ -56,8 +56,8 @@ struct Problem {
   Shape shape;
   RowTensor x;       // [.., I]
   RowTensor output;  // [.., D H]; written by forward, read by backward
-  char* h0;          // [D, B, H]
-  char* c0;          // [D, B, H] or null
+  char* h0;          // [D, B, H]; forward: or null, zeros
+  char* c0;          // likewise; null without cell state
   Weights weights[2];
   char* gates;      // [D, R, kSaved, Hp] or null: nothing is saved
   char* cells;      // [D, R, Hp] compute type, or null

@@ -1,8 +1,8 @@
-// A layer on the CPU: the problem in the kernels' terms, workspace, and the team that runs it.
+// A layer on the CPU: the problem in the kernels' terms.
 #include "../layer.h"
 
 #include "dispatch.h"
-#include "team.h"
+#include "run.h"
 
 namespace seqkernels {
 namespace {
@@ -27,28 +27,6 @@ Problem problem_of(const Layer& layer) {
 
 const CellKernels& kernels_of(const Layer& layer) { return cpu_kernels().cells[int(layer.cell())][int(layer.dtype())]; }
 
-template <class Problem>
-void run(const Layer& layer, double work, Problem& problem, int64_t (*workspace)(const Problem&),
-         void (*kernel)(const Problem&, Member)) {
-  const Tensor scratch = new_tensor({workspace(problem)}, ScalarType::Byte, layer.x());
-  problem.workspace = data(scratch);
-  const int threads = team_threads(work);
-  struct Context {
-    Problem& problem;
-    void (*kernel)(const Problem&, Member);
-  } context{problem, kernel};
-  const int barriers = 1 + 2 + 2 * threads;
-  run_team(
-      threads, barriers,
-      [](void* opaque, Team* team, Member member) {
-        const Context& run = *static_cast<Context*>(opaque);
-        Problem own = run.problem;
-        own.team = team;
-        run.kernel(own, member);
-      },
-      &context);
-}
-
 }  // namespace
 
 LayerOutputs layer_forward_cpu(const LayerInputs& inputs, bool save_for_backward) {
@@ -63,7 +41,7 @@ LayerOutputs layer_forward_cpu(const LayerInputs& inputs, bool save_for_backward
     problem.cells = data(out.cells);
   }
   const CellKernels& kernels = kernels_of(layer);
-  run(layer, layer.work(), problem, kernels.forward_workspace, kernels.forward);
+  run_kernel(problem, layer.work(), kernels.forward_workspace, kernels.forward);
   return out;
 }
 
@@ -86,7 +64,7 @@ InputGradients layer_backward_cpu(const LayerInputs& inputs, const LayerGradient
     problem.grads[d] = {tensors.weight(layer, d, 0), tensors.weight(layer, d, 1), tensors.weight(layer, d, 2),
                         tensors.weight(layer, d, 3)};
   const CellKernels& kernels = kernels_of(layer);
-  run(layer, 2 * layer.work(), problem, kernels.backward_workspace, kernels.backward);
+  run_kernel(problem, 2 * layer.work(), kernels.backward_workspace, kernels.backward);
   return tensors.results;
 }
 

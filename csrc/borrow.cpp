@@ -1,0 +1,133 @@
+#include "borrow.h"
+
+#include <algorithm>
+
+namespace seqkernels {
+namespace {
+
+namespace py = pybind11;
+
+// As laid down by DLPack 1.3.
+struct DLPackTensor {
+  void* data;
+  struct {
+    int32_t type, id;
+  } device;
+  int32_t ndim;
+  struct {
+    uint8_t code, bits;
+    uint16_t lanes;
+  } dtype;
+  int64_t *shape, *strides;
+  uint64_t byte_offset;
+};
+struct DLPackExchange {
+  struct {
+    uint32_t major, minor;
+  } version;
+  void* previous;
+  void *new_managed, *export_managed, *import_managed;
+  int (*describe)(void* tensor, DLPackTensor* description);  // 0, or -1 and a Python exception
+  void* current_stream;
+};
+constexpr uint32_t kMajorVersion = 1;
+constexpr int32_t kCpu = 1;
+constexpr uint8_t kFloat = 2, kBFloat = 4;
+
+// What is needed of torch, looked up once and kept for good. `exchange` is null where this torch offers another one.
+struct Torch {
+  PyObject *tensor, *parameter, *empty_like;
+  const DLPackExchange* exchange = nullptr;
+  py::str is_neg = intern("is_neg"), requires_grad = intern("requires_grad"), new_empty = intern("new_empty");
+
+  Torch() {
+    const py::module_ torch = py::module_::import("torch");
+    tensor = torch.attr("Tensor").cast<py::object>().release().ptr();
+    parameter = torch.attr("nn").attr("Parameter").cast<py::object>().release().ptr();
+    empty_like = torch.attr("empty_like").cast<py::object>().release().ptr();
+    const py::object capsule = py::getattr(tensor, "__dlpack_c_exchange_api__", py::none());
+    if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return;
+    exchange = static_cast<const DLPackExchange*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+    if (exchange->version.major != kMajorVersion || !exchange->describe) exchange = nullptr;
+  }
+
+  static py::str intern(const char* name) { return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(name)); }
+
+  static const Torch& get() {
+    static const Torch* const torch = new Torch();
+    return *torch;
+  }
+};
+
+// Whether a call or an attribute gave False; an error is taken back and counts as no.
+bool is_false(PyObject* result) {
+  if (!result) PyErr_Clear();
+  const bool answer = result == Py_False;
+  Py_XDECREF(result);
+  return answer;
+}
+
+bool dtype_of(const DLPackTensor& tensor, DType& dtype) {
+  const uint8_t code = tensor.dtype.code, bits = tensor.dtype.bits;
+  if (code == kBFloat && bits == 16)
+    dtype = DType::kBFloat16;
+  else if (code == kFloat && (bits == 16 || bits == 32 || bits == 64))
+    dtype = bits == 16 ? DType::kFloat16 : bits == 32 ? DType::kFloat32 : DType::kFloat64;
+  else
+    return false;
+  return tensor.dtype.lanes == 1;
+}
+
+}  // namespace
+
+bool BorrowedTensor::has_sizes(std::initializer_list<int64_t> expected) const {
+  return std::equal(sizes, sizes + dim, expected.begin(), expected.end());
+}
+
+bool BorrowedTensor::is_empty() const { return std::count(sizes, sizes + dim, 0) > 0; }
+
+bool BorrowedTensor::is_contiguous() const {
+  if (is_empty()) return true;
+  int64_t stride = 1;
+  for (int i = dim; i-- > 0;) {
+    if (sizes[i] != 1 && strides[i] != stride) return false;
+    stride *= sizes[i];
+  }
+  return true;
+}
+
+bool can_borrow() { return Torch::get().exchange; }
+
+bool borrow(PyObject* object, bool gradients, BorrowedTensor& tensor) {
+  const Torch& torch = Torch::get();
+  PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(object));
+  if (!torch.exchange || (type != torch.tensor && type != torch.parameter)) return false;
+  if (gradients && !is_false(PyObject_GetAttr(object, torch.requires_grad.ptr()))) return false;
+  if (!is_false(PyObject_CallMethodNoArgs(object, torch.is_neg.ptr()))) return false;
+  DLPackTensor description;
+  if (torch.exchange->describe(object, &description) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  tensor.owner = object;
+  tensor.data = static_cast<char*>(description.data) + description.byte_offset;
+  tensor.dim = description.ndim, tensor.sizes = description.shape, tensor.strides = description.strides;
+  return description.device.type == kCpu && (description.data || tensor.is_empty()) &&
+         dtype_of(description, tensor.dtype);
+}
+
+py::object new_tensor(std::initializer_list<int64_t> sizes, const BorrowedTensor& like) {
+  const Torch& torch = Torch::get();
+  PyObject* made;
+  if (like.has_sizes(sizes) && like.is_contiguous()) {  // the shorter way
+    made = PyObject_CallOneArg(torch.empty_like, like.owner);
+  } else {
+    py::tuple shape(sizes.size());
+    for (size_t i = 0; i < sizes.size(); ++i) shape[i] = py::int_(sizes.begin()[i]);
+    made = PyObject_CallMethodOneArg(like.owner, torch.new_empty.ptr(), shape.ptr());
+  }
+  if (!made) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(made);
+}
+
+}  // namespace seqkernels

@@ -1,0 +1,36 @@
+// Plain tensors of Python's, borrowed for the time of a call, and new ones: the short way, around torch's dispatcher.
+//
+// The address, dtype and sizes of a tensor come through DLPack's exchange API, which torch.Tensor offers as a table of C
+// functions: https://dmlc.github.io/dlpack/latest/c_api.html
+#pragma once
+#include <pybind11/pybind11.h>
+
+#include "kinds.h"
+
+namespace seqkernels {
+
+// A strided tensor on the CPU of a dtype that the kernels take. Valid while its owner is not changed.
+struct BorrowedTensor {
+  PyObject* owner;
+  char* data;
+  DType dtype;
+  int dim;
+  const int64_t* sizes;
+  const int64_t* strides;
+
+  bool has_sizes(std::initializer_list<int64_t> expected) const;
+  bool is_empty() const;
+  bool is_contiguous() const;
+};
+
+// Whether this torch offers the exchange API in a version that is known here; if not, nothing can be borrowed.
+bool can_borrow();
+
+// False for anything but a plain tensor (torch.Tensor or Parameter itself, not negated lazily) as above, or where
+// `gradients` and it requires one.
+bool borrow(PyObject* object, bool gradients, BorrowedTensor& tensor);
+
+// An uninitialised contiguous tensor of the dtype of `like`.
+pybind11::object new_tensor(std::initializer_list<int64_t> sizes, const BorrowedTensor& like);
+
+}  // namespace seqkernels

@@ -1,0 +1,287 @@
+"""The short way around torch's dispatcher: the same results, and taken only where nobody can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import seqkernels
+from seqkernels import _C, direct
+
+from .conftest import DTYPES, flat
+
+LAYERS = ("FusedLSTM", "FusedGRU", "FusedRNN")
+CELLS = ("FusedLSTMCell", "FusedGRUCell", "FusedRNNCell")
+I, H = 5, 18
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"bias": False, "bidirectional": True},
+    {"num_layers": 3, "batch_first": True},
+    {"num_layers": 2, "bidirectional": True, "batch_first": True, "dropout": 0.5},
+]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """One entry for each try of the short way: whether it went through."""
+    tries: list[bool] = []
+    original = _C.direct
+
+    def direct_and_tell(*args: Any) -> Any:
+        result = original(*args)
+        tries.append(result is not None)
+        return result
+
+    monkeypatch.setattr(_C, "direct", direct_and_tell)
+    return tries
+
+
+@pytest.fixture(autouse=True)
+def no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def state(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Any:
+    h, c = torch.randn(2, *shape).to(dtype)
+    return (h, c) if "LSTM" in name else h
+
+
+def both(module: nn.Module, *inputs: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """The results of the short way and of the long one."""
+    short = module(*inputs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(direct, "allowed", lambda: False)
+        long = module(*inputs)
+    assert type(short) is type(long)
+    return flat(short), flat(long)
+
+
+def check(calls: list[bool], module: nn.Module, *inputs: Any) -> None:
+    short, long = both(module, *inputs)
+    assert calls == [True]
+    calls.clear()
+    assert [t.shape for t in short] == [t.shape for t in long]
+    assert [t.is_contiguous() for t in short] == [t.is_contiguous() for t in long]
+    assert all(torch.equal(a, b) for a, b in zip(short, long, strict=True))
+    storages = {t.untyped_storage().data_ptr() for t in (*short, *flat(inputs))}
+    assert len(storages) >= len(short) + (len(flat(inputs)) > 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("given", [False, True], ids=["zeros", "hx"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers(
+    name: str,
+    options: dict[str, Any],
+    given: bool,
+    dtype: torch.dtype,
+    target: torch.device,
+    calls: list[bool],
+) -> None:
+    if target.type != "cpu":
+        pytest.skip("the short way is for the CPU")
+    module = getattr(seqkernels, name)(I, H, **options).to(dtype).eval()
+    states = module.num_layers * (1 + module.bidirectional)
+    for shape in ((1, 1), (4, 1), (1, 3), (4, 3), (9, 30), (4,)):
+        x = torch.randn(*shape, I).to(dtype)
+        batch = shape[:1] if module.batch_first and len(shape) > 1 else shape[1:]
+        hx = [state(name, states, *batch, H, dtype=dtype)] if given else []
+        check(calls, module, x, *hx)
+        if len(shape) > 1:
+            check(calls, module, x.transpose(0, 1).contiguous().transpose(0, 1), *hx)
+            check(calls, module, torch.randn(*shape, 2 * I).to(dtype)[..., I:], *hx)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("given", [False, True], ids=["zeros", "hx"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("name", CELLS)
+def test_cells(name: str, bias: bool, given: bool, dtype: torch.dtype, calls: list[bool]) -> None:
+    module = getattr(seqkernels, name)(I, H, bias=bias).to(dtype)
+    for batch in ((1,), (3,), (40,), ()):
+        hx = [state(name, *batch, H, dtype=dtype)] if given else []
+        check(calls, module, torch.randn(*batch, I).to(dtype), *hx)
+
+
+def test_relu(calls: list[bool]) -> None:
+    check(calls, seqkernels.FusedRNN(I, H, nonlinearity="relu"), torch.randn(4, 3, I))
+    check(calls, seqkernels.FusedRNNCell(I, H, nonlinearity="relu"), torch.randn(3, I))
+
+
+def test_nothing_requires_a_gradient(calls: list[bool]) -> None:
+    """Then it need not be said that none is wanted."""
+    module = seqkernels.FusedLSTM(I, H).requires_grad_(False)
+    with torch.enable_grad():
+        check(calls, module, torch.randn(4, 3, I))
+
+
+@pytest.mark.parametrize("which", ["x", "h", "c", "weight_ih_l0", "bias_hh_l0"])
+def test_something_requires_a_gradient(which: str, calls: list[bool]) -> None:
+    module = seqkernels.FusedLSTM(I, H).requires_grad_(False)
+    x, (h, c) = torch.randn(4, 3, I), state("LSTM", 1, 3, H)
+    named = {"x": x, "h": h, "c": c} | dict(module.named_parameters())
+    named[which].requires_grad_()
+    with torch.enable_grad():
+        output, _ = module(x, (h, c))
+        (grad,) = torch.autograd.grad(output.sum(), named[which])
+    assert calls == [False]
+    assert grad.abs().sum() > 0
+
+
+def test_inference_mode(calls: list[bool]) -> None:
+    module, x = seqkernels.FusedGRU(I, H), torch.randn(4, 3, I)
+    with torch.inference_mode():
+        assert all(t.is_inference() for t in flat(module(x)))
+    assert calls == [True]
+    assert not any(t.is_inference() for t in flat(module(x)))
+
+
+class Functions(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+class Dispatches(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.ops.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+OBSERVERS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "function mode": Functions,
+    "dispatch mode": Dispatches,
+    "default device": lambda: torch.device("cpu"),
+    "profiler": lambda: torch.profiler.profile(),
+    "forward mode": torch.autograd.forward_ad.dual_level,
+}
+
+
+@pytest.mark.parametrize("observer", OBSERVERS)
+def test_observers_see_the_op(observer: str, calls: list[bool]) -> None:
+    module, x = seqkernels.FusedLSTM(I, H), torch.randn(4, 3, I)
+    with OBSERVERS[observer]() as seen:
+        output, _ = module(x)
+    assert calls == []
+    assert output.dtype == (torch.bfloat16 if observer == "autocast" else torch.float32)
+    if observer == "dispatch mode":
+        assert "seqkernels.lstm.default" in seen.ops
+    if observer == "profiler":
+        assert "seqkernels::lstm" in {event.key for event in seen.key_averages()}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("how", ["vmap", "compile", "trace", "export"])
+def test_traced_and_transformed(how: str, calls: list[bool]) -> None:
+    module, x = seqkernels.FusedGRU(I, H), torch.randn(4, 3, I)
+    expected, _ = module(x)
+    calls.clear()
+    if how == "vmap":
+        actual = torch.vmap(lambda row: module(row)[0], in_dims=1, out_dims=1)(x)
+    elif how == "compile":
+        actual = torch.compile(module, fullgraph=True, backend="aot_eager")(x)[0]
+    elif how == "trace":
+        actual = torch.jit.trace(module, (x,), check_trace=False)(x)[0]
+    else:
+        actual = torch.export.export(module, (x,)).module()(x)[0]
+    assert calls == []
+    assert torch.allclose(actual, expected, atol=1e-6)
+
+
+class Labelled(Tensor):
+    pass
+
+
+def negated(tensor: Tensor) -> Tensor:
+    """A view that says that its memory is to be read with the other sign."""
+    view = torch.complex(torch.zeros_like(tensor), -tensor).conj().imag
+    assert view.is_neg()
+    return view
+
+
+def with_weight(module: nn.Module, weight: Tensor) -> nn.Module:
+    module.weight_hh_l0 = nn.Parameter(weight, requires_grad=False)
+    return module
+
+
+LSTM = seqkernels.FusedLSTM
+NOT_PLAIN: dict[str, Callable[[nn.Module, Tensor], Any]] = {
+    "packed": lambda m, x: m(nn.utils.rnn.pack_sequence([x[:, 0], x[:2, 1]])),
+    "subclass": lambda m, x: m(x.as_subclass(Labelled)),
+    "negated x": lambda m, x: m(negated(x)),
+    "negated state": lambda m, x: m(x, (negated(torch.ones(1, 3, H)), torch.ones(1, 3, H))),
+    "negated weight": lambda m, x: with_weight(m, negated(m.weight_hh_l0.detach().clone()))(x),
+    "columns of x": lambda m, x: m(torch.stack([x, x], -1)[..., 0]),
+    "transposed weight": lambda m, x: with_weight(m, m.weight_hh_l0.detach().t().contiguous().t())(x),
+    "expanded state": lambda m, x: m(x, (torch.ones(1, 1, H).expand(1, 3, H), torch.ones(1, 3, H))),
+    "parametrized": lambda m, x: parametrizations.weight_norm(m, "weight_hh_l0")(x),
+    "projection": lambda m, x: LSTM(I, H, proj_size=2)(x),
+    "dropout": lambda m, x: LSTM(I, H, 2, dropout=0.5).train()(x),
+    "reference": lambda m, x: LSTM(I, H, backend="reference")(x),
+    "meta": lambda m, x: m.to("meta")(x.to("meta")),
+    "no batch": lambda m, x: m(x[:, :0]),
+}
+
+
+@pytest.mark.parametrize("what", NOT_PLAIN)
+def test_long_way(what: str, calls: list[bool]) -> None:
+    """What is not plain takes the long way, and comes out as it would without the short one."""
+    results = []
+    for allowed in (True, False):
+        torch.manual_seed(0)
+        module, x = LSTM(I, H), torch.randn(4, 3, I)
+        with pytest.MonkeyPatch.context() as patch:
+            if not allowed:
+                patch.setattr(direct, "allowed", lambda: False)
+            results.append([t for t in flat(NOT_PLAIN[what](module, x)) if t.is_floating_point()])
+    assert not any(calls)
+    short, long = results
+    assert [t.shape for t in short] == [t.shape for t in long]
+    assert what == "meta" or all(torch.equal(a, b) for a, b in zip(short, long, strict=True))
+
+
+def test_checks_of_a_subclass_are_asked() -> None:
+    class Picky(seqkernels.FusedLSTM):
+        def check_forward_args(self, *args: Any) -> None:
+            raise ValueError("picky")
+
+    class Own(seqkernels.FusedLSTM):
+        pass
+
+    x = torch.randn(4, 3, I)
+    with pytest.raises(ValueError, match="picky"):
+        Picky(I, H)(x)
+    assert not Own._own_checks
+
+
+def test_state_as_a_list(calls: list[bool]) -> None:
+    """torch.nn takes the two states of an LSTM in any sequence."""
+    module, x, hx = seqkernels.FusedLSTM(I, H), torch.randn(4, 3, I), state("LSTM", 1, 3, H)
+    for given in (hx, list(hx)):
+        short, long = both(module, x, given)
+        assert all(torch.equal(a, b) for a, b in zip(short, long, strict=True))
+
+
+@pytest.mark.parametrize("name", [*LAYERS, *CELLS])
+def test_parameters_are_read_afresh(name: str) -> None:
+    module, x = getattr(seqkernels, name)(I, H), torch.randn(3, 2, I)
+    x = x[0] if name.endswith("Cell") else x
+    before = flat(module(x))[0]
+    next(module.parameters()).data *= 2
+    assert not torch.equal(flat(module(x))[0], before)
+    module.load_state_dict({n: torch.zeros_like(p) for n, p in module.state_dict().items()})
+    assert flat(module(x))[0].abs().max() == 0
