@@ -34,14 +34,44 @@ constexpr uint32_t kMajorVersion = 1;
 constexpr int32_t kCpu = 1;
 constexpr uint8_t kFloat = 2, kBFloat = 4;
 
+// A method or property of torch.Tensor that is written in C, called without the interpreter's help.
+class IsFalse {
+ public:
+  explicit IsFalse(py::handle descriptor) : descriptor_(descriptor.inc_ref().ptr()) {
+    if (Py_IS_TYPE(descriptor_, &PyMethodDescr_Type)) {
+      const PyMethodDef* const method = reinterpret_cast<PyMethodDescrObject*>(descriptor_)->d_method;
+      if (method->ml_flags == METH_NOARGS) method_ = method->ml_meth;
+    } else if (Py_IS_TYPE(descriptor_, &PyGetSetDescr_Type)) {
+      property_ = reinterpret_cast<PyGetSetDescrObject*>(descriptor_)->d_getset;
+    }
+  }
+
+  // Whether it gives False; an error is taken back and counts as no.
+  bool operator()(PyObject* tensor) const {
+    PyObject* const result = method_     ? method_(tensor, nullptr)
+                             : property_ ? property_->get(tensor, property_->closure)
+                                         : PyObject_CallOneArg(descriptor_, tensor);
+    if (!result) PyErr_Clear();
+    const bool answer = result == Py_False;
+    Py_XDECREF(result);
+    return answer;
+  }
+
+ private:
+  PyObject* descriptor_;
+  PyCFunction method_ = nullptr;
+  const PyGetSetDef* property_ = nullptr;
+};
+
 // What is needed of torch, looked up once and kept for good. `exchange` is null where this torch offers another one.
 struct Torch {
   PyObject *tensor, *parameter, *empty_like;
   const DLPackExchange* exchange = nullptr;
-  py::str is_neg = intern("is_neg"), requires_grad = intern("requires_grad"), new_empty = intern("new_empty");
+  IsFalse not_negated, no_gradient;
+  PyObject* new_empty = PyUnicode_InternFromString("new_empty");
 
-  Torch() {
-    const py::module_ torch = py::module_::import("torch");
+  explicit Torch(const py::module_& torch)
+      : not_negated(torch.attr("Tensor").attr("is_neg")), no_gradient(torch.attr("Tensor").attr("requires_grad")) {
     tensor = torch.attr("Tensor").cast<py::object>().release().ptr();
     parameter = torch.attr("nn").attr("Parameter").cast<py::object>().release().ptr();
     empty_like = torch.attr("empty_like").cast<py::object>().release().ptr();
@@ -51,21 +81,11 @@ struct Torch {
     if (exchange->version.major != kMajorVersion || !exchange->describe) exchange = nullptr;
   }
 
-  static py::str intern(const char* name) { return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(name)); }
-
   static const Torch& get() {
-    static const Torch* const torch = new Torch();
+    static const Torch* const torch = new Torch(py::module_::import("torch"));
     return *torch;
   }
 };
-
-// Whether a call or an attribute gave False; an error is taken back and counts as no.
-bool is_false(PyObject* result) {
-  if (!result) PyErr_Clear();
-  const bool answer = result == Py_False;
-  Py_XDECREF(result);
-  return answer;
-}
 
 bool dtype_of(const DLPackTensor& tensor, DType& dtype) {
   const uint8_t code = tensor.dtype.code, bits = tensor.dtype.bits;
@@ -76,6 +96,19 @@ bool dtype_of(const DLPackTensor& tensor, DType& dtype) {
   else
     return false;
   return tensor.dtype.lanes == 1;
+}
+
+bool describe(const Torch& torch, PyObject* object, BorrowedTensor& tensor) {
+  DLPackTensor description;
+  if (torch.exchange->describe(object, &description) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  tensor.owner = object;
+  tensor.data = static_cast<char*>(description.data) + description.byte_offset;
+  tensor.dim = description.ndim, tensor.sizes = description.shape, tensor.strides = description.strides;
+  return description.device.type == kCpu && (description.data || tensor.is_empty()) &&
+         dtype_of(description, tensor.dtype);
 }
 
 }  // namespace
@@ -102,21 +135,11 @@ bool borrow(PyObject* object, bool gradients, BorrowedTensor& tensor) {
   const Torch& torch = Torch::get();
   PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(object));
   if (!torch.exchange || (type != torch.tensor && type != torch.parameter)) return false;
-  if (gradients && !is_false(PyObject_GetAttr(object, torch.requires_grad.ptr()))) return false;
-  if (!is_false(PyObject_CallMethodNoArgs(object, torch.is_neg.ptr()))) return false;
-  DLPackTensor description;
-  if (torch.exchange->describe(object, &description) != 0) {
-    PyErr_Clear();
-    return false;
-  }
-  tensor.owner = object;
-  tensor.data = static_cast<char*>(description.data) + description.byte_offset;
-  tensor.dim = description.ndim, tensor.sizes = description.shape, tensor.strides = description.strides;
-  return description.device.type == kCpu && (description.data || tensor.is_empty()) &&
-         dtype_of(description, tensor.dtype);
+  if ((gradients && !torch.no_gradient(object)) || !torch.not_negated(object)) return false;
+  return describe(torch, object, tensor);
 }
 
-py::object new_tensor(std::initializer_list<int64_t> sizes, const BorrowedTensor& like) {
+NewTensor::NewTensor(std::initializer_list<int64_t> sizes, const BorrowedTensor& like) {
   const Torch& torch = Torch::get();
   PyObject* made;
   if (like.has_sizes(sizes) && like.is_contiguous()) {  // the shorter way
@@ -124,10 +147,11 @@ py::object new_tensor(std::initializer_list<int64_t> sizes, const BorrowedTensor
   } else {
     py::tuple shape(sizes.size());
     for (size_t i = 0; i < sizes.size(); ++i) shape[i] = py::int_(sizes.begin()[i]);
-    made = PyObject_CallMethodOneArg(like.owner, torch.new_empty.ptr(), shape.ptr());
+    made = PyObject_CallMethodOneArg(like.owner, torch.new_empty, shape.ptr());
   }
   if (!made) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(made);
+  object = py::reinterpret_steal<py::object>(made);
+  if (!describe(torch, made, *this)) throw std::runtime_error("torch made a tensor that is not plain");
 }
 
 }  // namespace seqkernels

@@ -31,6 +31,10 @@ bool can_borrow();
 bool borrow(PyObject* object, bool gradients, BorrowedTensor& tensor);
 
 // An uninitialised contiguous tensor of the dtype of `like`.
-pybind11::object new_tensor(std::initializer_list<int64_t> sizes, const BorrowedTensor& like);
+struct NewTensor : BorrowedTensor {
+  pybind11::object object;
+
+  NewTensor(std::initializer_list<int64_t> sizes, const BorrowedTensor& like);
+};
 
 }  // namespace seqkernels

@@ -4,7 +4,7 @@
 
 #include <memory>
 #include <optional>
-#include <string>
+#include <string_view>
 #include <vector>
 
 #include "borrow.h"
@@ -54,7 +54,7 @@ class Call {
   void make_results() {
     const auto [input_size, hidden, layers, directions] = form_.sizes;
     const BorrowedTensor& like = has_state_ ? h0_ : x_;
-    const auto new_state = [&](Result& state) {
+    const auto new_state = [&](std::optional<NewTensor>& state) {
       if (form_.is_cell)
         batched_ ? make(state, {batch_, hidden}, like) : make(state, {hidden}, like);
       else
@@ -66,19 +66,19 @@ class Call {
     if (form_.is_cell) return;
     const int64_t width = directions * hidden;
     if (!batched_)
-      make(output_, {seq_len_, width}, h_n_.tensor);
+      make(output_, {seq_len_, width}, *h_n_);
     else if (form_.batch_first && (seq_len_ == 1 || batch_ == 1))  // no matter which comes first
-      make(output_, {batch_, seq_len_, width}, h_n_.tensor);
+      make(output_, {batch_, seq_len_, width}, *h_n_);
     else
-      make(output_, {seq_len_, batch_, width}, h_n_.tensor);
+      make(output_, {seq_len_, batch_, width}, *h_n_);
   }
 
   // What the module's forward returns.
   py::object results() {
-    py::object state = form_.has_c() ? py::make_tuple(h_n_.object, c_n_.object) : h_n_.object;
+    py::object state = form_.has_c() ? py::make_tuple(h_n_->object, c_n_->object) : h_n_->object;
     if (form_.is_cell) return state;
     const bool turn = batched_ && form_.batch_first && seq_len_ > 1 && batch_ > 1;
-    return py::make_tuple(turn ? output_.object.attr("transpose")(0, 1) : output_.object, state);
+    return py::make_tuple(turn ? output_->object.attr("transpose")(0, 1) : output_->object, state);
   }
 
   DType dtype() const { return x_.dtype; }
@@ -88,19 +88,13 @@ class Call {
   const RowTensor& x() const { return x_rows_; }
   char* h0() const { return has_state_ ? h0_.data : nullptr; }
   char* c0() const { return has_state_ && form_.has_c() ? c0_.data : nullptr; }
-  char* output() const { return form_.is_cell ? h_n() : output_.tensor.data; }
-  char* h_n() const { return h_n_.tensor.data; }
-  char* c_n() const { return form_.has_c() ? c_n_.tensor.data : nullptr; }
+  char* output() const { return form_.is_cell ? h_n() : output_->data; }
+  char* h_n() const { return h_n_->data; }
+  char* c_n() const { return form_.has_c() ? c_n_->data : nullptr; }
 
  private:
-  struct Result {
-    py::object object;
-    BorrowedTensor tensor;
-  };
-
-  static void make(Result& result, std::initializer_list<int64_t> sizes, const BorrowedTensor& like) {
-    result.object = new_tensor(sizes, like);
-    if (!borrow(result.object.ptr(), false, result.tensor)) throw std::runtime_error("torch made no plain tensor");
+  static void make(std::optional<NewTensor>& result, std::initializer_list<int64_t> sizes, const BorrowedTensor& like) {
+    result.emplace(sizes, like);
   }
 
   bool read_state(PyObject* hx, bool gradients) {
@@ -123,7 +117,7 @@ class Call {
   bool batched_, has_state_ = false;
   int64_t seq_len_, batch_;
   RowTensor x_rows_;
-  Result output_, h_n_, c_n_;
+  std::optional<NewTensor> output_, h_n_, c_n_;
 };
 
 template <class Run>
@@ -135,9 +129,89 @@ void run(double work, const Run& kernels) {
 
 // ---- with the module's own parameters ----
 
-// Of every layer and direction w_ih, w_hh and maybe b_ih, b_hh, by their names in the module.
-bool read_weights(const Form& form, DType dtype, PyObject* parameters, PyObject* names, bool gradients,
+// What a module of torch.nn keeps of itself in its __dict__, read without the interpreter's help.
+class Attributes {
+ public:
+  explicit Attributes(PyObject* dict) : dict_(dict) {}
+
+  // False where there is no such attribute or it is of another type.
+  bool read(PyObject* name, int64_t& value) const {
+    PyObject* const found = PyDict_GetItemWithError(dict_, name);
+    if (!found || !PyLong_Check(found)) return false;
+    value = PyLong_AsLongLong(found);
+    return value >= 0 || !PyErr_Occurred();
+  }
+  bool read(PyObject* name, bool& value) const {
+    PyObject* const found = PyDict_GetItemWithError(dict_, name);
+    value = found == Py_True;
+    return value || found == Py_False;
+  }
+  std::string_view text(PyObject* name) const {
+    PyObject* const found = PyDict_GetItemWithError(dict_, name);
+    Py_ssize_t size = 0;
+    const char* const data = found && PyUnicode_Check(found) ? PyUnicode_AsUTF8AndSize(found, &size) : nullptr;
+    return data ? std::string_view(data, size_t(size)) : std::string_view();
+  }
+  PyObject* get(PyObject* name) const { return PyDict_GetItemWithError(dict_, name); }
+
+ private:
+  PyObject* dict_;
+};
+
+struct Names {
+  PyObject *parameters = intern("_parameters"), *flat_weights_names = intern("_flat_weights_names"),
+           *input_size = intern("input_size"), *hidden_size = intern("hidden_size"), *num_layers = intern("num_layers"),
+           *bidirectional = intern("bidirectional"), *batch_first = intern("batch_first"), *mode = intern("mode"),
+           *nonlinearity = intern("nonlinearity"), *training = intern("training"), *dropout = intern("dropout"),
+           *weights_of_a_cell =
+               Py_BuildValue("(NNNN)", intern("weight_ih"), intern("weight_hh"), intern("bias_ih"), intern("bias_hh"));
+
+  static PyObject* intern(const char* name) { return PyUnicode_InternFromString(name); }
+  static const Names& get() {
+    static const Names* const names = new Names();
+    return *names;
+  }
+};
+
+// `cell` is "lstm", "gru" or "rnn" for one of the Cells, "" for layers.
+bool read_form(const Attributes& attributes, const std::string_view cell, Form& form) {
+  const Names& names = Names::get();
+  const bool is_cell = !cell.empty();
+  form = {CellKind::kLstm, is_cell, {0, 0, 1, 1}, false};
+  const std::string_view kind = cell == "rnn" ? attributes.text(names.nonlinearity)
+                                : is_cell     ? cell
+                                              : attributes.text(names.mode);
+  if (kind == "gru" || kind == "GRU")
+    form.cell = CellKind::kGru;
+  else if (kind == "tanh" || kind == "RNN_TANH")
+    form.cell = CellKind::kRnnTanh;
+  else if (kind == "relu" || kind == "RNN_RELU")
+    form.cell = CellKind::kRnnRelu;
+  else if (kind != "lstm" && kind != "LSTM")
+    return false;
+  StackSizes& sizes = form.sizes;
+  if (!attributes.read(names.input_size, sizes.input_size) || !attributes.read(names.hidden_size, sizes.hidden_size))
+    return false;
+  if (sizes.hidden_size < 1 || is_cell) return is_cell;
+  bool bidirectional, training;
+  if (!attributes.read(names.num_layers, sizes.layers) || sizes.layers < 1 ||
+      !attributes.read(names.bidirectional, bidirectional) || !attributes.read(names.batch_first, form.batch_first) ||
+      !attributes.read(names.training, training))
+    return false;
+  sizes.directions = bidirectional ? 2 : 1;
+  if (sizes.layers == 1 || !training) return true;
+  PyObject* const dropout = attributes.get(names.dropout);
+  return dropout && PyFloat_Check(dropout) && PyFloat_AS_DOUBLE(dropout) == 0.0;
+}
+
+// Of every layer and direction w_ih, w_hh and maybe b_ih, b_hh; false where one is not an ordinary parameter that fits.
+bool read_weights(const Attributes& attributes, const Form& form, DType dtype, bool gradients,
                   std::vector<Weights>& weights) {
+  const Names& all = Names::get();
+  PyObject* const parameters = attributes.get(all.parameters);
+  PyObject* const names = form.is_cell ? all.weights_of_a_cell : attributes.get(all.flat_weights_names);
+  if (!parameters || !PyDict_Check(parameters) || !names || !(PyList_Check(names) || PyTuple_Check(names)))
+    return false;
   const int64_t count = form.sizes.layers * form.sizes.directions, hidden = form.sizes.hidden_size;
   const int64_t per_direction = PySequence_Fast_GET_SIZE(names) / count;
   if (PySequence_Fast_GET_SIZE(names) != per_direction * count || (per_direction != 2 && per_direction != 4))
@@ -148,7 +222,7 @@ bool read_weights(const Form& form, DType dtype, PyObject* parameters, PyObject*
     const int64_t inputs = i < form.sizes.directions ? form.sizes.input_size : form.sizes.directions * hidden;
     const char* found[4] = {};
     for (int64_t kind = 0; kind < per_direction; ++kind) {
-      PyObject* const object = PyDict_GetItem(parameters, *name++);
+      PyObject* const object = PyDict_GetItemWithError(parameters, *name++);
       if (object == Py_None && form.is_cell && kind >= 2) continue;  // a Cell without biases
       BorrowedTensor weight;
       if (!object || !borrow(object, gradients, weight) || weight.dtype != dtype || !weight.is_contiguous())
@@ -164,16 +238,16 @@ bool read_weights(const Form& form, DType dtype, PyObject* parameters, PyObject*
   return true;
 }
 
-py::object direct(int cell, bool is_cell, py::handle x, py::handle hx, const py::dict& parameters, py::handle names,
-                  int64_t input_size, int64_t hidden_size, int64_t layers, int64_t directions, bool batch_first,
-                  bool gradients) {
-  const Form form{CellKind(cell), is_cell, {input_size, hidden_size, layers, directions}, batch_first};
+py::object direct(const py::dict& module, const std::string_view cell, py::handle x, py::handle hx, bool gradients) {
+  const Attributes attributes(module.ptr());
+  Form form;
   Call call;
   StackProblem problem{};
-  if (!(PyList_Check(names.ptr()) || PyTuple_Check(names.ptr())) || layers < 1 || hidden_size < 1) return py::none();
-  if (!call.read(form, x.ptr(), hx.ptr(), gradients) || call.rows() == 0 ||
-      !read_weights(form, call.dtype(), parameters.ptr(), names.ptr(), gradients, problem.weights))
+  if (!read_form(attributes, cell, form) || !call.read(form, x.ptr(), hx.ptr(), gradients) || call.rows() == 0 ||
+      !read_weights(attributes, form, call.dtype(), gradients, problem.weights)) {
+    if (PyErr_Occurred()) PyErr_Clear();
     return py::none();
+  }
   call.make_results();
   problem.cell = form.cell, problem.dtype = call.dtype(), problem.sizes = form.sizes;
   problem.seq_len = call.seq_len(), problem.batch = call.batch();
@@ -227,8 +301,8 @@ class FrozenModule {
 
 void define_direct(py::module_& m) {
   m.def("direct", &direct,
-        "The result of a module's forward without gradients, or None. `parameters` is the module's dict of them and"
-        " `names` theirs in the order of its layers.");
+        "The result of a module's forward without gradients, or None; `module` is the __dict__ of an RNNBase or of a "
+        "Cell.");
   py::class_<FrozenModule>(m, "Frozen", "A packed copy of a module's weights; see seqkernels.freeze.")
       .def(py::init([](int cell, bool is_cell, int64_t input_size, int64_t hidden_size, int64_t layers,
                        int64_t directions, bool batch_first, bool bfloat16,

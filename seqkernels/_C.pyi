@@ -1,25 +1,11 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 def build_config() -> dict[str, Any]: ...
 def cpu_isa() -> str: ...
 def cpu_isas() -> list[str]: ...
 def set_cpu_isa(isa: str) -> None: ...
-
-def direct(
-    cell: int,
-    is_cell: bool,
-    x: Any,
-    hx: Any,
-    parameters: dict[str, Any],
-    names: Sequence[str],
-    input_size: int,
-    hidden_size: int,
-    layers: int,
-    directions: int,
-    batch_first: bool,
-    gradients: bool,
-) -> Any: ...
+def direct(module: dict[str, Any], cell: str, x: Any, hx: Any, gradients: bool) -> Any: ...
 
 class Frozen:
     def __init__(

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 from torch.nn.modules import rnn as _torch_rnn
 
 from . import _C, direct, functional, plan
@@ -91,6 +91,7 @@ class _Fused(torch.nn.Module):
     """The `backend` option that all the classes here have, and what `forward` does."""
 
     _torch_forward: dict[str, Callable[..., Any]]  # by backend
+    _cell: str  # of a single step; "" of a stack of layers
     _own_checks: bool  # whether a subclass has overridden part of what torch's forward does
 
     def __init__(self, *args: Any, backend: str = "auto", **kwargs: Any) -> None:
@@ -113,24 +114,18 @@ class _Fused(torch.nn.Module):
         cls._own_checks = any(name in vars(c) for c in others for name in _CHECKS)
 
     def _run(self, input: Any, hx: Any) -> Any:
-        if direct.allowed() and not self._own_checks:
-            result = self._direct(input, hx)
+        """The short way, and where that does not understand what it gets, or finds it wrong, torch's."""
+        own, cls = self.__dict__, type(self)  # nn.Module makes it slow to read an attribute
+        if direct.allowed() and not cls._own_checks and own.get("_backend") != "reference":
+            result = _C.direct(own, cls._cell, input, hx, is_grad_enabled())
             if result is not None:
                 return result
         return self._torch_forward[self.backend](self, input, hx)
-
-    def _direct(self, input: Any, hx: Any) -> Any:
-        """The result without torch's help; None where that is needed, if only to say what is wrong."""
-        raise NotImplementedError
 
     def extra_repr(self) -> str:
         shown = super().extra_repr()
         return shown if self.backend == "auto" else f"{shown}, backend={self.backend!r}"
 
-
-_KIND_OF_MODE = {
-    mode: direct.KINDS[mode.lower().removeprefix("rnn_")] for mode in ("LSTM", "GRU", "RNN_TANH", "RNN_RELU")
-}
 
 # What torch's forward calls of the module's own, and subclasses may change.
 _CHECKS = (
@@ -158,6 +153,7 @@ class _FusedLayer(_Fused):
     """
 
     _flat_weights_names: list[str]
+    _cell = ""
     input_size: int
 
     @property
@@ -168,26 +164,6 @@ class _FusedLayer(_Fused):
     @_flat_weights.setter
     def _flat_weights(self, weights: list[Tensor | None]) -> None:
         pass
-
-    def _direct(self, input: Any, hx: Any) -> Any:
-        own = self.__dict__  # nn.Module makes it slow to read an attribute
-        layers = own["num_layers"]
-        if own.get("_backend") == "reference" or (layers > 1 and own["dropout"] > 0 and own["training"]):
-            return None
-        return _C.direct(
-            _KIND_OF_MODE[own["mode"]],
-            False,
-            input,
-            hx,
-            own["_parameters"],
-            own["_flat_weights_names"],
-            own["input_size"],
-            own["hidden_size"],
-            layers,
-            2 if own["bidirectional"] else 1,
-            own["batch_first"],
-            torch.is_grad_enabled(),
-        )
 
     def _init_flat_weights(self) -> None:
         self._flat_weight_refs: list[Any] = []
@@ -214,31 +190,6 @@ class _FusedLayer(_Fused):
             if not origin.unsafe:
                 return origin.original if origin.is_tensor else origin.original0
         return getattr(self, name)
-
-
-class _FusedCell(_Fused):
-    """A single step."""
-
-    _kind: int  # CellKind of csrc/kinds.h
-
-    def _direct(self, input: Any, hx: Any) -> Any:
-        own = self.__dict__
-        if own.get("_backend") == "reference":
-            return None
-        return _C.direct(
-            self._kind,
-            True,
-            input,
-            hx,
-            own["_parameters"],
-            ("weight_ih", "weight_hh", "bias_ih", "bias_hh"),
-            own["input_size"],
-            own["hidden_size"],
-            1,
-            1,
-            False,
-            torch.is_grad_enabled(),
-        )
 
 
 class FusedLSTM(_FusedLayer, torch.nn.LSTM):
@@ -300,7 +251,7 @@ class FusedRNN(_FusedLayer, torch.nn.RNN):
         return self._run(input, hx)
 
 
-class FusedLSTMCell(_FusedCell, torch.nn.LSTMCell):
+class FusedLSTMCell(_Fused, torch.nn.LSTMCell):
     """`torch.nn.LSTMCell` on fused kernels: the same arguments, state_dict, inputs, outputs and errors.
 
     Args:
@@ -314,13 +265,13 @@ class FusedLSTMCell(_FusedCell, torch.nn.LSTMCell):
     """
 
     _torch_forward = _forwards(torch.nn.LSTMCell)
-    _kind = direct.KINDS["lstm"]
+    _cell = "lstm"
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         return self._run(input, hx)
 
 
-class FusedGRUCell(_FusedCell, torch.nn.GRUCell):
+class FusedGRUCell(_Fused, torch.nn.GRUCell):
     """`torch.nn.GRUCell` on fused kernels: the same arguments, state_dict, inputs, outputs and errors.
 
     Args:
@@ -333,13 +284,13 @@ class FusedGRUCell(_FusedCell, torch.nn.GRUCell):
     """
 
     _torch_forward = _forwards(torch.nn.GRUCell)
-    _kind = direct.KINDS["gru"]
+    _cell = "gru"
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Any:
         return self._run(input, hx)
 
 
-class FusedRNNCell(_FusedCell, torch.nn.RNNCell):
+class FusedRNNCell(_Fused, torch.nn.RNNCell):
     """`torch.nn.RNNCell` on fused kernels: the same arguments, state_dict, inputs, outputs and errors.
 
     Args:
@@ -356,6 +307,4 @@ class FusedRNNCell(_FusedCell, torch.nn.RNNCell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Any:
         return self._run(input, hx)
 
-    @property
-    def _kind(self) -> int:  # type: ignore[override]
-        return direct.KINDS[self.nonlinearity]
+    _cell = "rnn"
