@@ -10,7 +10,7 @@ namespace seqkernels {
 namespace {
 
 // From this many multiply-adds on, several threads are worth the trouble.
-constexpr double kLargeWork = 1 << 19;
+constexpr double kLargeWork = 1 << 18;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

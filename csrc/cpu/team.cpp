@@ -19,7 +19,7 @@ namespace seqkernels {
 namespace {
 
 // Below this many multiply-adds a second thread costs more than it brings.
-constexpr double kWorkPerThread = 1 << 18;
+constexpr double kWorkPerThread = 1 << 17;
 
 constexpr int kSpins = 256, kYields = 64;
 
