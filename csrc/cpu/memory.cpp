@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <new>
+#include <utility>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -22,6 +23,32 @@ Memory new_memory(int64_t bytes) {
   if (alignment == kHugePage) madvise(memory, size, MADV_HUGEPAGE);  // a hint: it may be refused
 #endif
   return Memory(static_cast<char*>(memory));
+}
+
+namespace {
+
+constexpr int64_t kKeptBytes = 16 << 20;
+
+struct Spare {
+  int64_t bytes = 0;
+  Memory memory;
+};
+thread_local Spare spare;
+
+}  // namespace
+
+Scratch::Scratch(int64_t bytes) : bytes_(bytes) {
+  if (spare.bytes >= bytes) {
+    bytes_ = std::exchange(spare.bytes, 0);
+    memory_ = std::move(spare.memory);
+  } else {
+    spare = {};
+    memory_ = new_memory(bytes);
+  }
+}
+
+Scratch::~Scratch() {
+  if (bytes_ <= kKeptBytes && bytes_ > spare.bytes) spare = {bytes_, std::move(memory_)};
 }
 
 }  // namespace seqkernels

@@ -16,4 +16,20 @@ using Memory = std::unique_ptr<char[], FreeMemory>;
 // fault instead of 512, the hardware prefetches across all of them, and they lie evenly in the sets of a cache.
 Memory new_memory(int64_t bytes);
 
+// Memory for the time of a call. Each thread keeps what its last call had, up to 16 MB, for the next one: else the system
+// would take the pages back and clear them anew every time.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes);
+  ~Scratch();
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  char* get() const { return memory_.get(); }
+
+ private:
+  int64_t bytes_;
+  Memory memory_;
+};
+
 }  // namespace seqkernels

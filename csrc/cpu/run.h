@@ -9,7 +9,7 @@ namespace seqkernels {
 template <class Problem>
 void run_kernel(Problem problem, double work, int64_t (*workspace)(const Problem&),
                 void (*kernel)(const Problem&, Member)) {
-  const Memory scratch = new_memory(workspace(problem));
+  const Scratch scratch(workspace(problem));
   problem.workspace = scratch.get();
   const int threads = team_threads(work);
   struct Context {

@@ -329,6 +329,46 @@ SEQKERNELS_INLINE Vec<T> relu_grad(Vec<T> y, Vec<T> dy) {
   return Vec<T>(y.raw <= Vec<T>(T(0)).raw ? Vec<T>(T(0)).raw : dy.raw);
 }
 
+// ---- side by side ------------------------------------------------------------------------------------------------
+
+// n vectors that go through the same arithmetic: a cell is a long chain of operations, each of which waits for the one
+// before, and another chain beside it costs next to nothing.
+template <class T, int n>
+struct Bundle {
+  Vec<T> part[n];
+
+  Bundle() = default;
+  SEQKERNELS_INLINE Bundle(int s) {
+    for (Vec<T>& v : part) v = Vec<T>(s);
+  }
+
+  template <class F>
+  SEQKERNELS_INLINE static Bundle each(const F& f) {
+    Bundle result;
+#pragma GCC unroll 8
+    for (int i = 0; i < n; ++i) result.part[i] = f(i);
+    return result;
+  }
+  SEQKERNELS_INLINE friend Bundle operator+(const Bundle& a, const Bundle& b) {
+    return each([&](int i) { return a.part[i] + b.part[i]; });
+  }
+  SEQKERNELS_INLINE friend Bundle operator-(const Bundle& a, const Bundle& b) {
+    return each([&](int i) { return a.part[i] - b.part[i]; });
+  }
+  SEQKERNELS_INLINE friend Bundle operator*(const Bundle& a, const Bundle& b) {
+    return each([&](int i) { return a.part[i] * b.part[i]; });
+  }
+  SEQKERNELS_INLINE friend Bundle sigmoid(const Bundle& x) {
+    return each([&](int i) { return sigmoid(x.part[i]); });
+  }
+  SEQKERNELS_INLINE friend Bundle tanh(const Bundle& x) {
+    return each([&](int i) { return tanh(x.part[i]); });
+  }
+  SEQKERNELS_INLINE friend Bundle relu(const Bundle& x) {
+    return each([&](int i) { return relu(x.part[i]); });
+  }
+};
+
 // ---- transposition -----------------------------------------------------------------------------------------------
 
 // Lanes of a and b in turn, from their first or their second halves.
