@@ -60,7 +60,7 @@ bench: build bench-env  ## measure against torch.nn and ONNX Runtime, write tabl
 	mkdir -p $(dir $(RESULT))
 	$(PY) -m pytest benchmarks $(if $(QUICK),--quick) --benchmark-json=$(RESULT).json \
 		--benchmark-columns=median,iqr,rounds --benchmark-sort=fullname $(ARGS)
-	$(PY) -m benchmarks.report $(RESULT).json
+	$(PY) -m benchmarks.report $(RESULT).json $(if $(filter cpu,$(NAME)),--output docs/performance-cpu.md)
 
 gpu:  ## build, test and measure against cuDNN on this machine's NVIDIA GPU, offline (QUICK=1: 3 minutes; OUT=)
 	@$(or $(PYTHON),python3) -m benchmarks.gpu $(if $(QUICK),--quick) $(if $(OUT),--out '$(OUT)') $(ARGS)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from dataclasses import asdict
 from typing import Any
 
 import pytest
 
-from benchmarks.cases import Case, layer_cases, step_cases
-from benchmarks.contestants import GEMM, GEMM_FLOPS, Problem
+from benchmarks.cases import Case, layer_cases, neighbour_cases, scaling_cases, step_cases
+from benchmarks.contestants import GEMM, GEMM_FLOPS, TORCH, Problem
+from benchmarks.memory import peak_bytes
 from benchmarks.race import OURS, Race, ours_timer, quantiles
 
 
 @pytest.mark.benchmark(timer=ours_timer)
-@pytest.mark.parametrize("case", step_cases() + layer_cases(), ids=lambda case: case.id)
+@pytest.mark.parametrize("case", step_cases() + layer_cases() + scaling_cases(), ids=lambda case: case.id)
 def bench_case(case: Case, benchmark: Any, race_options: dict[str, Any], announce: Any) -> None:
     problem = Problem(case)
     calls = problem.contestants()
@@ -34,4 +39,35 @@ def bench_case(case: Case, benchmark: Any, race_options: dict[str, Any], announc
         "gflops": case.flops / quantiles(race.times[OURS])["median"] / 1e9,
         "share_of_gemm": quantiles([r * case.flops / GEMM_FLOPS for r in race.ratio(GEMM)])["median"],
     }
+    if case.work == "training":
+        benchmark.extra_info["peak_bytes"] = {name: peak_bytes(calls[name]) for name in (OURS, TORCH)}
     announce(benchmark.extra_info)
+
+
+@pytest.mark.benchmark(timer=ours_timer)
+@pytest.mark.parametrize("case", neighbour_cases(), ids=lambda case: f"neighbours-{case.id}")
+def bench_neighbours(case: Case, benchmark: Any, race_options: dict[str, Any]) -> None:
+    """How much slower each gets beside one busy process a core."""
+    calls = Problem(case).contestants()
+    del calls[GEMM]
+    quiet = Race(calls, **race_options)
+    benchmark.pedantic(quiet.round, rounds=quiet.rounds, iterations=1)
+    spin = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(spin) for _ in range(os.cpu_count() or 1)]
+    try:
+        time.sleep(0.5)
+        busy = Race(calls, **race_options)
+        for _ in range(busy.rounds):
+            busy.round()
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    benchmark.group = "neighbours"
+    benchmark.extra_info |= {
+        "neighbours": asdict(case) | {"title": case.title},
+        "slowdown": {
+            name: quantiles(busy.times[name])["median"] / quantiles(quiet.times[name])["median"]
+            for name in calls
+        },
+    }

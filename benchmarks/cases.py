@@ -8,11 +8,20 @@ from functools import cached_property
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 PACKED_WIDE = "packed, lengths 1 to T"  # "packed" alone has lengths T / 4 to T
 
-# (T, B, H), input_size = hidden_size throughout. The quick run takes the first five.
+# (T, B, H), input_size = hidden_size. The quick run takes the first five.
 GRID = [
     *[(1, 1, 128), (100, 1, 128), (100, 8, 256), (100, 32, 256), (500, 16, 64)],
-    *[(1, 1, 512), (100, 1, 512), (100, 32, 512), (50, 128, 512)],
+    *[
+        (1, 1, 512),
+        (100, 1, 512),
+        (100, 32, 512),
+        (50, 128, 512),
+        (1000, 4, 32),
+        (20, 256, 256),
+        (50, 8, 1024),
+    ],
 ]
+OTHER_INPUTS = [(64, 512), (512, 64)]  # (I, H)
 ODD_HIDDEN = [130, 100, 300, 650]  # no multiple of any vector or tile; the quick run takes the first
 
 
@@ -35,6 +44,11 @@ class Case:
     variant: str = ""
     dtype: str = "float32"  # or "tf32": float32 whose products may be done in TF32
     quick: bool = False
+    inputs: int = 0  # input_size; 0: that of hidden
+
+    @property
+    def input_size(self) -> int:
+        return self.inputs or self.hidden
 
     @property
     def packed(self) -> bool:
@@ -66,14 +80,15 @@ class Case:
         products of each forward product's size (gradient of its operand, gradient of its weights), so
         training counts three times forward.
         """
-        inputs = [self.hidden] + [self.directions * self.hidden] * (self.layers - 1)
+        inputs = [self.input_size] + [self.directions * self.hidden] * (self.layers - 1)
         row = sum(2 * GATES[self.cell] * self.hidden * (n + self.hidden) * self.directions for n in inputs)
         return row * sum(self.lengths) * (3 if self.work == "training" else 1)
 
     @property
     def title(self) -> str:
         extra = [part for part in (self.variant, self.dtype if self.dtype != "float32" else "") if part]
-        return f"{self.cell.upper()} T={self.seq_len} B={self.batch} H={self.hidden}{', '.join(['', *extra])}"
+        sizes = f"T={self.seq_len} B={self.batch}{f' I={self.inputs}' if self.inputs else ''} H={self.hidden}"
+        return f"{self.cell.upper()} {sizes}{', '.join(['', *extra])}"
 
     @property
     def id(self) -> str:
@@ -87,7 +102,8 @@ def layer_cases() -> list[Case]:
         for cell in GATES:
             cases += [Case(work, cell, *size, quick=i < 5) for i, size in enumerate(GRID)]
             cases += [Case(work, cell, 50, 16, hidden, quick=i < 1) for i, hidden in enumerate(ODD_HIDDEN)]
-            cases += [Case(work, cell, 100, 32, 256, "packed", quick=cell == "lstm")]
+            cases += [Case(work, cell, 50, 16, hidden, inputs=inputs) for inputs, hidden in OTHER_INPUTS]
+            cases += [Case(work, cell, 100, 32, 256, PACKED_WIDE, quick=cell == "lstm")]
             cases += [Case(work, cell, 50, 16, 256, "2 layers, bidirectional", quick=cell == "gru")]
             cases += [Case(work, cell, 100, 32, 256, dtype="bfloat16", quick=cell == "lstm")]
             cases += [Case(work, cell, 100, 1, 512, dtype="bfloat16")]
@@ -99,7 +115,7 @@ def step_cases() -> list[Case]:
     cases = [
         Case("step", cell, 1, 1, hidden, variant, quick=hidden == 128)
         for cell in GATES
-        for hidden in (128, 512)
+        for hidden in (64, 128, 256, 512, 1024)
         for variant in ("", "Cell")
     ]
     return cases + [
@@ -107,6 +123,24 @@ def step_cases() -> list[Case]:
         for cell in GATES
         for hidden in (64, 128, 256, 512, 1024)
         for variant in ("", "bfloat16 weights")
+    ]
+
+
+def scaling_cases() -> list[Case]:
+    """Training of an LSTM with ever more steps, and with ever more sequences."""
+    steps = [Case("training", "lstm", steps, 8, 128, "more steps") for steps in (10, 30, 100, 300, 1000)]
+    return steps + [
+        Case("training", "lstm", 50, batch, 128, "more sequences") for batch in (1, 4, 16, 64, 256)
+    ]
+
+
+def neighbour_cases() -> list[Case]:
+    """What is measured once more while other processes want the cores."""
+    works = ("inference", "training")
+    return [
+        Case(work, cell, 100, 8, 256, quick=(work, cell) == ("training", "lstm"))
+        for work in works
+        for cell in ("lstm", "gru")
     ]
 
 

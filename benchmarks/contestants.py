@@ -48,16 +48,17 @@ class Problem:
         self.dtype = torch.float32 if case.dtype == "tf32" else getattr(torch, case.dtype)
         theirs, ours, their_cell, our_cell = LAYERS[case.cell]
         self.ours: nn.Module
+        sizes = (case.input_size, case.hidden)
         if case.variant == "Cell":
-            self.theirs, self.ours = their_cell(case.hidden, case.hidden), our_cell(case.hidden, case.hidden)
-            shape: tuple[int, ...] = (case.batch, case.hidden)
+            self.theirs, self.ours = their_cell(*sizes), our_cell(*sizes)
+            shape: tuple[int, ...] = (case.batch,)
         else:
             options: dict[str, Any] = {"num_layers": case.layers, "bidirectional": case.directions == 2}
             self.theirs, self.ours = (
-                theirs(case.hidden, case.hidden, **options),
-                ours(case.hidden, case.hidden, **options),
+                theirs(*sizes, **options),
+                ours(*sizes, **options),
             )
-            shape = (case.seq_len, case.batch, case.hidden)
+            shape = (case.seq_len, case.batch)
         for module in (self.theirs, self.ours):
             module.to(device, self.dtype).train(case.work == "training")
         self.ours.load_state_dict(self.theirs.state_dict())
@@ -65,13 +66,13 @@ class Problem:
             self.ours = seqkernels.freeze(
                 self.theirs, torch.bfloat16 if case.variant == BFLOAT16_WEIGHTS else torch.float32
             )
-        self.x = torch.randn(shape, device=device).to(self.dtype)
-        state_shape = shape if case.variant == "Cell" else (1, case.batch, case.hidden)
+        self.x = torch.randn(*shape, case.input_size, device=device).to(self.dtype)
+        state_shape = (*([] if case.variant == "Cell" else [1]), case.batch, case.hidden)
         states = {"lstm": 2}.get(case.cell, 1) if case.work.endswith("step") else 0
         self.states = tuple(
             torch.randn(state_shape, device=device).to(self.dtype) for _ in range(states)
         )  # h, and c of an LSTM
-        rows = (sum(case.lengths),) if case.packed else shape[:-1]
+        rows = (sum(case.lengths),) if case.packed else shape
         self.grad_output = torch.randn(*rows, case.directions * case.hidden, device=device).to(self.dtype)
 
     def cast(self, dtype: torch.dtype) -> Problem:
@@ -175,7 +176,7 @@ def onnx_call(problem: Problem) -> Call | None:
     model = onnx_model(problem.theirs, case, list(states))
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     inputs = {"x": problem.x} | states
-    feed = {name: value.reshape(-1, case.batch, case.hidden).numpy() for name, value in inputs.items()}
+    feed = {name: value.reshape(-1, case.batch, value.size(-1)).numpy() for name, value in inputs.items()}
     return lambda: [
         torch.from_numpy(session.run(None, feed)[0])
     ]  # fetches the final states too, as the others do
@@ -229,7 +230,10 @@ def onnx_model(module: nn.Module, case: Case, states: list[str]) -> bytes:
     graph = helper.make_graph(
         nodes,
         "recurrent",
-        [info("x", case.seq_len, case.batch, case.hidden), *(info(name, *state_shape) for name in states)],
+        [
+            info("x", case.seq_len, case.batch, case.input_size),
+            *(info(name, *state_shape) for name in states),
+        ],
         [
             info("output", case.seq_len, case.batch, case.directions * case.hidden),
             *(info(name, *state_shape) for name in finals),

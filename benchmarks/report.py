@@ -1,6 +1,7 @@
 """Tables and a plot from a benchmark run's JSON file.
 
     python -m benchmarks.report benchmarks/results/cpu.json                      # cpu.md and cpu.png
+    python -m benchmarks.report benchmarks/results/cpu.json --output docs/performance-cpu.md
     python -m benchmarks.report benchmarks/results/cpu.json --readme README.md   # and the README
     python -m benchmarks.report benchmarks/results/nvidia-h200.json              # likewise, of a GPU
 
@@ -35,7 +36,8 @@ def read(path: Path) -> tuple[list[Info], dict[str, Any], dict[str, Any]]:
     """(cases, machine, commit) of a file that pytest-benchmark wrote."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        cases = [benchmark["extra_info"] for benchmark in content["benchmarks"]]
+        infos = [benchmark["extra_info"] for benchmark in content["benchmarks"]]
+        cases = [info for info in infos if "case" in info]
     except (OSError, ValueError, KeyError) as error:
         sys.exit(f"{path}: no benchmark results ({error})")
     if not cases:
@@ -75,7 +77,14 @@ def on_gpu(machine: dict[str, Any]) -> bool:
 def rate_columns(info: Info) -> dict[str, str]:
     """How much of the machine is used."""
     if "share_of_gemm" in info:
-        return {"GFLOP/s": f"{info['gflops']:.1f}", "of GEMM's rate": f"{info['share_of_gemm']:.0%}"}
+        rates = {"GFLOP/s": f"{info['gflops']:.1f}", "of GEMM's rate": f"{info['share_of_gemm']:.0%}"}
+        peaks = info.get("peak_bytes", {})
+        if all(peaks.values()) and peaks:
+            ours, theirs = (peaks[name] / 1e6 for name in ("seqkernels", "torch.nn"))
+            rates["peak MB / torch.nn's"] = f"{ours:.1f} / {theirs:.1f}"
+        elif info["case"]["work"] == "training":
+            rates["peak MB / torch.nn's"] = "–"
+        return rates
     errors = [info["errors"].get(name) for name in ("seqkernels", "torch.nn")]
     return {
         "µs a step": f"{info['us_per_step']:.2f}",
@@ -183,8 +192,9 @@ def missing(content: dict[str, Any]) -> list[str]:
 
 
 CPU_LEGEND = (
-    " GFLOP/s counts the matrix products alone; the last column is"
+    " GFLOP/s counts the matrix products alone; next to it stands"
     " its share of what a 1024 x 1024 x 1024 product of the same dtype reached in the same rounds."
+    " Peak memory is what the process grows by in one call, gradients included."
 )
 GPU_LEGEND = (
     " torch.nn runs cuDNN with the same dtype and setting of TF32, torch.nn float16 the same layer in the"
@@ -193,6 +203,45 @@ GPU_LEGEND = (
     " TFLOP/s counts the matrix products alone. Errors are the largest of all results and gradients, against"
     " float64 and relative to the RMS."
 )
+
+
+def scaling_table(cases: list[Info], what: str) -> list[str]:
+    """Cost against steps or sequences, and the exponent that fits best: 1 is linear."""
+    some = of(cases, variant=f"more {what}s")
+    if len(some) < 2:
+        return []
+    size = {"step": "seq_len", "sequence": "batch"}[what]
+    rows = [[f"{what}s", "ms", f"µs a {what}", "torch.nn, µs"]]
+    points = []
+    for info in some:
+        n, seconds = info["case"][size], info["seconds"]["seqkernels"]["median"]
+        theirs = info["seconds"]["torch.nn"]["median"]
+        points.append((math.log(n), math.log(seconds)))
+        rows.append([str(n), milliseconds(seconds), f"{seconds / n * 1e6:.1f}", f"{theirs / n * 1e6:.1f}"])
+    larger = points[1:]  # in the smallest, the call itself still counts
+    mean_x, mean_y = (sum(values) / len(larger) for values in zip(*larger, strict=True))
+    slope = sum((x - mean_x) * (y - mean_y) for x, y in larger) / sum((x - mean_x) ** 2 for x, _ in larger)
+    case = some[0]["case"]
+    fixed = f"B = {case['batch']}" if what == "step" else f"T = {case['seq_len']}"
+    return [
+        f"### LSTM training, {fixed}, H = {case['hidden']}: time ∝ {what}s^{slope:.2f}, without the smallest",
+        table(rows),
+    ]
+
+
+def neighbours_table(path: Path) -> list[str]:
+    """Slowdowns beside busy processes, of a run that measured them."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    some = [b["extra_info"] for b in content["benchmarks"] if "neighbours" in b["extra_info"]]
+    if not some:
+        return []
+    peers = list(dict.fromkeys(name for info in some for name in info["slowdown"]))
+    rows = [["times slower beside one busy process a core", *peers]]
+    for info in some:
+        found = (info["slowdown"].get(name) for name in peers)
+        case = info["neighbours"]
+        rows.append([f"{case['work']}, {case['title']}", *("–" if f is None else f"{f:.1f}" for f in found)])
+    return ["## Neighbours", "`make bench ARGS='-k neighbours'`", table(rows)]
 
 
 def report(cases: list[Info], machine: dict[str, Any], commit: dict[str, Any], name: str) -> str:
@@ -207,7 +256,10 @@ def report(cases: list[Info], machine: dict[str, Any], commit: dict[str, Any], n
     for work, title in WORKS.items():
         some = of(cases, work=work)
         if some:
-            parts += [f"## {title}", work_table(some)]
+            command = [] if on_gpu(machine) else [f"`make bench ARGS='-k {work.replace(' ', '-')}'`"]
+            parts += [f"## {title}", *command, work_table(some)]
+    scaling = [*scaling_table(cases, "step"), *scaling_table(cases, "sequence")]
+    parts += ["## Scaling", "`make bench ARGS='-k more'`", *scaling] if scaling else []
     return "\n\n".join([*parts, f"![speedups]({name}.png)"]) + "\n"
 
 
@@ -267,11 +319,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--readme", type=Path, help=f"a Markdown file with the lines {BEGIN} and {END} to fill"
     )
+    parser.add_argument(
+        "--output", type=Path, help="the Markdown file to write (default: beside the results)"
+    )
     options = parser.parse_args(arguments)
 
     cases, machine, commit = read(options.results)
-    markdown, picture = options.results.with_suffix(".md"), options.results.with_suffix(".png")
-    text = report(cases, machine, commit, options.results.stem)
+    markdown = options.output or options.results.with_suffix(".md")
+    picture = markdown.with_suffix(".png")
+    text = report(cases, machine, commit, markdown.stem)
+    text = "\n\n".join([text.rstrip(), *neighbours_table(options.results)]) + "\n"
     if on_gpu(machine):
         content = json.loads(options.results.read_text(encoding="utf-8"))
         plans = ["## Plans, µs a step", plans_table(content["plans"])] if content["plans"] else []

@@ -191,6 +191,25 @@ def test_backends_agree(name: str, backend: str, dtype: torch.dtype, device: tor
 
 
 @pytest.mark.parametrize("name", LAYERS)
+def test_a_hundred_thousand_steps(name: str) -> None:
+    """As in pieces, with the state handed on; and what the last steps read gets the same gradient."""
+    module, x, last = fused(name)(I, H), torch.randn(100_000, 1, I, requires_grad=True), 300
+    output, _ = module(x)
+    hx, pieces = None, []
+    with torch.no_grad():
+        for piece in x.split(9_973):
+            result, hx = module(piece, hx)
+            pieces.append(result)
+        _, hx = module(x[:-last])
+    assert_close(output.detach(), torch.cat(pieces))
+    (grad,) = torch.autograd.grad(output[-1].sum(), x)
+    ending = x[-last:].detach().requires_grad_()
+    (right,) = torch.autograd.grad(module(ending, hx)[0][-1].sum(), ending)
+    assert_close(grad[-last:], right)
+    assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", LAYERS)
 def test_training_ends_where_it_does_with_torch(name: str, device: torch.device) -> None:
     theirs, ours = pair(name, I, H, 2, bidirectional=True, dtype=torch.float64, device=device)
     x = torch.randn(6, 3, I, dtype=torch.float64, device=device)
