@@ -22,9 +22,10 @@ from benchmarks.race import OURS, Race, ours_timer, quantiles
 def bench_case(case: Case, benchmark: Any, race_options: dict[str, Any], announce: Any) -> None:
     problem = Problem(case)
     calls = problem.contestants()
-    problem.check(calls)
-    race = Race(calls, **race_options)
-    benchmark.pedantic(race.round, rounds=race.rounds, iterations=1)
+    with problem.mode():
+        problem.check(calls)
+        race = Race(calls, **race_options)
+        benchmark.pedantic(race.round, rounds=race.rounds, iterations=1)
 
     peers = [name for name in calls if name not in (OURS, GEMM)]
     rate = GEMM_FLOPS / quantiles(race.times[GEMM])["median"]
@@ -48,17 +49,20 @@ def bench_case(case: Case, benchmark: Any, race_options: dict[str, Any], announc
 @pytest.mark.parametrize("case", neighbour_cases(), ids=lambda case: f"neighbours-{case.id}")
 def bench_neighbours(case: Case, benchmark: Any, race_options: dict[str, Any]) -> None:
     """How much slower each gets beside one busy process a core."""
-    calls = Problem(case).contestants()
+    problem = Problem(case)
+    calls = problem.contestants()
     del calls[GEMM]
-    quiet = Race(calls, **race_options)
-    benchmark.pedantic(quiet.round, rounds=quiet.rounds, iterations=1)
+    with problem.mode():
+        quiet = Race(calls, **race_options)
+        benchmark.pedantic(quiet.round, rounds=quiet.rounds, iterations=1)
     spin = [sys.executable, "-c", "while True: pass"]
     others = [subprocess.Popen(spin) for _ in range(os.cpu_count() or 1)]
     try:
         time.sleep(0.5)
-        busy = Race(calls, **race_options)
-        for _ in range(busy.rounds):
-            busy.round()
+        with problem.mode():
+            busy = Race(calls, **race_options)
+            for _ in range(busy.rounds):
+                busy.round()
     finally:
         for other in others:
             other.kill()

@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def race_options(request: pytest.FixtureRequest) -> dict[str, Any]:
     """How long a case is measured: seconds to spend, and rounds to run in any event."""
     if not request.config.getoption("--quick"):
-        return {"seconds": 2.5, "min_rounds": 7}
+        return {"seconds": 2.0, "min_rounds": 5}
     if time.monotonic() - request.config.stash[STARTED] > QUICK_SECONDS:
         pytest.skip("the quick run's time is over")
     return {"seconds": 1.0, "min_rounds": 3}

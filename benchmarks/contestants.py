@@ -87,6 +87,10 @@ class Problem:
     def input_of(self, x: Tensor) -> Tensor | PackedSequence:
         return pack_padded_sequence(x, torch.tensor(self.case.lengths)) if self.case.packed else x
 
+    def mode(self) -> torch.inference_mode:
+        """To be entered around calls that are not to train; once, and not in every call, as users do it."""
+        return torch.inference_mode(self.case.work != "training")
+
     def run(self, module: nn.Module) -> Callable[[], list[Tensor]]:
         """A call that does the case's work with the module and returns its results: the output, then all
         gradients."""
@@ -94,7 +98,6 @@ class Problem:
             x = self.input_of(self.x)
             hx = (self.states if self.case.cell == "lstm" else self.states[0]) if self.states else None
 
-            @torch.inference_mode()
             def infer() -> list[Tensor]:
                 result = module(x, hx)
                 output = result if isinstance(result, Tensor) else result[0]
