@@ -9,9 +9,12 @@
 
 namespace seqkernels::cuda {
 
-struct alignas(16) Words4 {
-  uint32_t word[4];
+// 1, 2 or 4 words that one instruction loads or stores.
+template <int kCount>
+struct alignas(4 * kCount) Words {
+  uint32_t word[kCount];
 };
+using Words4 = Words<4>;
 
 // Who sees a relaxed store or is ordered by a fence: the blocks of a cluster (of one block, on devices without clusters),
 // or all blocks of the device.

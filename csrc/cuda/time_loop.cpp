@@ -38,7 +38,7 @@ Plan choose(const Device& device, const PassKernels& kernels, const PlanRequest&
 Plan remembered(const Device& device, const PassKernels& kernels, const PlanRequest& request) {
   const char* const wanted = std::getenv("SEQKERNELS_CUDA_PLAN");
   const auto key = std::make_tuple(&kernels, &device.limits(), request.batch, request.hidden, request.directions,
-                                   request.tf32_allowed, std::string(wanted ? wanted : ""));
+                                   std::string(wanted ? wanted : ""));
   static std::mutex mutex;
   static std::map<decltype(key), Plan> plans;
   constexpr size_t kMost = 4096;
@@ -52,18 +52,20 @@ Plan remembered(const Device& device, const PassKernels& kernels, const PlanRequ
   return plans.emplace(key, plan).first->second;
 }
 
+const PassKernels& kernels_for(const Layer& layer, bool is_forward) {
+  const bool tf32 = layer.dtype() == DType::kFloat32 && tf32_allowed && tf32_allowed();
+  const CellKernels& kernels = kernels_of(layer.cell(), layer.dtype(), tf32);
+  return is_forward ? kernels.forward : kernels.backward;
+}
+
 }  // namespace
 
 TimeLoop::TimeLoop(const Device& device, const Layer& layer, bool is_forward)
     : device_(device),
       layer_(layer),
-      kernels_(is_forward ? kernels_of(layer.cell(), layer.dtype()).forward
-                          : kernels_of(layer.cell(), layer.dtype()).backward),
+      kernels_(kernels_for(layer, is_forward)),
       is_forward_(is_forward),
-      plan_(remembered(
-          device, kernels_,
-          {layer.seq_len(), layer.batch(), layer.hidden_size(), layer.directions(), layer.dtype() == DType::kFloat32,
-           layer.dtype() == DType::kFloat32 && tf32_allowed && tf32_allowed()})) {}
+      plan_(remembered(device, kernels_, {layer.seq_len(), layer.batch(), layer.hidden_size(), layer.directions()})) {}
 
 template <class Problem>
 void TimeLoop::run_steps(Problem& problem, int64_t steps) const {
