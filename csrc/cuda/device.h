@@ -66,7 +66,6 @@ SEQKERNELS_DEVICE void warp_barrier() { __syncwarp(); }
 // The value of the lane whose index differs in the bits of `mask`; all 32 lanes take part.
 SEQKERNELS_DEVICE uint32_t shuffle_xor(uint32_t value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
 SEQKERNELS_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
-SEQKERNELS_DEVICE double shuffle_xor(double value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
 
 // ---------------------------------------------------------------- shared memory
 
