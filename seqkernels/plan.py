@@ -176,7 +176,7 @@ def _explain_cuda(
         ]
     if data.dtype == torch.float32 and not tf32_allowed():
         reasons.append(
-            "no tensor cores: float32 is IEEE (torch.backends.cudnn.rnn.fp32_precision = 'tf32' would allow them)"
+            "IEEE float32 (torch.backends.cudnn.rnn.fp32_precision = 'tf32' would allow tensor cores)"
         )
     kernel = ", ".join(f"{plan} {name}" for name, plan in passes.items())
     return Explanation("native", f"cuda {cell}: {kernel}", reasons)

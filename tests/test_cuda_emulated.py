@@ -198,13 +198,15 @@ TSAN_SHAPE = Shape(17, 3, 2, Partition(2, 1), directions=2, packed=True, launche
 
 
 @pytest.mark.tsan
-@pytest.mark.parametrize("numbers", (*DTYPES, "tf32"), ids=name_of)
+@pytest.mark.parametrize("numbers", [*DTYPES, "tf32"], ids=name_of)
 @pytest.mark.parametrize("cell", CELLS)
 def test_no_races(cell: str, numbers: Numbers) -> None:
     driver = layer.program(sanitize=True)
     for plan in PLANS:
         if is_for(TSAN_SHAPE, numbers, plan):
-            assert_right(driver, [TSAN_SHAPE.problem(cell, numbers)], plan, **TSAN_SHAPE.options(cell, numbers))
+            assert_right(
+                driver, [TSAN_SHAPE.problem(cell, numbers)], plan, **TSAN_SHAPE.options(cell, numbers)
+            )
 
 
 # ---------------------------------------------------------------- it bites
@@ -250,7 +252,9 @@ MUTATIONS = {
     "reads_before_arrival": Mutation("exchange.cuh", "while (!is_complete(vectors[n])) {", "while (false) {"),
     "fragment_rows": Mutation("slice.cuh", "group() + row * Product::kGroups, k", "group(), k"),
     "fragment_words": Mutation("product.cuh", "return word * kRows + row;", "return row * kWords + word;"),
-    "sums_of_other_units": Mutation("persistent.cuh", "result / Product::kColumns *", "result % Product::kColumns *"),
+    "sums_of_other_units": Mutation(
+        "persistent.cuh", "result / Product::kColumns *", "result % Product::kColumns *"
+    ),
     "staged_columns": ffma("(column ^ (first + i) * Share::kColumns)", "column"),
     "staged_late": ffma("      }\n      warp_barrier();", "      }", seeds=20),
     "reduced_columns": ffma("shuffle_xor(sums[kHalf + i % kHalf]", "shuffle_xor(sums[i % kHalf]"),
@@ -271,7 +275,7 @@ MUTATIONS = {
 RACES = {
     "unordered_sums": Mutation("persistent.cuh", "    block_barrier();\n\n", "\n"),
     "one_buffer_of_sums": Mutation("persistent.cuh", "turn ^= 1", "turn"),
-    "one_staged_chunk": ffma("kBuffers = 2", "kBuffers = 1"),
+    "one_staged_chunk": ffma("kStagedChunks = 2", "kStagedChunks = 1"),
     "sums_where_vectors_are_read": ffma("      warp_barrier();  // all have read what was staged", ""),
 }
 

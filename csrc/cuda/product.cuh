@@ -104,10 +104,10 @@ class TensorProduct : public LaneShare<4> {
 template <int kTiles>
 class FfmaProduct : public LaneShare<kTiles == 1 ? 8 : 4> {
   using Share = LaneShare<kTiles == 1 ? 8 : 4>;
-  using Part = Words<Share::kWords>;                                   // what a member has of a column
-  static constexpr int kParts = 4 / Share::kWords;                     // of a lane's vectors
-  static constexpr int kBuffers = 2;                                   // while one is read, the other is written
-  static constexpr int kBufferParts = kTileColumns * Share::kMembers;  // of a chunk
+  using Part = Words<Share::kWords>;                                  // what a member has of a column
+  static constexpr int kParts = 4 / Share::kWords;                    // of a lane's vectors
+  static constexpr int kStagedChunks = 2;                             // while one is read, the next is written
+  static constexpr int kChunkParts = kTileColumns * Share::kMembers;  // of a chunk
 
  public:
   static constexpr bool kOnTensorCores = false;
@@ -115,7 +115,7 @@ class FfmaProduct : public LaneShare<kTiles == 1 ? 8 : 4> {
   static constexpr int kMaxTiles = kTiles == 4 ? 2 : 4, kMaxColumnTiles = 1;
   static constexpr int kResident = 12 / kTiles;       // in 96 registers
   static constexpr int kAhead = kTiles == 1 ? 4 : 1;  // with more tiles, a chunk's FFMAs take longer than its load
-  static constexpr int kStage = kBuffers * kTileColumns * kChunkWords;
+  static constexpr int kStage = kStagedChunks * kTileColumns * kChunkWords;
   static constexpr bool kCopies = true;
 
   // Neighbours read the same words.
@@ -148,7 +148,7 @@ class FfmaProduct : public LaneShare<kTiles == 1 ? 8 : 4> {
         Part part;
         SEQKERNELS_UNROLL
         for (int word = 0; word < Share::kWords; ++word) part.word[word] = vectors[0].word[i * Share::kWords + word];
-        to_[i][turn % kBuffers * kBufferParts] = part;
+        to_[i][turn % kStagedChunks * kChunkParts] = part;
       }
       warp_barrier();
     }
@@ -163,7 +163,7 @@ class FfmaProduct : public LaneShare<kTiles == 1 ? 8 : 4> {
           weights[i % kTiles][i / kTiles] = fragment(pair * Share::kRows / 2 + i / kTiles, i % kTiles);
         SEQKERNELS_UNROLL
         for (int n = 0; n < kTileColumns; ++n) {
-          const int part = turn % kBuffers * kBufferParts + n * Share::kMembers;
+          const int part = turn % kStagedChunks * kChunkParts + n * Share::kMembers;
           const Words<2> vector = from_[part * Share::kWords / 2 + pair];
           SEQKERNELS_UNROLL
           for (int i = 0; i < 2 * kTiles * Share::kRows; ++i) {
