@@ -34,7 +34,7 @@ class Kernel:
     form: str  # "persistent", "stepwise", or the name of another kernel
     direction: str  # "forward" or "backward"; empty for others
     cell: str
-    dtype: str
+    dtype: str  # of the elements; "tf32" where float32 is multiplied so
     target: str
     registers: int
     stack: int  # bytes, as the next two
@@ -81,7 +81,7 @@ def _describe(symbol: str) -> tuple[str, str, str, str]:
         name[1],
         name[2].lower(),
         cell,
-        ELEMENTS[element[1]] if element else "?",
+        "tf32" if "8TFloat32" in symbol else ELEMENTS[element[1]] if element else "?",
     )
 
 
@@ -101,28 +101,28 @@ def kernel_table(found: list[Kernel]) -> list[str]:
     return lines
 
 
-def plan_table() -> list[str]:
-    """What runs a bf16 LSTM on an H200, and where the model sees the time of a step."""
+def plan_table(name: str, dtype: torch.dtype) -> list[str]:
+    """What runs an LSTM on an H200, and where the model sees the time of a step. float32 is IEEE."""
     lines = [
-        "| LSTM bf16, H200 | B | pass | plan | blocks of a group × groups | units, sequences of a block "
+        f"| LSTM {name}, H200 | B | pass | plan | blocks of a group × groups | units, sequences of a block "
         "| shared memory | model, µs a step | exchanged a step, all blocks |",
         "|---|---:|---|---|---|---|---:|---:|---:|",
     ]
     for hidden in (128, 256, 512, 1024, 2048):
         for batch in (16, 64):
             for backward in (False, True):
-                lines.append(_plan_row(hidden, batch, backward))
+                lines.append(_plan_row(dtype, hidden, batch, backward))
     return lines
 
 
-def _plan_row(hidden: int, batch: int, backward: bool) -> str:
-    p = plan.cuda_plans("lstm", torch.bfloat16, backward, batch, hidden, 1, True, H200)[0]
+def _plan_row(dtype: torch.dtype, hidden: int, batch: int, backward: bool) -> str:
+    p = plan.cuda_plans("lstm", dtype, backward, batch, hidden, 1, False, H200)[0]
     start = f"| H = {hidden} | {batch} | {'backward' if backward else 'forward'} | {p['name']} "
     time = f"{p['cycles'] / GIGAHERTZ / 1000:.1f}"
     if p["name"] == "stepwise":
         return f"{start}| | | | {time} | |"
     blocks = p["members"] * p["column_groups"]
-    read = blocks * (4 if backward else 1) * hidden * p["columns"] * 2 * p["unit_groups"]
+    read = blocks * (4 if backward else 1) * hidden * p["columns"] * dtype.itemsize * p["unit_groups"]
     return (
         f"{start}| {p['members']} × {p['column_groups']} | {16 * p['unit_groups']}, {p['columns']} "
         f"| {p['shared_bytes'] / 1024:.0f} KiB | {time} | {read / 2**20:.2f} MiB |"
@@ -146,7 +146,11 @@ def main() -> None:
     )
     parser.add_argument("--write", action="store_true", help="put the tables into docs/kernels-cuda.md")
     arguments = parser.parse_args()
-    tables = {"plans": plan_table(), "kernels": kernel_table(kernels())}
+    tables = {
+        "plans": plan_table("bf16", torch.bfloat16),
+        "plans of float32": plan_table("float32", torch.float32),
+        "kernels": kernel_table(kernels()),
+    }
     if arguments.write:
         DOCUMENT.write_text(with_tables(DOCUMENT.read_text(encoding="utf-8"), tables), encoding="utf-8")
     else:

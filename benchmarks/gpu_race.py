@@ -40,6 +40,7 @@ SWEEP = [
     ("lstm", "float16", 1024, 64),
     *[("gru", "float16", hidden, 16) for hidden in (128, 512, 1024)],
     *[("lstm", "tf32", hidden, 16) for hidden in (128, 256, 512)],
+    *[("lstm", "float32", hidden, 16) for hidden in (128, 256, 512, 1024)],
     ("rnn", "float16", 512, 16),
 ]
 SWEEP_STEPS = (64, 320)  # two lengths, so that what does not depend on the length drops out

@@ -104,7 +104,7 @@ bool describe(const Torch& torch, PyObject* object, BorrowedTensor& tensor) {
     PyErr_Clear();
     return false;
   }
-  tensor.owner = object;
+  tensor.owner = py::reinterpret_borrow<py::object>(object);
   tensor.data = static_cast<char*>(description.data) + description.byte_offset;
   tensor.dim = description.ndim, tensor.sizes = description.shape, tensor.strides = description.strides;
   return description.device.type == kCpu && (description.data || tensor.is_empty()) &&
@@ -139,19 +139,21 @@ bool borrow(PyObject* object, bool gradients, BorrowedTensor& tensor) {
   return describe(torch, object, tensor);
 }
 
-NewTensor::NewTensor(std::initializer_list<int64_t> sizes, const BorrowedTensor& like) {
+BorrowedTensor new_tensor(std::initializer_list<int64_t> sizes, const BorrowedTensor& like) {
   const Torch& torch = Torch::get();
   PyObject* made;
   if (like.has_sizes(sizes) && like.is_contiguous()) {  // the shorter way
-    made = PyObject_CallOneArg(torch.empty_like, like.owner);
+    made = PyObject_CallOneArg(torch.empty_like, like.owner.ptr());
   } else {
     py::tuple shape(sizes.size());
     for (size_t i = 0; i < sizes.size(); ++i) shape[i] = py::int_(sizes.begin()[i]);
-    made = PyObject_CallMethodOneArg(like.owner, torch.new_empty, shape.ptr());
+    made = PyObject_CallMethodOneArg(like.owner.ptr(), torch.new_empty, shape.ptr());
   }
   if (!made) throw py::error_already_set();
-  object = py::reinterpret_steal<py::object>(made);
-  if (!describe(torch, made, *this)) throw std::runtime_error("torch made a tensor that is not plain");
+  const auto object = py::reinterpret_steal<py::object>(made);
+  BorrowedTensor tensor;
+  if (!describe(torch, made, tensor)) throw std::runtime_error("torch made a tensor that is not plain");
+  return tensor;
 }
 
 }  // namespace seqkernels

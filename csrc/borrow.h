@@ -9,9 +9,10 @@
 
 namespace seqkernels {
 
-// A strided tensor on the CPU of a dtype that the kernels take. Valid while its owner is not changed.
+// A strided tensor on the CPU of a dtype that the kernels take. It keeps the tensor alive; what it says is valid while
+// nobody gives that other memory or sizes.
 struct BorrowedTensor {
-  PyObject* owner;
+  pybind11::object owner;
   char* data;
   DType dtype;
   int dim;
@@ -31,10 +32,6 @@ bool can_borrow();
 bool borrow(PyObject* object, bool gradients, BorrowedTensor& tensor);
 
 // An uninitialised contiguous tensor of the dtype of `like`.
-struct NewTensor : BorrowedTensor {
-  pybind11::object object;
-
-  NewTensor(std::initializer_list<int64_t> sizes, const BorrowedTensor& like);
-};
+BorrowedTensor new_tensor(std::initializer_list<int64_t> sizes, const BorrowedTensor& like);
 
 }  // namespace seqkernels

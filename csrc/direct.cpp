@@ -3,7 +3,6 @@
 #include <pybind11/stl.h>
 
 #include <memory>
-#include <optional>
 #include <string_view>
 #include <vector>
 
@@ -54,31 +53,26 @@ class Call {
   void make_results() {
     const auto [input_size, hidden, layers, directions] = form_.sizes;
     const BorrowedTensor& like = has_state_ ? h0_ : x_;
-    const auto new_state = [&](std::optional<NewTensor>& state) {
-      if (form_.is_cell)
-        batched_ ? make(state, {batch_, hidden}, like) : make(state, {hidden}, like);
-      else
-        batched_ ? make(state, {layers * directions, batch_, hidden}, like)
-                 : make(state, {layers * directions, hidden}, like);
+    const auto new_state = [&, hidden = hidden, states = layers * directions] {
+      if (form_.is_cell) return batched_ ? new_tensor({batch_, hidden}, like) : new_tensor({hidden}, like);
+      return batched_ ? new_tensor({states, batch_, hidden}, like) : new_tensor({states, hidden}, like);
     };
-    new_state(h_n_);
-    if (form_.has_c()) new_state(c_n_);
+    h_n_ = new_state();
+    if (form_.has_c()) c_n_ = new_state();
     if (form_.is_cell) return;
     const int64_t width = directions * hidden;
-    if (!batched_)
-      make(output_, {seq_len_, width}, *h_n_);
-    else if (form_.batch_first && (seq_len_ == 1 || batch_ == 1))  // no matter which comes first
-      make(output_, {batch_, seq_len_, width}, *h_n_);
-    else
-      make(output_, {seq_len_, batch_, width}, *h_n_);
+    const bool no_matter = seq_len_ == 1 || batch_ == 1;  // which of them comes first
+    output_ = !batched_                        ? new_tensor({seq_len_, width}, h_n_)
+              : form_.batch_first && no_matter ? new_tensor({batch_, seq_len_, width}, h_n_)
+                                               : new_tensor({seq_len_, batch_, width}, h_n_);
   }
 
   // What the module's forward returns.
   py::object results() {
-    py::object state = form_.has_c() ? py::make_tuple(h_n_->object, c_n_->object) : h_n_->object;
+    py::object state = form_.has_c() ? py::make_tuple(h_n_.owner, c_n_.owner) : h_n_.owner;
     if (form_.is_cell) return state;
     const bool turn = batched_ && form_.batch_first && seq_len_ > 1 && batch_ > 1;
-    return py::make_tuple(turn ? output_->object.attr("transpose")(0, 1) : output_->object, state);
+    return py::make_tuple(turn ? output_.owner.attr("transpose")(0, 1) : output_.owner, state);
   }
 
   DType dtype() const { return x_.dtype; }
@@ -88,15 +82,11 @@ class Call {
   const RowTensor& x() const { return x_rows_; }
   char* h0() const { return has_state_ ? h0_.data : nullptr; }
   char* c0() const { return has_state_ && form_.has_c() ? c0_.data : nullptr; }
-  char* output() const { return form_.is_cell ? h_n() : output_->data; }
-  char* h_n() const { return h_n_->data; }
-  char* c_n() const { return form_.has_c() ? c_n_->data : nullptr; }
+  char* output() const { return form_.is_cell ? h_n() : output_.data; }
+  char* h_n() const { return h_n_.data; }
+  char* c_n() const { return form_.has_c() ? c_n_.data : nullptr; }
 
  private:
-  static void make(std::optional<NewTensor>& result, std::initializer_list<int64_t> sizes, const BorrowedTensor& like) {
-    result.emplace(sizes, like);
-  }
-
   bool read_state(PyObject* hx, bool gradients) {
     has_state_ = true;
     if (!form_.has_c()) return read_state(hx, gradients, h0_);
@@ -117,7 +107,7 @@ class Call {
   bool batched_, has_state_ = false;
   int64_t seq_len_, batch_;
   RowTensor x_rows_;
-  std::optional<NewTensor> output_, h_n_, c_n_;
+  BorrowedTensor output_, h_n_, c_n_;
 };
 
 template <class Run>
@@ -206,7 +196,7 @@ bool read_form(const Attributes& attributes, const std::string_view cell, Form& 
 
 // Of every layer and direction w_ih, w_hh and maybe b_ih, b_hh; false where one is not an ordinary parameter that fits.
 bool read_weights(const Attributes& attributes, const Form& form, DType dtype, bool gradients,
-                  std::vector<Weights>& weights) {
+                  std::vector<BorrowedTensor>& tensors, std::vector<Weights>& weights) {
   const Names& all = Names::get();
   PyObject* const parameters = attributes.get(all.parameters);
   PyObject* const names = form.is_cell ? all.weights_of_a_cell : attributes.get(all.flat_weights_names);
@@ -232,6 +222,7 @@ bool read_weights(const Attributes& attributes, const Form& form, DType dtype, b
                                     : weight.has_sizes({gate_rows});
       if (!fits) return false;
       found[kind] = weight.data;
+      tensors.push_back(std::move(weight));
     }
     weights.push_back({found[0], found[1], found[2], found[3]});
   }
@@ -243,8 +234,9 @@ py::object direct(const py::dict& module, const std::string_view cell, py::handl
   Form form;
   Call call;
   StackProblem problem{};
+  std::vector<BorrowedTensor> parameters;  // kept alive while other threads may exchange them
   if (!read_form(attributes, cell, form) || !call.read(form, x.ptr(), hx.ptr(), gradients) || call.rows() == 0 ||
-      !read_weights(attributes, form, call.dtype(), gradients, problem.weights)) {
+      !read_weights(attributes, form, call.dtype(), gradients, parameters, problem.weights)) {
     if (PyErr_Occurred()) PyErr_Clear();
     return py::none();
   }

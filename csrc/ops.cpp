@@ -110,10 +110,9 @@ std::vector<pybind11::dict> cuda_plans(const std::string& cell, const std::strin
                                        int multiprocessors, int64_t shared_bytes) {
   const auto kind = CellKind(index_of(cell, "cell", {"lstm", "gru", "tanh", "relu"}));
   const auto type = DType(index_of(dtype, "dtype", {"float32", "float64", "bfloat16", "float16"}));
-  const cuda::CellKernels& kernels = cuda::kernels_of(kind, type);
-  const auto candidates =
-      cuda::candidates(backward ? kernels.backward : kernels.forward, {capability, multiprocessors, shared_bytes},
-                       {1, batch, hidden, directions, type == DType::kFloat32, tf32_allowed});
+  const cuda::CellKernels& kernels = cuda::kernels_of(kind, type, tf32_allowed);
+  const auto candidates = cuda::candidates(backward ? kernels.backward : kernels.forward,
+                                           {capability, multiprocessors, shared_bytes}, {1, batch, hidden, directions});
   std::vector<pybind11::dict> plans;
   for (const cuda::Candidate& candidate : candidates) {
     const cuda::Plan& plan = candidate.plan;

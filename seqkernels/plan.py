@@ -174,6 +174,10 @@ def _explain_cuda(
             for plan in plans[1:]
             if plan["name"] != "stepwise"
         ]
+    if data.dtype == torch.float32 and not tf32_allowed():
+        reasons.append(
+            "IEEE float32 (torch.backends.cudnn.rnn.fp32_precision = 'tf32' would allow tensor cores)"
+        )
     kernel = ", ".join(f"{plan} {name}" for name, plan in passes.items())
     return Explanation("native", f"cuda {cell}: {kernel}", reasons)
 
@@ -192,6 +196,7 @@ def cuda_plans(
 
     Args:
         cell: "lstm", "gru", "tanh" or "relu".
+        tf32: Whether float32 may be multiplied as TF32.
         limits: Of the device: compute capability (90 is 9.0), multiprocessors, bytes of shared memory that
             a block can have. No device is asked.
 

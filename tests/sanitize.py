@@ -21,6 +21,7 @@ from .problems import CELLS, Problem
 PLANS = ("persistent_cluster", "persistent_grid", "persistent_block", "stepwise")
 DTYPES = {
     "float16": torch.float16,
+    "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "tf32": torch.float32,
     "float64": torch.float64,
@@ -34,13 +35,13 @@ def main() -> int:
     parser.add_argument("--until", type=float, default=float("inf"), help="in seconds since the epoch")
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     combinations = list(itertools.product(DTYPES, SHAPES, CELLS, PLANS))
     for n, (dtype, (hidden, batch, directions, lengths), cell, plan) in enumerate(combinations):
         if time.time() > options.until:
             print(f"left out for lack of time: {len(combinations) - n} of {len(combinations)} combinations")
             break
         os.environ["SEQKERNELS_CUDA_PLAN"] = plan
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
         problem = Problem(
             cell, 3, batch, 8, hidden, directions, lengths=lengths, dtype=DTYPES[dtype], device=options.device
         )

@@ -91,7 +91,7 @@ def plan(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 @pytest.mark.parametrize("which", ["forward", "backward"])
 @pytest.mark.parametrize("chosen", PLANS)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "-".join(str(int(v)) for v in s))
-@pytest.mark.parametrize("dtype", NARROW, ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", [*NARROW, torch.float32], ids=["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_plans_at_their_sizes(cell: str, dtype: torch.dtype, shape: tuple, chosen: str, which: str) -> None:
     make(cell, shape, ForcedProblem, dtype=dtype, plan=chosen, forced=which).check()
@@ -114,7 +114,7 @@ def test_full_precision_at_large_sizes(cell: str, dtype: torch.dtype, shape: tup
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_tf32_setting_is_followed(cell: str) -> None:
+def test_tf32_setting_is_followed(cell: str, plan: str) -> None:
     """IEEE results are too good to be TF32's; allowing it and forbidding it again leaves no trace."""
     problem = make(cell, (4, 16, 32, 128, 1, False), dtype=torch.float32)
     expected = problem.run()
@@ -127,15 +127,16 @@ def test_tf32_setting_is_followed(cell: str) -> None:
     assert same(problem.run(), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=["float16", "float32"])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_many_steps(cell: str, plan: str) -> None:
+def test_many_steps(cell: str, dtype: torch.dtype, plan: str) -> None:
     """Long enough to notice a step that overtakes another: each run gives the same bits."""
-    problem = make(cell, (1500, 24, 16, 256, 1, False), seed=1)
+    problem = make(cell, (1500, 24, 16, 256, 1, False), seed=1, dtype=dtype)
     first = problem.run()
     assert all(tensor.isfinite().all() for tensor in first.values())
     for _ in range(3):
         assert same(problem.run(), first)
-    short = make(cell, (1500, 24, 16, 256, 1, False), seed=1)
+    short = make(cell, (1500, 24, 16, 256, 1, False), seed=1, dtype=dtype)
     short.x, short.grads[0] = short.x[:12], short.grads[0][:12]
     assert_close(first["output"][:12], short.expected()["output"])
 
@@ -196,6 +197,17 @@ def test_explain_float64_and_the_forced_plan(name: str, monkeypatch: pytest.Monk
     for dtype in (torch.float16, torch.float32):
         monkeypatch.setenv("SEQKERNELS_CUDA_PLAN", "stepwise")
         assert explained(module.to(dtype), x.to(dtype)) == ("stepwise", "stepwise")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_explain_float32(name: str) -> None:
+    """Persistent either way; IEEE arithmetic is a reason why it is not faster."""
+    module = getattr(seqkernels, f"Fused{name}")(32, 128, device=CUDA)
+    x = torch.randn(5, 16, 32, device=CUDA)
+    for tf32 in (False, True):
+        set_tf32(tf32)
+        assert all(plan.startswith("persistent") for plan in explained(module, x))
+        assert any("fp32_precision" in r for r in seqkernels.explain(module, x).reasons) == (not tf32)
 
 
 def test_plan_that_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:

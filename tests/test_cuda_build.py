@@ -29,7 +29,7 @@ def test_every_kernel_is_there(target: str, found: dict[tuple[str, ...], Kernel]
     for cell, direction in itertools.product(CELLS, ("forward", "backward")):
         for dtype in ("fp64", "fp32", "bf16", "fp16"):
             assert ("stepwise", direction, cell, dtype, target) in found
-        for dtype in ("fp32", "bf16", "fp16"):
+        for dtype in ("fp32", "tf32", "bf16", "fp16"):
             assert ("persistent", direction, cell, dtype, target) in found
 
 

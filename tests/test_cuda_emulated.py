@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,8 +22,9 @@ from tests.emulator.layer import CSRC, DTYPES, PLANS, Partition
 from tests.problems import CELLS, Problem, lengths_of
 
 STATUS_OF_A_RACE = 66
-TENSOR_CORE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-CHUNK = {torch.float32: 16, torch.bfloat16: 32, torch.float16: 32}  # units; a group's are a multiple
+# How kernels multiply: dtypes, and float32 as TF32. A persistent group's units are a multiple of so many.
+CHUNK = {torch.float32: 16, "tf32": 16, torch.bfloat16: 32, torch.float16: 32}
+Numbers = torch.dtype | str
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Shape:
     cells: Sequence[str] = CELLS
     stepwise: bool = True
 
-    def problem(self, cell: str, dtype: torch.dtype, seed: int = 0) -> Problem:
+    def problem(self, cell: str, numbers: Numbers, seed: int = 0) -> Problem:
         return Problem(
             cell,
             self.seq_len,
@@ -51,15 +53,23 @@ class Shape:
             self.directions,
             self.bias,
             lengths_of(self.seq_len, self.batch) if self.packed else None,
-            dtype,
+            torch.float32 if numbers == "tf32" else numbers,
             seed=seed,
         )
+
+    def options(self, cell: str, numbers: Numbers) -> dict[str, Any]:
+        """Of layer.run. Without tensor cores, lanes have so many sums that a block does less at a time."""
+        part = self.partition
+        if numbers == torch.float32:
+            unit_groups = min(part.unit_groups, 2 if cell == "lstm" else 4)
+            part = Partition(part.members * part.unit_groups // unit_groups, unit_groups, part.columns)
+        return {"partition": part, "launches": self.launches, "tf32": numbers == "tf32"}
 
 
 SHAPES = {
     "least": Shape(1, 1, 1, Partition(2, 1), input=1),
     "one_block": Shape(5, 3, 4, Partition(1, 2), packed=True, bias=False, launches=(1, 3)),
-    "half_a_chunk": Shape(5, 1, 3, Partition(1, 1), directions=2, stepwise=False),  # TF32 alone
+    "half_a_chunk": Shape(5, 1, 3, Partition(1, 1), directions=2, stepwise=False),  # float32 alone
     "odd_chunks": Shape(40, 2, 2, Partition(3, 1), bias=False, stepwise=False),  # likewise
     "two_members": Shape(17, 9, 5, Partition(2, 1), 3, 2, packed=True, launches=(2, 2, 1)),
     "two_splits": Shape(33, 8, 3, Partition(1, 4), bias=False),
@@ -82,21 +92,23 @@ SHAPES = {
 def runs() -> list[object]:
     """Every cell, dtype and plan that a shape is for."""
     return [
-        pytest.param(shape, cell, dtype, plan, id=f"{name}-{cell}-{str(dtype).removeprefix('torch.')}-{plan}")
+        pytest.param(shape, cell, numbers, plan, id=f"{name}-{cell}-{name_of(numbers)}-{plan}")
         for name, shape in SHAPES.items()
         for cell in shape.cells
-        for dtype in DTYPES
+        for numbers in (*DTYPES, "tf32")
         for plan in PLANS
-        if (shape.stepwise if plan == "stepwise" else is_for(shape, dtype))
+        if is_for(shape, numbers, plan)
     ]
 
 
-def is_for(shape: Shape, dtype: torch.dtype) -> bool:
-    return dtype in TENSOR_CORE_DTYPES and shape.partition.units % CHUNK[dtype] == 0
+def is_for(shape: Shape, numbers: Numbers, plan: str) -> bool:
+    if plan == "stepwise":
+        return shape.stepwise and numbers in DTYPES
+    return numbers in CHUNK and shape.partition.units % CHUNK[numbers] == 0
 
 
-def tolerance_of(dtype: torch.dtype, plan: str) -> float:
-    return TOLERANCES["tf32" if dtype == torch.float32 and plan != "stepwise" else dtype]
+def name_of(numbers: Numbers) -> str:
+    return str(numbers).removeprefix("torch.")
 
 
 def output_of(outcome: layer.Outcome, problem: Problem) -> Tensor:
@@ -109,7 +121,7 @@ def worst(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float
 
 
 def assert_right(
-    driver: Path, problems: Sequence[Problem], plan: str, seed: int = 0, **options: object
+    driver: Path, problems: Sequence[Problem], plan: str, seed: int = 0, **options: Any
 ) -> set[str]:
     """Runs them; their results, taken together, are right. Gives the kernels that were run."""
     actual, expected, kernels = [], [], set()
@@ -125,28 +137,26 @@ def assert_right(
         for results in (actual, expected)
     ]
     error, name = worst(*together)
-    tolerance = tolerance_of(problems[0].dtype, plan)
+    tolerance = TOLERANCES["tf32" if options.get("tf32") else problems[0].dtype]
     assert error <= tolerance, f"{name}: error {error:.2e} exceeds {tolerance:.2e}"
     return kernels
 
 
-@pytest.mark.parametrize(("shape", "cell", "dtype", "plan"), runs())
+@pytest.mark.parametrize(("shape", "cell", "numbers", "plan"), runs())
 def test_right(
     shape: Shape,
     cell: str,
-    dtype: torch.dtype,
+    numbers: Numbers,
     plan: str,
     request: pytest.FixtureRequest,
     record_property: Callable[[str, object], None],
 ) -> None:
-    problem = shape.problem(cell, dtype)
+    problem = shape.problem(cell, numbers)
     # The mean square of a few elements says little about what size they might have had.
     fewest = min(t.numel() for t in problem.inputs)
     problems = [replace(problem, seed=n) for n in range(max(1, -(-16 // fewest)))]
     interleaving = zlib.crc32(request.node.name.encode())  # another one for each test
-    kernels = assert_right(
-        layer.program(), problems, plan, interleaving, partition=shape.partition, launches=shape.launches
-    )
+    kernels = assert_right(layer.program(), problems, plan, interleaving, **shape.options(cell, numbers))
     for kernel in kernels:
         record_property("cuda_kernel", kernel)
 
@@ -169,13 +179,13 @@ def test_gradient_that_nobody_has(missing: int, plan: str) -> None:
 
 
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("dtype", TENSOR_CORE_DTYPES)
-def test_nan(dtype: torch.dtype, plan: str) -> None:
+@pytest.mark.parametrize("numbers", CHUNK, ids=name_of)
+def test_nan(numbers: Numbers, plan: str) -> None:
     """It is no sign of absence between blocks, even if it has the same bits, and stays with its sequence."""
     shape = SHAPES["two_members"]
-    problem = shape.problem("gru", dtype)
+    problem = shape.problem("gru", numbers)
     problem.states[0].view(torch.uint8).view(*problem.states[0].shape, -1)[:, 1] = 0xFF
-    outcome = layer.run(layer.program(), problem, plan, shape.partition)
+    outcome = layer.run(layer.program(), problem, plan, **shape.options("gru", numbers))
     assert outcome.status == 0, outcome.errors
     h_n = outcome.results["h_n"].reshape(problem.states[0].shape)
     assert h_n[:, 1].isnan().all()
@@ -188,31 +198,34 @@ TSAN_SHAPE = Shape(17, 3, 2, Partition(2, 1), directions=2, packed=True, launche
 
 
 @pytest.mark.tsan
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("numbers", [*DTYPES, "tf32"], ids=name_of)
 @pytest.mark.parametrize("cell", CELLS)
-def test_no_races(cell: str, dtype: torch.dtype) -> None:
+def test_no_races(cell: str, numbers: Numbers) -> None:
     driver = layer.program(sanitize=True)
-    for plan in PLANS if is_for(TSAN_SHAPE, dtype) else PLANS[:1]:
-        problem = TSAN_SHAPE.problem(cell, dtype)
-        assert_right(driver, [problem], plan, partition=TSAN_SHAPE.partition, launches=TSAN_SHAPE.launches)
+    for plan in PLANS:
+        if is_for(TSAN_SHAPE, numbers, plan):
+            assert_right(
+                driver, [TSAN_SHAPE.problem(cell, numbers)], plan, **TSAN_SHAPE.options(cell, numbers)
+            )
 
 
 # ---------------------------------------------------------------- it bites
 
-# Kernels of one cell and dtype, so that a mutant compiles fast.
+# Kernels of one cell and element type, so that a mutant compiles fast.
 MUTANT = """\
 #include "../cells/gru.h"
 #include "kernels.cuh"
 
 namespace seqkernels::cuda {
 
-const CellKernels& gru_kernels(DType) {
-  static const CellKernels kernels = both_passes<cells::Gru, BFloat16, BFloat16>();
+const CellKernels& gru_kernels(DType, bool) {
+  static const CellKernels kernels = both_passes<cells::Gru, ELEMENT, ELEMENT>();
   return kernels;
 }
 
 }  // namespace seqkernels::cuda
 """
+ELEMENTS = {torch.bfloat16: "BFloat16", torch.float32: "float"}
 # Small, for many seeds are tried; some warps reset, but do not publish, and may lag behind those that do.
 MUTANT_SHAPE = Shape(50, 20, 6, Partition(4, 1, columns=24, column_tiles=1))
 
@@ -226,14 +239,27 @@ class Mutation:
     after: str
     plan: str = "grid"
     seeds: int = 1  # that it takes at most until it is found
+    dtype: torch.dtype = torch.bfloat16
+
+
+def ffma(before: str, after: str, **options: Any) -> Mutation:
+    return Mutation("product.cuh", before, after, dtype=torch.float32, **options)
 
 
 MUTATIONS = {
     "none": Mutation("exchange.cuh", "", "", seeds=20),
+    "none_ffma": ffma("", "", seeds=20),
     "reads_before_arrival": Mutation("exchange.cuh", "while (!is_complete(vectors[n])) {", "while (false) {"),
-    "fragment_rows": Mutation("slice.cuh", "words(tile, group + 8, k)", "words(tile, group, k)"),
-    "fragment_words": Mutation("slice.cuh", "low.word[2 * m + 1]", "low.word[2 * m]"),
-    "sums_of_other_units": Mutation("persistent.cuh", "8 * (i % 4 / 2)", "8 * (i % 2)"),
+    "fragment_rows": Mutation("slice.cuh", "group() + row * Product::kGroups, k", "group(), k"),
+    "fragment_words": Mutation("product.cuh", "return word * kRows + row;", "return row * kWords + word;"),
+    "sums_of_other_units": Mutation(
+        "persistent.cuh", "result / Product::kColumns *", "result % Product::kColumns *"
+    ),
+    "staged_columns": ffma("(column ^ (first + i) * Share::kColumns)", "column"),
+    "staged_late": ffma("      }\n      warp_barrier();", "      }", seeds=20),
+    "reduced_columns": ffma("shuffle_xor(sums[kHalf + i % kHalf]", "shuffle_xor(sums[i % kHalf]"),
+    "reduced_members": ffma("kHalf / Share::kColumns * Share::kGroups", "Share::kGroups"),
+    "kept_columns": ffma("[i % Share::kColumns];", "[kTileColumns - 1 - i % Share::kColumns];"),
     "reset_unfenced": Mutation("exchange.cuh", "    if (members_ > 1) fence(scope_);", "", seeds=50),
     "reset_of_what_is_read": Mutation(
         "exchange.cuh", "buffer(iteration + 2)", "buffer(iteration + 3)", seeds=50
@@ -249,6 +275,8 @@ MUTATIONS = {
 RACES = {
     "unordered_sums": Mutation("persistent.cuh", "    block_barrier();\n\n", "\n"),
     "one_buffer_of_sums": Mutation("persistent.cuh", "turn ^= 1", "turn"),
+    "one_staged_chunk": ffma("kStagedChunks = 2", "kStagedChunks = 1"),
+    "sums_where_vectors_are_read": ffma("      warp_barrier();  // all have read what was staged", ""),
 }
 
 
@@ -261,7 +289,7 @@ def mutant(name: str, mutation: Mutation, *, sanitize: bool = False) -> Path:
             assert text.count(mutation.before) == 1, f"{mutation.before!r} is not in {path.name} just once"
             text = text.replace(mutation.before, mutation.after)
         _write(csrc / path.relative_to(CSRC), text)
-    _write(csrc / "cuda" / "gru.cu", MUTANT)
+    _write(csrc / "cuda" / "gru.cu", MUTANT.replace("ELEMENT", ELEMENTS[mutation.dtype]))
     return layer.program(["gru"], sanitize=sanitize, csrc=csrc, variant=name)
 
 
@@ -276,7 +304,7 @@ def _write(path: Path, text: str) -> None:
 def test_mutant_is_found(name: str) -> None:
     mutation = MUTATIONS[name]
     driver = mutant(name, mutation)
-    problem = MUTANT_SHAPE.problem("gru", torch.bfloat16)
+    problem = MUTANT_SHAPE.problem("gru", mutation.dtype)
     expected = problem.expected()
 
     def is_right(seed: int) -> bool:
@@ -284,13 +312,13 @@ def test_mutant_is_found(name: str) -> None:
         right = {name: expected[name] for name in outcome.results}
         return outcome.status == 0 and worst(outcome.results, right)[0] <= TOLERANCES[problem.dtype]
 
-    assert all(is_right(seed) for seed in range(mutation.seeds)) == (name == "none")
+    assert all(is_right(seed) for seed in range(mutation.seeds)) == (mutation.before == "")
 
 
 @pytest.mark.tsan
 @pytest.mark.parametrize("name", RACES)
 def test_race_is_found(name: str) -> None:
-    problem = MUTANT_SHAPE.problem("gru", torch.bfloat16)
+    problem = MUTANT_SHAPE.problem("gru", RACES[name].dtype)
     driver = mutant(name, RACES[name], sanitize=True)
     outcome = layer.run(driver, problem, "grid", MUTANT_SHAPE.partition)
     assert outcome.status == STATUS_OF_A_RACE, outcome.errors

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ pytestmark = pytest.mark.skipif(not BUILD_CONFIG["cuda_targets"], reason="built 
 V100, A100, H200 = (70, 80, 96 * 1024), (80, 108, 163 * 1024), (90, 132, 227 * 1024)
 CELLS = ("lstm", "gru", "tanh", "relu")
 CHUNK = {torch.bfloat16: 32, torch.float16: 32, torch.float32: 16}
+NUMBERS = [(torch.bfloat16, False), (torch.float16, False), (torch.float32, True), (torch.float32, False)]
 
 
 def plans(
@@ -36,15 +39,16 @@ def chosen(**request: object) -> str:
 
 
 @pytest.mark.parametrize("limits", [A100, H200], ids=["A100", "H200"])
-@pytest.mark.parametrize("dtype", CHUNK, ids=str)
+@pytest.mark.parametrize(("dtype", "tf32"), NUMBERS, ids=["bfloat16", "float16", "tf32", "float32"])
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
 def test_plans_keep_to_the_limits(
-    cell: str, backward: bool, dtype: torch.dtype, limits: tuple[int, int, int]
+    cell: str, backward: bool, dtype: torch.dtype, tf32: bool, limits: tuple[int, int, int]
 ) -> None:
+    most = (2, 8) if dtype != torch.float32 or tf32 else (1, 2 if cell == "lstm" and not backward else 4)
     for hidden in (1, 16, 17, 100, 128, 130, 193, 256, 300, 512, 650, 1024, 2048, 4096):
         for batch, directions in ((1, 1), (8, 2), (9, 1), (64, 2), (200, 1), (1000, 1)):
-            for name, p in plans(cell, dtype, backward, batch, hidden, directions, True, limits).items():
+            for name, p in plans(cell, dtype, backward, batch, hidden, directions, tf32, limits).items():
                 if name == "stepwise" or p["obstacle"]:
                     continue
                 units = p["members"] * p["unit_groups"] * 16
@@ -53,8 +57,8 @@ def test_plans_keep_to_the_limits(
                 assert 8 % p["unit_groups"] == 0
                 assert p["columns"] % 8 == 0
                 assert p["columns"] * p["column_groups"] >= batch > p["columns"] * (p["column_groups"] - 1)
-                assert 1 <= p["column_tiles"] <= min(2, p["columns"] // 8)
-                assert p["unit_groups"] * p["column_tiles"] <= 8
+                assert 1 <= p["column_tiles"] <= min(most[0], p["columns"] // 8)
+                assert p["unit_groups"] * p["column_tiles"] <= most[1]
                 assert p["shared_bytes"] <= limits[2]
                 if name == "persistent_grid":
                     assert p["members"] * p["column_groups"] * directions <= limits[1]
@@ -83,14 +87,26 @@ def test_the_largest_layer_that_fits() -> None:
 
 def test_obstacles_say_what_is_in_the_way() -> None:
     assert "float64" in plans(dtype=torch.float64)["persistent_grid"]["obstacle"]
-    assert "fp32_precision" in plans(dtype=torch.float32, tf32=False)["persistent_block"]["obstacle"]
-    assert plans(dtype=torch.float32, tf32=True)["persistent_block"]["obstacle"] != plans()["stepwise"]
+    assert not any(plans(dtype=torch.float32, tf32=tf32)["persistent_grid"]["obstacle"] for tf32 in (0, 1))
     assert "9.0" in plans(limits=A100)["persistent_cluster"]["obstacle"]
     assert not plans(limits=A100)["persistent_grid"]["obstacle"]
     for name in ("persistent_block", "persistent_cluster", "persistent_grid"):
         assert "7.0 is below 8.0" in plans(limits=V100)[name]["obstacle"]
     assert chosen(limits=V100) == "stepwise"
     assert not any(p["stepwise"]["obstacle"] for p in (plans(), plans(hidden=8192), plans(limits=V100)))
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_float32_is_persistent_without_tensor_cores(cell: str, backward: bool) -> None:
+    ieee: dict[str, Any] = {"cell": cell, "backward": backward, "dtype": torch.float32, "tf32": False}
+    assert chosen(**ieee, hidden=32) == "persistent_block"
+    for hidden in (64, 256, 512, 1000, 1024):
+        assert chosen(**ieee, hidden=hidden).startswith("persistent")
+        slower = next(iter(plans(**ieee, hidden=hidden).values()))["cycles"]
+        assert slower > next(iter(plans(**{**ieee, "tf32": True}, hidden=hidden).values()))["cycles"]
+    assert chosen(**ieee, hidden=1024) == "persistent_grid"
+    assert chosen(**ieee, hidden=1024, batch=512) == "stepwise"
 
 
 def test_a_large_batch_is_left_to_matrix_products() -> None:

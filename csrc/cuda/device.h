@@ -9,9 +9,12 @@
 
 namespace seqkernels::cuda {
 
-struct alignas(16) Words4 {
-  uint32_t word[4];
+// 1, 2 or 4 words that one instruction loads or stores.
+template <int kCount>
+struct alignas(4 * kCount) Words {
+  uint32_t word[kCount];
 };
+using Words4 = Words<4>;
 
 // Who sees a relaxed store or is ordered by a fence: the blocks of a cluster (of one block, on devices without clusters),
 // or all blocks of the device.
@@ -63,7 +66,6 @@ SEQKERNELS_DEVICE void warp_barrier() { __syncwarp(); }
 // The value of the lane whose index differs in the bits of `mask`; all 32 lanes take part.
 SEQKERNELS_DEVICE uint32_t shuffle_xor(uint32_t value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
 SEQKERNELS_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
-SEQKERNELS_DEVICE double shuffle_xor(double value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
 
 // ---------------------------------------------------------------- shared memory
 

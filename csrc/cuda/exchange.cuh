@@ -44,21 +44,29 @@ class Exchange {
     }
   }
 
-  // This lane's part of a chunk, for the eight columns from `column`; perhaps not all there yet.
-  SEQKERNELS_DEVICE Words4 load(int publication, int chunk, int column) const {
-    return load_relaxed(address(publication, chunk, column), scope_);
+  // Where this lane's part of a chunk is, for the eight columns from `column` on; `stride` further is that of the next chunk.
+  SEQKERNELS_DEVICE const Words4* part(int publication, int chunk, int column) const {
+    const uint32_t* const words = buffer(publication) + (chunk * columns_ + column) * kChunkWords;
+    return reinterpret_cast<const Words4*>(words) + lane_index();
+  }
+  SEQKERNELS_DEVICE int stride() const { return columns_ * kChunkWords / 4; }
+
+  // This lane's part of some tiles of eight columns; perhaps not all there yet.
+  template <int kColumnTiles>
+  SEQKERNELS_DEVICE void load(Words4 (&vectors)[kColumnTiles], const Words4* part) const {
+    SEQKERNELS_UNROLL
+    for (int n = 0; n < kColumnTiles; ++n) vectors[n] = load_relaxed(part + n * kWarpSize, scope_);
   }
 
-  // Spins until what `load` gave for some tiles of eight columns is there; the warp's lanes go on together.
+  // Spins until what `load` gave this lane is there.
   template <int kColumnTiles>
-  SEQKERNELS_DEVICE void wait(Words4 (&vectors)[kColumnTiles], int publication, int chunk, int column) const {
+  SEQKERNELS_DEVICE void wait(Words4 (&vectors)[kColumnTiles], const Words4* part) const {
     SEQKERNELS_UNROLL
     for (int n = 0; n < kColumnTiles; ++n)
       while (!is_complete(vectors[n])) {
         pause();
-        vectors[n] = load(publication, chunk, column + kTileColumns * n);
+        vectors[n] = load_relaxed(part + n * kWarpSize, scope_);
       }
-    warp_barrier();
   }
 
   // Word `word` of K in `column`.
@@ -87,12 +95,6 @@ class Exchange {
 
  private:
   SEQKERNELS_DEVICE uint32_t* buffer(int publication) const { return buffers_ + publication % kBuffers * words_; }
-
-  SEQKERNELS_DEVICE const Words4* address(int publication, int chunk, int column) const {
-    const int lane = lane_index();
-    return reinterpret_cast<const Words4*>(buffer(publication) + (chunk * columns_ + column + lane / 4) * kChunkWords +
-                                           lane % 4 * 4);
-  }
 
   Scope scope_;
   uint32_t* buffers_;

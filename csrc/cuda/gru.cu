@@ -4,6 +4,6 @@
 
 namespace seqkernels::cuda {
 
-const CellKernels& gru_kernels(DType dtype) { return kernels_of<cells::Gru>(dtype); }
+const CellKernels& gru_kernels(DType dtype, bool tf32) { return kernels_of<cells::Gru>(dtype, tf32); }
 
 }  // namespace seqkernels::cuda

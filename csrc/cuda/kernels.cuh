@@ -16,10 +16,14 @@ PassKernels stepwise_only() {
 template <class Pass, class Operand>
 PassKernels with_persistent() {
   using Layout = SharedLayout<Pass, Operand>;
+  using Weights = typename Layout::Weights;
   PassKernels kernels = stepwise_only<Pass>();
-  kernels.chunk = Layout::Weights::kChunk;
+  kernels.chunk = Weights::kChunk;
   kernels.persistent = reinterpret_cast<const void*>(&persistent_kernel<Pass, Operand>);
-  kernels.resident_chunks = kResidentChunks<Pass>;
+  kernels.on_tensor_cores = Weights::Product::kOnTensorCores;
+  kernels.column_tiles = Weights::Product::kMaxColumnTiles;
+  kernels.block_tiles = Weights::Product::kMaxTiles;
+  kernels.resident_chunks = Weights::kResident;
   kernels.shared_bytes = [](const Partition& part) { return Layout(part).bytes(); };
   kernels.exchange_words = [](const Partition& part) { return Layout(part).exchange_words(part); };
   return kernels;
@@ -34,13 +38,14 @@ CellKernels both_passes() {
 }
 
 template <class Cell>
-const CellKernels& kernels_of(DType dtype) {
-  static const CellKernels float32 = both_passes<Cell, float, TFloat32>(), float64 = both_passes<Cell, double>(),
-                           bfloat16 = both_passes<Cell, BFloat16, BFloat16>(),
+const CellKernels& kernels_of(DType dtype, bool tf32) {
+  static const CellKernels float32 = both_passes<Cell, float, float>(),
+                           float32_as_tf32 = both_passes<Cell, float, TFloat32>(),
+                           float64 = both_passes<Cell, double>(), bfloat16 = both_passes<Cell, BFloat16, BFloat16>(),
                            float16 = both_passes<Cell, Float16, Float16>();
   switch (dtype) {
     case DType::kFloat32:
-      return float32;
+      return tf32 ? float32_as_tf32 : float32;
     case DType::kFloat64:
       return float64;
     case DType::kBFloat16:

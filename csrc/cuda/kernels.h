@@ -14,9 +14,12 @@ struct PassKernels {
 
   const void* stepwise;  // (Problem, StepBuffers, int64_t iteration)
 
-  // (Problem, Partition); null where tensor cores do not take the dtype. Those of float32 use TF32.
+  // (Problem, Partition); null where there are none.
   const void* persistent = nullptr;
-  int resident_chunks = 0;  // of each warp, in registers
+  bool on_tensor_cores = false;  // its products; or by FFMA, float32 as it is
+  int column_tiles = 0;          // of 8 columns, that a warp takes in one pass over K at most
+  int block_tiles = 0;           // unit groups times column tiles of a block in one such pass at most
+  int resident_chunks = 0;       // of each warp, in registers
   int64_t (*shared_bytes)(const Partition&) = nullptr;
   int64_t (*exchange_words)(const Partition&) = nullptr;  // of one group
 };
@@ -25,11 +28,12 @@ struct CellKernels {
   PassKernels forward, backward;
 };
 
-const CellKernels& lstm_kernels(DType dtype);
-const CellKernels& gru_kernels(DType dtype);
-const CellKernels& rnn_tanh_kernels(DType dtype);
-const CellKernels& rnn_relu_kernels(DType dtype);
-const CellKernels& kernels_of(CellKind cell, DType dtype);
+// `tf32`: whether persistent kernels may multiply float32 as TF32; nothing to other dtypes.
+const CellKernels& lstm_kernels(DType dtype, bool tf32);
+const CellKernels& gru_kernels(DType dtype, bool tf32);
+const CellKernels& rnn_tanh_kernels(DType dtype, bool tf32);
+const CellKernels& rnn_relu_kernels(DType dtype, bool tf32);
+const CellKernels& kernels_of(CellKind cell, DType dtype, bool tf32);
 
 // rows.cuh: (Shape, output, h0, previous), and (OffsetsPart, offsets)
 const void* previous_states_kernel(DType dtype);

@@ -4,8 +4,6 @@
 // time loop leaves the gradients of all gates, and products over all rows make those of x, the weights and the biases.
 #include "../layer.h"
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 
 #include "matrix.h"
@@ -91,19 +89,10 @@ Tensor previous_states(const Device& device, const Layer& layer, cuda::Shape& sh
 }
 
 void input_gradients(const Layer& layer, const Tensor& dgates, const Tensor& grad_x) {
-  const int64_t wide = layer.sizes().gates * layer.hidden_size(), input = layer.input_size();
-  const Tensor out = window(grad_x, {layer.rows(), input});
-  if (layer.directions() == 1) {
-    cuda::multiply(of_direction(layer, dgates, 0), layer.weight_tensor(0, 0), out);
-    return;
-  }
+  const int64_t wide = layer.directions() * layer.sizes().gates * layer.hidden_size(), input = layer.input_size();
   // One product over the gates of both directions, so that their sum is rounded once.
-  Tensor weights = new_tensor({layer.directions() * wide, input}, layer.scalar_type(), grad_x);
-  for (int64_t d = 0; d < layer.directions(); ++d) {
-    Tensor part = window(weights, {wide, input}, d * wide * input);
-    torch::stable::copy_(part, layer.weight_tensor(d, 0));
-  }
-  cuda::multiply(window(dgates, {layer.rows(), layer.directions() * wide}), weights, out);
+  cuda::multiply(window(dgates, {layer.rows(), wide}), window(cuda::stacked_weights(layer, 0), {wide, input}),
+                 window(grad_x, {layer.rows(), input}));
 }
 
 }  // namespace

@@ -4,6 +4,6 @@
 
 namespace seqkernels::cuda {
 
-const CellKernels& lstm_kernels(DType dtype) { return kernels_of<cells::Lstm>(dtype); }
+const CellKernels& lstm_kernels(DType dtype, bool tf32) { return kernels_of<cells::Lstm>(dtype, tf32); }
 
 }  // namespace seqkernels::cuda

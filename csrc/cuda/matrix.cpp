@@ -43,6 +43,18 @@ Tensor transposed(const Tensor& matrix) {
   return window(matrix, sizes, strides);
 }
 
+Tensor stacked_weights(const Layer& layer, int64_t kind) {
+  const Tensor& first = layer.weight_tensor(0, kind);
+  const int64_t rows = first.size(0), columns = first.size(1);
+  if (layer.directions() == 1) return window(first, {1, rows, columns});
+  const Tensor stacked = new_tensor({layer.directions(), rows, columns}, layer.scalar_type(), layer.x());
+  for (int64_t d = 0; d < layer.directions(); ++d) {
+    Tensor part = window(stacked, {rows, columns}, d * rows * columns);
+    torch::stable::copy_(part, layer.weight_tensor(d, kind));
+  }
+  return stacked;
+}
+
 void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
   const char* const op = a.dim() == 3 ? "aten::bmm" : "aten::mm";
   if (out.scalar_type() == a.scalar_type())

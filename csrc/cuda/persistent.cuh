@@ -13,35 +13,33 @@
 
 namespace seqkernels::cuda {
 
-constexpr int kTileUnits = 16;
+constexpr int kTileUnits = kTileRows;
 static_assert(kThreads == kWarps * kWarpSize && kTileUnits == kUnitPadding);
 // A warp's share of the pointwise part is counted in quarters of a tile: 32 units, one a lane.
 constexpr int kQuarters = kTileUnits * kTileColumns / kWarpSize;
-constexpr int kMaxQuarters = kMaxTiles * kQuarters / kWarps;
-
-// Chunks whose fragments stay in registers: up to 128 of a thread's 255; passes with one tile read more inputs of a step.
-template <class Pass>
-constexpr int kResidentChunks = Pass::kTiles == 1 ? 12 : 4;
+template <class Weights>
+constexpr int kMaxQuarters = Weights::Product::kMaxTiles * kQuarters / kWarps;
 
 // Where a block has what in shared memory; in words.
 template <class Pass, class Operand>
 struct SharedLayout {
-  using Weights = Slice<Operand, Pass::kTiles, kResidentChunks<Pass>>;
+  using Weights = Slice<Operand, Pass::kTiles>;
   // Of a column of partial sums: 4 mod 16, so that neither the MMA's result nor a quarter's columns meet in a bank.
   static constexpr int kPartialStride = Pass::kTiles * kTileUnits + 4;
   static_assert(Weights::kStage <= 2 * kTileColumns * kPartialStride);  // weights are staged where partial sums will be
 
   int chunks, chunks_per_warp;
-  int slice, partial;                             // sizes: one warp's weights, one warp's partial sums
-  int partials, states, biases, exchange, total;  // beginnings; weights begin at 0
+  int slice, partial;                            // sizes: one warp's weights, one warp's partial sums
+  int weights, states, biases, exchange, total;  // beginnings; partial sums begin at 0
 
   SEQKERNELS_HOST_DEVICE explicit SharedLayout(const Partition& part) {
     chunks = Pass::kPublished * part.units() / Weights::kChunk;
     chunks_per_warp = (chunks + part.splits - 1) / part.splits;
     slice = Weights::shared_words(chunks_per_warp);
     partial = part.column_tiles * kTileColumns * kPartialStride;
-    partials = kWarps * slice;
-    states = partials + 2 * kWarps * partial;
+    if (partial < Weights::kProductStage) partial = Weights::kProductStage;  // which is where the sums will be
+    weights = 2 * kWarps * partial;
+    states = weights + kWarps * slice;
     biases = states + part.units_of_block() * part.columns * words<typename Pass::State>();
     exchange = (biases + part.units_of_block() * words<typename Pass::Biases>() + 3) / 4 * 4;
     total = exchange + (part.exchange ? 0 : kBuffers * chunks * part.columns * kChunkWords);
@@ -64,6 +62,7 @@ template <class Pass, class Operand>
 class PersistentBlock {
   using Problem = typename Pass::Problem;
   using Layout = SharedLayout<Pass, Operand>;
+  using Weights = typename Layout::Weights;
   using Traits = OperandTraits<Operand>;
 
  public:
@@ -119,6 +118,7 @@ class PersistentBlock {
     return at.column < p_.shape.batch && at.unit < p_.shape.hidden;
   }
   SEQKERNELS_DEVICE int tiles_at(int column) const {
+    if constexpr (Weights::Product::kMaxColumnTiles == 1) return 1;
     const int left = (part_.columns - column) / kTileColumns;
     return left < part_.column_tiles ? left : part_.column_tiles;
   }
@@ -130,26 +130,25 @@ class PersistentBlock {
     const int first = warp_ % part_.splits * layout_.chunks_per_warp, left = layout_.chunks - first;
     const int chunks = left < 0 ? 0 : left < layout_.chunks_per_warp ? left : layout_.chunks_per_warp;
     const int unit = first_unit_ + warp_ / part_.splits * kTileUnits;
-    slice_.load(first, chunks, memory_ + warp_ * layout_.slice,
-                memory_ + layout_.partials + warp_ * 2 * layout_.partial,
+    slice_.load(first, chunks, memory_ + layout_.weights + warp_ * layout_.slice, memory_ + warp_ * 2 * layout_.partial,
                 [&](int tile, int row, int k) { return weights(tile, unit + row, k); });
   }
 
   // Some neighbours of one row of the matrix. Going forward, the rows of `unit` are its gates, and K is the units before;
   // going back, it has one row, and K is the gates of the units after.
-  SEQKERNELS_DEVICE Words4 weights(int tile, int unit, int k) const {
+  SEQKERNELS_DEVICE auto weights(int tile, int unit, int k) const {
     using Element = typename Pass::Element;
-    constexpr int kValues = Layout::Weights::kValues;
+    constexpr int kValues = Weights::kValues;
     const int from = k % part_.units(), block = k / part_.units(), hidden = p_.shape.hidden;
-    Words4 words{};
+    Words<kValues / Traits::kPerWord> words{};
     if (unit >= hidden || from >= hidden) return words;
     const int64_t row = static_cast<int64_t>(tile) * hidden + unit;
     const Element* const values =
         static_cast<const Element*>(p_.weights[direction_]) + (row * Pass::kPublished + block) * hidden + from;
-    if (from + kValues <= hidden && reinterpret_cast<uintptr_t>(values) % sizeof(Words4) == 0) {
-      words = *reinterpret_cast<const Words4*>(values);
+    if (from + kValues <= hidden && reinterpret_cast<uintptr_t>(values) % sizeof(words) == 0) {
+      words = *reinterpret_cast<const decltype(words)*>(values);
       if constexpr (Traits::kPerWord == 1)
-        for (uint32_t& word : words.word) word = tf32_bits(float_of(word));
+        for (uint32_t& word : words.word) word = Traits::bits(float_of(word));
       return words;
     }
     SEQKERNELS_UNROLL
@@ -181,32 +180,33 @@ class PersistentBlock {
     const bool has_step = Pass::has_step(p_, iteration);
     const int active = has_step ? p_.shape.active(Pass::time_of(p_, direction_, step)) : 0;
 
-    typename Pass::Inputs inputs[kMaxQuarters];
+    typename Pass::Inputs inputs[kMaxQuarters<Weights>];
     SEQKERNELS_UNROLL
-    for (int n = 0; n < kMaxQuarters; ++n)
+    for (int n = 0; n < kMaxQuarters<Weights>; ++n)
       if (const int quarter = warp_ + n * kWarps; quarter < quarters) {
         const Place at = place(Spot(quarter, tiles), column);
         if (exists(at) && at.column < active) inputs[n] = Pass::load(p_, at, step);
       }
 
-    float* const partials = reinterpret_cast<float*>(memory_ + layout_.partials + turn * kWarps * layout_.partial);
+    uint32_t* const partials = memory_ + turn * kWarps * layout_.partial;
     if (iteration > 0) {
-      static_assert(kMaxColumnTiles == 2);
-      if (tiles == 1)
+      constexpr int kMost = Weights::Product::kMaxColumnTiles;
+      static_assert(kMost <= 2);
+      if (tiles < kMost)
         multiply<1>(iteration - 1, column, partials + warp_ * layout_.partial);
       else
-        multiply<2>(iteration - 1, column, partials + warp_ * layout_.partial);
+        multiply<kMost>(iteration - 1, column, partials + warp_ * layout_.partial);
     }
     block_barrier();
 
-    typename Pass::Results results[kMaxQuarters];
+    typename Pass::Results results[kMaxQuarters<Weights>];
     SEQKERNELS_UNROLL
-    for (int n = 0; n < kMaxQuarters; ++n)
+    for (int n = 0; n < kMaxQuarters<Weights>; ++n)
       if (const int quarter = warp_ + n * kWarps; quarter < quarters) {
         const Spot spot(quarter, tiles);
         const Place at = place(spot, column);
         float product[Pass::kTiles] = {}, published[Pass::kPublished];
-        if (iteration > 0) collect(partials, spot, product);
+        if (iteration > 0) collect(reinterpret_cast<float*>(partials), spot, product);
         typename Pass::State& state = state_of(quarter, column);
         if (exists(at) && at.column < active)
           results[n] = Pass::step(biases_[at.unit - first_unit_], inputs[n], product, state, published);
@@ -220,7 +220,7 @@ class PersistentBlock {
 
     if (!is_last && column + tiles * kTileColumns == part_.columns) exchange_.reset(iteration);
     SEQKERNELS_UNROLL
-    for (int n = 0; n < kMaxQuarters; ++n)
+    for (int n = 0; n < kMaxQuarters<Weights>; ++n)
       if (const int quarter = warp_ + n * kWarps; quarter < quarters) {
         const Place at = place(Spot(quarter, tiles), column);
         if (exists(at) && at.column < active) Pass::write_results(p_, at, step, results[n]);
@@ -229,15 +229,18 @@ class PersistentBlock {
 
   // Leaves this warp's partial sums, [column][tile][unit].
   template <int kColumnTiles>
-  SEQKERNELS_DEVICE void multiply(int publication, int column, float* partial) const {
-    float sum[Pass::kTiles][kColumnTiles][4];
-    slice_.multiply(exchange_, publication, column, sum);
-    const int group = lane_index() / 4, member = lane_index() % 4;
+  SEQKERNELS_DEVICE void multiply(int publication, int column, uint32_t* partial) const {
+    using Product = typename Weights::Product;
+    float sum[Pass::kTiles][kColumnTiles][Product::kResults];
+    slice_.multiply(exchange_, publication, column, partial, sum);
+    const int group = Product::group(), member = Product::member();
     SEQKERNELS_UNROLL
-    for (int i = 0; i < Pass::kTiles * kColumnTiles * 4; ++i) {
-      const int tile = i / (kColumnTiles * 4), n = i / 4 % kColumnTiles;
-      const int column = n * kTileColumns + 2 * member + i % 2, unit = group + 8 * (i % 4 / 2);
-      partial[column * Layout::kPartialStride + tile * kTileUnits + unit] = sum[tile][n][i % 4];
+    for (int i = 0; i < Pass::kTiles * kColumnTiles * Product::kResults; ++i) {
+      const int tile = i / (kColumnTiles * Product::kResults), n = i / Product::kResults % kColumnTiles;
+      const int result = i % Product::kResults, unit = group + result / Product::kColumns * Product::kGroups;
+      const int column = n * kTileColumns + member * Product::kColumns + result % Product::kColumns;
+      reinterpret_cast<float*>(partial)[column * Layout::kPartialStride + tile * kTileUnits + unit] =
+          sum[tile][n][result];
     }
   }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <stdexcept>
 
 namespace seqkernels::cuda {
@@ -19,6 +20,10 @@ int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
 // (docs/kernels-cuda.md); they need to be right in their order, not in their digits.
 struct Costs {
   static constexpr double kMma = 8;              // of one warp-wide MMA, while a scheduler has another warp to turn to
+  static constexpr double kFfmas = 64;           // of a scheduler for the FFMAs of a tile, a column tile and a chunk
+  static constexpr double kStaging = 45;         // what else it does for a chunk then
+  static constexpr double kStagedBytes = 2560;   // that go through shared memory for it
+  static constexpr double kReduction = 16;       // adding up the lanes' sums of a tile and a column tile, in a warp
   static constexpr double kSharedBytes = 128;    // a cycle
   static constexpr double kL2Bytes = 64;         // a cycle and multiprocessor
   static constexpr double kL2BytesOfAll = 3000;  // a cycle
@@ -28,7 +33,24 @@ struct Costs {
   static constexpr double kFar = 1700;           // through L2
   static constexpr double kLaunches = 11000;     // a product and a launch of the stepwise plan
   static constexpr double kProduct = 250;        // multiply-adds a cycle and multiprocessor of a product of few rows
+  static constexpr double kFfmaProduct = 80;     // likewise without tensor cores
 };
+
+// The product of a step: of all warps, on a multiprocessor.
+double product_cycles(const PassKernels& kernels, const Partition& part, double chunks_per_warp) {
+  const double tiles = double(part.columns) / kTileColumns;
+  const double passes = std::ceil(tiles / part.column_tiles);
+  const double resident = std::min(chunks_per_warp, double(kernels.resident_chunks));
+  const double weights = (chunks_per_warp - resident) * kernels.tiles * 1024 * passes;  // bytes
+  if (kernels.on_tensor_cores) {
+    const double mma = chunks_per_warp * 2 * kernels.tiles * tiles * Costs::kMma / 4;
+    return kWarps * std::max(mma, weights / Costs::kSharedBytes);
+  }
+  const double ffma = chunks_per_warp * tiles * (Costs::kFfmas * kernels.tiles + Costs::kStaging) / 4;
+  const double staged = chunks_per_warp * tiles * Costs::kStagedBytes;
+  return kWarps *
+         (std::max(ffma, (weights + staged) / Costs::kSharedBytes) + Costs::kReduction * kernels.tiles * tiles);
+}
 
 double step_cycles(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request,
                    const Partition& part, bool in_grid) {
@@ -36,10 +58,7 @@ double step_cycles(const PassKernels& kernels, const DeviceLimits& device, const
   const double chunks_per_warp = double(ceil_div(int64_t(chunks), part.splits));
   const double tiles = double(part.columns) / kTileColumns;
   const double blocks = double(request.directions) * part.column_groups * part.members;
-  const double mma = chunks_per_warp * 2 * kernels.tiles * tiles * Costs::kMma * kWarps / 4;
   const double passes = double(ceil_div(int64_t(tiles), part.column_tiles));
-  const double weights = std::max(0.0, chunks_per_warp - kernels.resident_chunks) * 2 * kernels.tiles * 512 * kWarps *
-                         passes / Costs::kSharedBytes;
   const double read = chunks * part.columns * 64 * part.unit_groups;
   const double exchange =
       in_grid ? std::max(read / Costs::kL2Bytes, read * blocks / Costs::kL2BytesOfAll) : read / Costs::kSharedBytes;
@@ -47,13 +66,15 @@ double step_cycles(const PassKernels& kernels, const DeviceLimits& device, const
   const double pointwise = part.unit_groups * tiles * 4 * Costs::kQuarter / 4;
   const double latency = in_grid ? Costs::kFar : part.members > 1 ? Costs::kNear : 0;
   const double waves = double(ceil_div(int64_t(blocks), device.multiprocessors));
-  return waves * (Costs::kStep * passes + latency + std::max(mma, weights) + exchange + partials + pointwise);
+  return waves * (Costs::kStep * passes + latency + product_cycles(kernels, part, chunks_per_warp) + exchange +
+                  partials + pointwise);
 }
 
 double stepwise_cycles(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request) {
   const double work = double(request.directions) * double(request.batch) * double(request.hidden) *
                       double(request.hidden) * std::max(kernels.tiles, kernels.published);
-  return Costs::kLaunches + work / (Costs::kProduct * device.multiprocessors);
+  const double rate = kernels.on_tensor_cores ? Costs::kProduct : Costs::kFfmaProduct;
+  return Costs::kLaunches + work / (rate * device.multiprocessors);
 }
 
 // The best cut of the columns for blocks that hold `unit_groups` of the groups of `members`; false if none is possible.
@@ -70,8 +91,8 @@ bool cut_columns(const PassKernels& kernels, const DeviceLimits& device, const P
     last = columns;
     part.columns = static_cast<int>(columns);
     part.column_groups = static_cast<int>(ceil_div(request.batch, columns));
-    part.column_tiles =
-        static_cast<int>(std::min<int64_t>({kMaxColumnTiles, kMaxTiles / unit_groups, columns / kTileColumns}));
+    part.column_tiles = static_cast<int>(
+        std::min<int64_t>({kernels.column_tiles, kernels.block_tiles / unit_groups, columns / kTileColumns}));
     const int64_t blocks = request.directions * part.column_groups * members;
     if (in_grid && blocks > device.multiprocessors) break;  // only more from here on
     const int64_t bytes = kernels.shared_bytes(part);
@@ -89,10 +110,8 @@ bool cut_columns(const PassKernels& kernels, const DeviceLimits& device, const P
 }
 
 // What rules out all persistent plans, or nothing.
-std::string common_obstacle(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request) {
-  if (!kernels.persistent) return "no tensor core products in float64";
-  if (request.is_float32 && !request.tf32_allowed)
-    return "float32 in IEEE arithmetic (torch.backends.cudnn.rnn.fp32_precision = \"tf32\" would allow TF32)";
+std::string common_obstacle(const PassKernels& kernels, const DeviceLimits& device) {
+  if (!kernels.persistent) return "no persistent kernels for float64";
   if (device.capability < 80)
     return "compute capability " + std::to_string(device.capability / 10) + "." +
            std::to_string(device.capability % 10) + " is below 8.0";
@@ -103,7 +122,7 @@ Candidate persistent(PlanKind kind, const PassKernels& kernels, const DeviceLimi
                      const PlanRequest& request) {
   Candidate best;
   best.plan.kind = kind;
-  best.obstacle = common_obstacle(kernels, device, request);
+  best.obstacle = common_obstacle(kernels, device);
   if (best.obstacle.empty() && kind == PlanKind::kPersistentCluster && device.capability < 90)
     best.obstacle = "thread-block clusters need compute capability 9.0";
   if (!best.obstacle.empty()) return best;
@@ -116,7 +135,7 @@ Candidate persistent(PlanKind kind, const PassKernels& kernels, const DeviceLimi
                                                               : device.multiprocessors;
   bool any = false;
   best.obstacle = "none yet";
-  for (int unit_groups = 1; unit_groups <= kWarps; unit_groups *= 2) {
+  for (int unit_groups = 1; unit_groups <= std::min(kWarps, kernels.block_tiles); unit_groups *= 2) {
     int64_t members = std::max(fewest, ceil_div(needed, unit_groups));
     if (kind == PlanKind::kPersistentCluster)
       for (int64_t power = 2; power <= kMaxCluster; power *= 2)
@@ -141,16 +160,16 @@ Candidate persistent(PlanKind kind, const PassKernels& kernels, const DeviceLimi
 
 bool (*tf32_allowed)() = nullptr;
 
-const CellKernels& kernels_of(CellKind cell, DType dtype) {
+const CellKernels& kernels_of(CellKind cell, DType dtype, bool tf32) {
   switch (cell) {
     case CellKind::kLstm:
-      return lstm_kernels(dtype);
+      return lstm_kernels(dtype, tf32);
     case CellKind::kGru:
-      return gru_kernels(dtype);
+      return gru_kernels(dtype, tf32);
     case CellKind::kRnnTanh:
-      return rnn_tanh_kernels(dtype);
+      return rnn_tanh_kernels(dtype, tf32);
     default:
-      return rnn_relu_kernels(dtype);
+      return rnn_relu_kernels(dtype, tf32);
   }
 }
 

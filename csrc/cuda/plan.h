@@ -21,8 +21,6 @@ PlanKind plan_kind(const std::string& name);  // throws, naming all
 
 struct PlanRequest {
   int64_t seq_len, batch, hidden, directions;
-  bool is_float32;
-  bool tf32_allowed;  // torch's setting for recurrent networks
 };
 
 struct Plan {

@@ -84,8 +84,6 @@ constexpr int kStepThreads = 256;
 
 constexpr int kWarps = 8, kThreads = 256;  // of a persistent kernel's block
 constexpr int kTileColumns = 8;            // sequences that one MMA takes
-constexpr int kMaxColumnTiles = 2;         // tiles of columns that a warp takes in one pass over K
-constexpr int kMaxTiles = 8;               // unit groups times column tiles of a block in one such pass
 
 // How a persistent launch is cut. A group of `members` blocks, each with a slice of the hidden units, does `columns`
 // sequences of one direction; groups know nothing of one another. Blocks are numbered member first, then column group,

@@ -4,6 +4,6 @@
 
 namespace seqkernels::cuda {
 
-const CellKernels& rnn_tanh_kernels(DType dtype) { return kernels_of<cells::Rnn<cells::Tanh>>(dtype); }
+const CellKernels& rnn_tanh_kernels(DType dtype, bool tf32) { return kernels_of<cells::Rnn<cells::Tanh>>(dtype, tf32); }
 
 }  // namespace seqkernels::cuda

@@ -38,7 +38,7 @@ Plan choose(const Device& device, const PassKernels& kernels, const PlanRequest&
 Plan remembered(const Device& device, const PassKernels& kernels, const PlanRequest& request) {
   const char* const wanted = std::getenv("SEQKERNELS_CUDA_PLAN");
   const auto key = std::make_tuple(&kernels, &device.limits(), request.batch, request.hidden, request.directions,
-                                   request.tf32_allowed, std::string(wanted ? wanted : ""));
+                                   std::string(wanted ? wanted : ""));
   static std::mutex mutex;
   static std::map<decltype(key), Plan> plans;
   constexpr size_t kMost = 4096;
@@ -52,18 +52,21 @@ Plan remembered(const Device& device, const PassKernels& kernels, const PlanRequ
   return plans.emplace(key, plan).first->second;
 }
 
+const PassKernels& kernels_for(const Layer& layer, bool is_forward) {
+  const bool tf32 = layer.dtype() == DType::kFloat32 && tf32_allowed && tf32_allowed();
+  const CellKernels& kernels = kernels_of(layer.cell(), layer.dtype(), tf32);
+  return is_forward ? kernels.forward : kernels.backward;
+}
+
 }  // namespace
 
 TimeLoop::TimeLoop(const Device& device, const Layer& layer, bool is_forward)
     : device_(device),
       layer_(layer),
-      kernels_(is_forward ? kernels_of(layer.cell(), layer.dtype()).forward
-                          : kernels_of(layer.cell(), layer.dtype()).backward),
+      kernels_(kernels_for(layer, is_forward)),
       is_forward_(is_forward),
-      plan_(remembered(
-          device, kernels_,
-          {layer.seq_len(), layer.batch(), layer.hidden_size(), layer.directions(), layer.dtype() == DType::kFloat32,
-           layer.dtype() == DType::kFloat32 && tf32_allowed && tf32_allowed()})) {}
+      plan_(remembered(device, kernels_, {layer.seq_len(), layer.batch(), layer.hidden_size(), layer.directions()})),
+      weights_(arranged_weights()) {}
 
 template <class Problem>
 void TimeLoop::run_steps(Problem& problem, int64_t steps) const {
@@ -81,29 +84,21 @@ void TimeLoop::run_persistent(Problem& problem) const {
     part.exchange = data(*exchange);
     check(cudaMemsetAsync(part.exchange, 0xFF, static_cast<size_t>(bytes), device_.stream()), "filling memory");
   }
-  const Tensor weights = is_forward_ ? Tensor() : transposed_weights();
   const size_t bytes = static_cast<size_t>(layer_.weight_tensor(0, 1).numel()) * layer_.x().element_size();
   for (int64_t d = 0; d < layer_.directions(); ++d)
-    problem.weights[d] = is_forward_ ? layer_.weight(d, 1) : data(weights) + static_cast<size_t>(d) * bytes;
+    problem.weights[d] = weights_ ? data(*weights_) + static_cast<size_t>(d) * bytes : layer_.weight(d, 1);
   void* arguments[] = {&problem, &part};
   device_.launch(kernels_.persistent, launch_shape(plan_, layer_.directions()), arguments);
 }
 
-// [D, G H, H]
-Tensor TimeLoop::stacked_weights() const {
-  const int64_t rows = layer_.sizes().gates * layer_.hidden_size(), hidden = layer_.hidden_size();
-  if (layer_.directions() == 1) return window(layer_.weight_tensor(0, 1), {1, rows, hidden});
-  const Tensor stacked = new_tensor({layer_.directions(), rows, hidden}, layer_.scalar_type(), layer_.x());
-  const size_t bytes = static_cast<size_t>(rows * hidden) * stacked.element_size();
-  for (int64_t d = 0; d < layer_.directions(); ++d)
-    check(cudaMemcpyAsync(data(stacked) + static_cast<size_t>(d) * bytes, layer_.weight(d, 1), bytes,
-                          cudaMemcpyDeviceToDevice, device_.stream()),
-          "copying weights");
-  return stacked;
-}
-
-// [D, H, G H]: the kernels read rows.
-Tensor TimeLoop::transposed_weights() const {
+// Stepwise products read [D, deep, wide]; persistent kernels read rows of W_hh going forward, and of its transpose, [D, H,
+// G H], going back.
+std::optional<Tensor> TimeLoop::arranged_weights() const {
+  if (plan_.kind == PlanKind::kStepwise) {
+    const Tensor stacked = stacked_weights(layer_, 1);
+    return is_forward_ ? transposed(stacked) : stacked;
+  }
+  if (is_forward_) return std::nullopt;
   const int64_t rows = layer_.sizes().gates * layer_.hidden_size(), hidden = layer_.hidden_size();
   const Tensor weights = new_tensor({layer_.directions(), hidden, rows}, layer_.scalar_type(), layer_.x());
   for (int64_t d = 0; d < layer_.directions(); ++d) {
@@ -136,7 +131,6 @@ void TimeLoop::run_stepwise(Problem& problem, int64_t steps) const {
   check(cudaMemsetAsync(data(product), 0, static_cast<size_t>(product.numel()) * product.element_size(),
                         device_.stream()),
         "filling memory");
-  const Tensor weights = is_forward_ ? transposed(stacked_weights()) : stacked_weights();
   StepBuffers buffers{data(product), data(published), data(h), data(c)};
 
   const int64_t blocks = (directions * batch * hidden + kStepThreads - 1) / kStepThreads;
@@ -146,7 +140,7 @@ void TimeLoop::run_stepwise(Problem& problem, int64_t steps) const {
   for (int64_t iteration = 0; iteration <= steps; ++iteration) {
     if (iteration > 0) {
       const int64_t rows = rows_published(first_step, iteration);
-      multiply(window(published, {directions, rows, deep}, {batch * deep, deep, 1}), weights,
+      multiply(window(published, {directions, rows, deep}, {batch * deep, deep, 1}), *weights_,
                window(product, {directions, rows, wide}, {batch * wide, wide, 1}));
     }
     void* arguments[] = {&problem, &buffers, &iteration};

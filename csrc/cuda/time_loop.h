@@ -20,8 +20,7 @@ class TimeLoop {
   void run_persistent(Problem& problem) const;
   template <class Problem>
   void run_stepwise(Problem& problem, int64_t steps) const;
-  Tensor stacked_weights() const;
-  Tensor transposed_weights() const;
+  std::optional<Tensor> arranged_weights() const;
   int64_t rows_published(int64_t first_step, int64_t iteration) const;
 
   const Device& device_;
@@ -29,6 +28,7 @@ class TimeLoop {
   const PassKernels& kernels_;
   const bool is_forward_;
   const Plan plan_;
+  const std::optional<Tensor> weights_;  // W_hh of all directions as the plan reads it; null: as it is
 };
 
 }  // namespace seqkernels::cuda

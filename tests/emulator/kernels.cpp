@@ -8,6 +8,7 @@
 //   batch_sizes                       [T] of a packed problem
 //   launches                          steps of each forward launch; T together
 //   partition                         members, unit_groups, columns, column_groups, column_tiles of a persistent plan
+//   tf32                              whether persistent kernels may multiply float32 as TF32
 //   saves                             whether forward saves for backward; if not, it is all that is run
 //   x, h0, c0, w_ih[d], w_hh[d], b_ih[d], b_hh[d], grad_output, grad_h_n, grad_c_n   of the dtype; some may be missing
 // The result's, all float64: output, h_n, c_n, and grad_ of all that may have a gradient.
@@ -23,10 +24,10 @@
 namespace seqkernels::cuda {
 
 // A program may leave out some cells' files.
-__attribute__((weak)) const CellKernels& lstm_kernels(DType dtype);
-__attribute__((weak)) const CellKernels& gru_kernels(DType dtype);
-__attribute__((weak)) const CellKernels& rnn_tanh_kernels(DType dtype);
-__attribute__((weak)) const CellKernels& rnn_relu_kernels(DType dtype);
+__attribute__((weak)) const CellKernels& lstm_kernels(DType dtype, bool tf32);
+__attribute__((weak)) const CellKernels& gru_kernels(DType dtype, bool tf32);
+__attribute__((weak)) const CellKernels& rnn_tanh_kernels(DType dtype, bool tf32);
+__attribute__((weak)) const CellKernels& rnn_relu_kernels(DType dtype, bool tf32);
 
 namespace {
 
@@ -41,11 +42,11 @@ constexpr int kRowThreads = 64;
 struct CellTraits {
   int gates, saved;
   bool has_cell_state, has_hidden_dgates;
-  const CellKernels& (*kernels)(DType);
+  const CellKernels& (*kernels)(DType, bool);
 };
 
 template <class Cell>
-CellTraits traits_of(const CellKernels& (*kernels)(DType)) {
+CellTraits traits_of(const CellKernels& (*kernels)(DType, bool)) {
   return {Cell::kGates, Cell::kSaved, Cell::kHasCellState, Cell::kDgates > Cell::kGates, kernels};
 }
 
@@ -86,7 +87,7 @@ class Host {
         input_(in_.integer("input")),
         seed_(static_cast<uint64_t>(in_.integer("seed"))) {
     expect(cell_.kernels, "this program is without that cell");
-    kernels_ = &cell_.kernels(static_cast<DType>(in_.integer("dtype")));
+    kernels_ = &cell_.kernels(static_cast<DType>(in_.integer("dtype")), in_.integer("tf32") != 0);
     make_shape();
     if (plan_ != Plan::kStepwise) make_partition();
   }
@@ -144,8 +145,8 @@ class Host {
     expect(part_.units() >= shape_.hidden, "too few units");
     expect(part_.units() % kernels_->forward.chunk == 0, "units that are no whole chunks");
     expect(part_.columns % kTileColumns == 0 && part_.columns * part_.column_groups >= shape_.batch, "columns");
-    expect(part_.column_tiles <= kMaxColumnTiles && part_.column_tiles * kTileColumns <= part_.columns &&
-               part_.column_tiles * part_.unit_groups <= kMaxTiles,
+    expect(part_.column_tiles <= kernels_->forward.column_tiles && part_.column_tiles * kTileColumns <= part_.columns &&
+               part_.column_tiles * part_.unit_groups <= kernels_->forward.block_tiles,
            "column_tiles");
   }
 

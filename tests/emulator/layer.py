@@ -60,9 +60,13 @@ def run(
     launches: Sequence[int] | None = None,
     *,
     seed: int = 0,
+    tf32: bool = False,
     saves: bool = True,
 ) -> Outcome:
-    """Both passes of `problem`, forward in `launches` of so many steps; without `saves` forward alone."""
+    """Both passes of `problem`, forward in `launches` of so many steps; without `saves` forward alone.
+
+    With `tf32`, persistent kernels multiply float32 as TF32.
+    """
     integers = {
         "cell": CELLS.index(problem.cell),
         "dtype": DTYPES.index(problem.dtype),
@@ -74,6 +78,7 @@ def run(
         "input": problem.input_size,
         "seq_len": problem.seq_len,
         "launches": launches or [problem.seq_len],
+        "tf32": tf32,
         "saves": saves,
     }
     if partition:
@@ -91,7 +96,7 @@ def run(
         paths[0].write_bytes(b"".join(_record(name, array) for name, array in arrays.items()))
         done = emulator.run(driver, *paths)
         results = _read(paths[1].read_bytes()) if done.returncode == 0 else {}
-    dtype = str(problem.dtype).removeprefix("torch.")
+    dtype = "tf32" if tf32 else str(problem.dtype).removeprefix("torch.")
     kernels = [f"{problem.cell} {dtype} {line}" for line in done.stdout.splitlines()]
     return Outcome(done.returncode, done.stderr, results, kernels)
 
