@@ -12,6 +12,7 @@
 #if defined(__linux__)
 #include <linux/futex.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 #endif
 
@@ -21,8 +22,11 @@ namespace {
 // Below this many multiply-adds a second thread costs more than it brings.
 constexpr double kWorkPerThread = 1 << 17;
 
-constexpr int kSpins = 256, kYields = 64;
+// Some 50 us. Then the waiting thread sleeps: yielding instead would give its share of the core away for a whole time slice,
+// and in every step, where other processes want the core.
+constexpr int kSpins = 1000;
 
+constexpr std::chrono::nanoseconds kForever = std::chrono::hours(1);
 constexpr std::chrono::milliseconds kPatience{200};  // of a leader with threads that may never come
 
 std::atomic<bool> forked{false};
@@ -35,29 +39,14 @@ inline void pause_core() {
 #endif
 }
 
-// One round of waiting: spins first, then offers the core to others. False once it is time to sleep.
-class Backoff {
- public:
-  bool wait() {
-    if (rounds_ < kSpins) {
-      pause_core();
-    } else if (rounds_ < kSpins + kYields) {
-      sched_yield();
-    } else {
-      return false;
-    }
-    ++rounds_;
-    return true;
-  }
-
- private:
-  int rounds_ = 0;
-};
-
-void sleep_while(std::atomic<uint32_t>& word, uint32_t value) {
+// Returns when woken, when `word` is not `value`, when the time is over, or for no reason.
+void sleep_while(std::atomic<uint32_t>& word, uint32_t value, std::chrono::nanoseconds time) {
 #if defined(__linux__)
-  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
+  const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(time);
+  const timespec timeout{static_cast<time_t>(seconds.count()), static_cast<long>((time - seconds).count())};
+  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAIT_PRIVATE, value, &timeout, nullptr, 0);
 #else
+  static_cast<void>(word), static_cast<void>(value), static_cast<void>(time);
   sched_yield();
 #endif
 }
@@ -65,28 +54,58 @@ void sleep_while(std::atomic<uint32_t>& word, uint32_t value) {
 void wake_all(std::atomic<uint32_t>& word) {
 #if defined(__linux__)
   syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0);
+#else
+  static_cast<void>(word);
 #endif
 }
 
+// A number that threads wait for, a little while spinning and then asleep.
+class Awaited {
+ public:
+  std::atomic<uint32_t> value{0};
+
+  // To be called after a change of the value.
+  void wake() {
+    std::atomic_thread_fence(std::memory_order_seq_cst);  // either this sees the sleeper, or that one the change
+    if (sleepers_.load(std::memory_order_relaxed) != 0) wake_all(value);
+  }
+
+  // The value once it is no longer `now`; or `now`, once the patience is over.
+  uint32_t wait_while(uint32_t now, std::chrono::nanoseconds patience) {
+    for (int spins = 0; spins < kSpins; ++spins) {
+      const uint32_t found = value.load(std::memory_order_acquire);
+      if (found != now) return found;
+      pause_core();
+    }
+    const auto deadline = std::chrono::steady_clock::now() + patience;
+    sleepers_.fetch_add(1);
+    uint32_t found;
+    while ((found = value.load(std::memory_order_acquire)) == now) {
+      const auto left = deadline - std::chrono::steady_clock::now();
+      if (left.count() <= 0) break;
+      sleep_while(value, now, left);
+    }
+    sleepers_.fetch_sub(1);
+    return found;
+  }
+
+ private:
+  std::atomic<uint32_t> sleepers_{0};
+};
+
 struct Barrier {
-  alignas(64) std::atomic<uint32_t> epoch{0};
-  std::atomic<uint32_t> sleepers{0};
+  alignas(64) Awaited epoch;
   alignas(64) std::atomic<uint32_t> arrived{0};
 
   void wait(uint32_t size) {
-    const uint32_t now = epoch.load(std::memory_order_acquire);
+    const uint32_t now = epoch.value.load(std::memory_order_acquire);
     if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
       arrived.store(0, std::memory_order_relaxed);
-      epoch.store(now + 1);
-      if (sleepers.load() != 0) wake_all(epoch);
+      epoch.value.store(now + 1, std::memory_order_release);
+      epoch.wake();
       return;
     }
-    Backoff backoff;
-    while (epoch.load(std::memory_order_acquire) == now) {
-      if (backoff.wait()) continue;
-      sleepers.fetch_add(1);
-      sleep_while(epoch, now);
-      sleepers.fetch_sub(1);
+    while (epoch.wait_while(now, kForever) == now) {
     }
   }
 };
@@ -107,32 +126,32 @@ class Enrolment {
   static int members(uint32_t word) { return static_cast<int>((word & ~kClosed) / kOneMember); }
 
   Member lead(uint32_t covered) {
-    uint32_t word = word_.fetch_add(kOneMember + covered, std::memory_order_acq_rel) + kOneMember + covered;
+    uint32_t word = word_.value.fetch_add(kOneMember + covered, std::memory_order_acq_rel) + kOneMember + covered;
     const auto deadline = std::chrono::steady_clock::now() + kPatience;
-    for (int round = 0; (word & kParts) < parts_; ++round) {
-      round < kSpins ? pause_core() : static_cast<void>(sched_yield());
-      word = word_.load(std::memory_order_acquire);
-      if (round % 16 == 15 && std::chrono::steady_clock::now() > deadline) break;
+    while ((word & kParts) < parts_) {
+      const auto left = deadline - std::chrono::steady_clock::now();
+      if (left.count() <= 0) break;
+      word = word_.wait_while(word, left);
     }
-    return {0, members(word_.fetch_or(kClosed, std::memory_order_acq_rel))};
+    word = word_.value.fetch_or(kClosed, std::memory_order_acq_rel);
+    word_.wake();
+    return {0, members(word)};
   }
 
   Member follow(uint32_t covered) {
-    uint32_t word = word_.load(std::memory_order_acquire);
+    uint32_t word = word_.value.load(std::memory_order_acquire);
     do {
       if (word & kClosed) return {0, 0};
-    } while (!word_.compare_exchange_weak(word, word + kOneMember + covered, std::memory_order_acq_rel));
+    } while (!word_.value.compare_exchange_weak(word, word + kOneMember + covered, std::memory_order_acq_rel));
+    word_.wake();
     // The leader keeps rank 0 even where a follower was faster.
     const int rank = followers_.fetch_add(1, std::memory_order_relaxed) + 1;
-    Backoff backoff;
-    while (!((word = word_.load(std::memory_order_acquire)) & kClosed)) {
-      if (!backoff.wait()) sched_yield();
-    }
+    for (word += kOneMember + covered; !(word & kClosed);) word = word_.wait_while(word, kForever);
     return {rank, members(word)};
   }
 
   const uint32_t parts_;
-  std::atomic<uint32_t> word_{0};
+  Awaited word_;
   std::atomic<int> followers_{0};
 };
 

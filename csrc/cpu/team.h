@@ -13,8 +13,7 @@ namespace seqkernels {
 
 struct Team;
 
-// Waits until `size` members have called it with the same barrier of the team. Waiting is a short spin, then yielding
-// the core, then sleep.
+// Waits until `size` members have called it with the same barrier of the team. Waiting is a short spin, then sleep.
 void meet(Team* team, int barrier, int size);
 
 // Number of threads worth starting for `work` multiply-adds: 1 in a forked child, where torch's pool is gone.
