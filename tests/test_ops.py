@@ -29,6 +29,9 @@ SHAPES = [
     (4, 64, 129, 16, 1, False, True),
     (129, 3, 16, 7, 2, False, True),
     (6, 5, 33, 130, 1, True, False),
+    (1, 1, 96, 64, 1, True, False),  # few rows and whole vectors: weights are read where they lie
+    (2, 4, 32, 80, 2, False, False),
+    (4, 3, 48, 32, 2, True, True),
 ]
 
 
