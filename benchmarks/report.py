@@ -15,6 +15,7 @@ import argparse
 import itertools
 import json
 import math
+import statistics
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -206,27 +207,22 @@ GPU_LEGEND = (
 
 
 def scaling_table(cases: list[Info], what: str) -> list[str]:
-    """Cost against steps or sequences, and the exponent that fits best: 1 is linear."""
+    """Time against the number of steps or sequences, with the straight line that fits best."""
     some = of(cases, variant=f"more {what}s")
-    if len(some) < 2:
+    if len(some) < 3:
         return []
     size = {"step": "seq_len", "sequence": "batch"}[what]
-    rows = [[f"{what}s", "ms", f"µs a {what}", "torch.nn, µs"]]
-    points = []
-    for info in some:
-        n, seconds = info["case"][size], info["seconds"]["seqkernels"]["median"]
-        theirs = info["seconds"]["torch.nn"]["median"]
-        points.append((math.log(n), math.log(seconds)))
-        rows.append([str(n), milliseconds(seconds), f"{seconds / n * 1e6:.1f}", f"{theirs / n * 1e6:.1f}"])
-    larger = points[1:]  # in the smallest, the call itself still counts
-    mean_x, mean_y = (sum(values) / len(larger) for values in zip(*larger, strict=True))
-    slope = sum((x - mean_x) * (y - mean_y) for x, y in larger) / sum((x - mean_x) ** 2 for x, _ in larger)
+    numbers = [info["case"][size] for info in some]
+    ours, theirs = ([info["seconds"][name]["median"] for info in some] for name in ("seqkernels", "torch.nn"))
+    slope, intercept = statistics.linear_regression(numbers, ours)
+    fit = statistics.correlation(numbers, ours) ** 2
+    rows = [[f"{what}s", "ms", f"µs a {what}", f"torch.nn, µs a {what}"]]
+    for n, seconds, peer in zip(numbers, ours, theirs, strict=True):
+        rows.append([str(n), milliseconds(seconds), f"{seconds / n * 1e6:.1f}", f"{peer / n * 1e6:.1f}"])
     case = some[0]["case"]
     fixed = f"B = {case['batch']}" if what == "step" else f"T = {case['seq_len']}"
-    return [
-        f"### LSTM training, {fixed}, H = {case['hidden']}: time ∝ {what}s^{slope:.2f}, without the smallest",
-        table(rows),
-    ]
+    line = f"{intercept * 1e3:.2f} ms + {slope * 1e6:.1f} µs a {what}"
+    return [f"LSTM training, {fixed}, H = {case['hidden']}: {line} (R² = {fit:.4f}).", table(rows)]
 
 
 def neighbours_table(path: Path) -> list[str]:
@@ -246,7 +242,7 @@ def neighbours_table(path: Path) -> list[str]:
 
 def report(cases: list[Info], machine: dict[str, Any], commit: dict[str, Any], name: str) -> str:
     parts = [
-        f"# Benchmark results: {name}",
+        f"# Benchmark results: {name}" if on_gpu(machine) else "# Performance on CPUs",
         machine_line(cases, machine, commit) + ".",
         "Speedup is the peer's time over that of seqkernels, by turns in the same rounds: median [quartiles];"
         " below 1, in bold, the peer is faster." + (GPU_LEGEND if on_gpu(machine) else CPU_LEGEND),
