@@ -78,14 +78,7 @@ def on_gpu(machine: dict[str, Any]) -> bool:
 def rate_columns(info: Info) -> dict[str, str]:
     """How much of the machine is used."""
     if "share_of_gemm" in info:
-        rates = {"GFLOP/s": f"{info['gflops']:.1f}", "of GEMM's rate": f"{info['share_of_gemm']:.0%}"}
-        peaks = info.get("peak_bytes", {})
-        if all(peaks.values()) and peaks:
-            ours, theirs = (peaks[name] / 1e6 for name in ("seqkernels", "torch.nn"))
-            rates["peak MB / torch.nn's"] = f"{ours:.1f} / {theirs:.1f}"
-        elif info["case"]["work"] == "training":
-            rates["peak MB / torch.nn's"] = "–"
-        return rates
+        return {"GFLOP/s": f"{info['gflops']:.1f}", "of GEMM's rate": f"{info['share_of_gemm']:.0%}"}
     errors = [info["errors"].get(name) for name in ("seqkernels", "torch.nn")]
     return {
         "µs a step": f"{info['us_per_step']:.2f}",
@@ -193,9 +186,8 @@ def missing(content: dict[str, Any]) -> list[str]:
 
 
 CPU_LEGEND = (
-    " GFLOP/s counts the matrix products alone; next to it stands"
+    " GFLOP/s counts the matrix products alone; the last column is"
     " its share of what a 1024 x 1024 x 1024 product of the same dtype reached in the same rounds."
-    " Peak memory is what the process grows by in one call, gradients included."
 )
 GPU_LEGEND = (
     " torch.nn runs cuDNN with the same dtype and setting of TF32, torch.nn float16 the same layer in the"
