@@ -28,6 +28,21 @@ struct Form {
   bool has_c() const { return cell_sizes(cell).has_cell_state; }
 };
 
+// A cell by its name here, or by the `mode` of an RNNBase.
+bool read_kind(std::string_view name, CellKind& kind) {
+  if (name == "lstm" || name == "LSTM")
+    kind = CellKind::kLstm;
+  else if (name == "gru" || name == "GRU")
+    kind = CellKind::kGru;
+  else if (name == "tanh" || name == "RNN_TANH")
+    kind = CellKind::kRnnTanh;
+  else if (name == "relu" || name == "RNN_RELU")
+    kind = CellKind::kRnnRelu;
+  else
+    return false;
+  return true;
+}
+
 // One call: what came, what it is in sizes, and what it gives.
 class Call {
  public:
@@ -126,18 +141,18 @@ class Attributes {
 
   // False where there is no such attribute or it is of another type.
   bool read(PyObject* name, int64_t& value) const {
-    PyObject* const found = PyDict_GetItemWithError(dict_, name);
+    PyObject* const found = get(name);
     if (!found || !PyLong_Check(found)) return false;
     value = PyLong_AsLongLong(found);
     return value >= 0 || !PyErr_Occurred();
   }
   bool read(PyObject* name, bool& value) const {
-    PyObject* const found = PyDict_GetItemWithError(dict_, name);
+    PyObject* const found = get(name);
     value = found == Py_True;
     return value || found == Py_False;
   }
   std::string_view text(PyObject* name) const {
-    PyObject* const found = PyDict_GetItemWithError(dict_, name);
+    PyObject* const found = get(name);
     Py_ssize_t size = 0;
     const char* const data = found && PyUnicode_Check(found) ? PyUnicode_AsUTF8AndSize(found, &size) : nullptr;
     return data ? std::string_view(data, size_t(size)) : std::string_view();
@@ -171,18 +186,12 @@ bool read_form(const Attributes& attributes, const std::string_view cell, Form& 
   const std::string_view kind = cell == "rnn" ? attributes.text(names.nonlinearity)
                                 : is_cell     ? cell
                                               : attributes.text(names.mode);
-  if (kind == "gru" || kind == "GRU")
-    form.cell = CellKind::kGru;
-  else if (kind == "tanh" || kind == "RNN_TANH")
-    form.cell = CellKind::kRnnTanh;
-  else if (kind == "relu" || kind == "RNN_RELU")
-    form.cell = CellKind::kRnnRelu;
-  else if (kind != "lstm" && kind != "LSTM")
-    return false;
+  if (!read_kind(kind, form.cell)) return false;
   StackSizes& sizes = form.sizes;
   if (!attributes.read(names.input_size, sizes.input_size) || !attributes.read(names.hidden_size, sizes.hidden_size))
     return false;
-  if (sizes.hidden_size < 1 || is_cell) return is_cell;
+  if (sizes.hidden_size < 1) return false;
+  if (is_cell) return true;
   bool bidirectional, training;
   if (!attributes.read(names.num_layers, sizes.layers) || sizes.layers < 1 ||
       !attributes.read(names.bidirectional, bidirectional) || !attributes.read(names.batch_first, form.batch_first) ||
@@ -224,6 +233,7 @@ bool read_weights(const Attributes& attributes, const Form& form, DType dtype, b
       found[kind] = weight.data;
       tensors.push_back(std::move(weight));
     }
+    if (!found[2] != !found[3]) return false;
     weights.push_back({found[0], found[1], found[2], found[3]});
   }
   return true;
@@ -296,10 +306,12 @@ void define_direct(py::module_& m) {
         "The result of a module's forward without gradients, or None; `module` is the __dict__ of an RNNBase or of a "
         "Cell.");
   py::class_<FrozenModule>(m, "Frozen", "A packed copy of a module's weights; see seqkernels.freeze.")
-      .def(py::init([](int cell, bool is_cell, int64_t input_size, int64_t hidden_size, int64_t layers,
+      .def(py::init([](std::string_view cell, bool is_cell, int64_t input_size, int64_t hidden_size, int64_t layers,
                        int64_t directions, bool batch_first, bool bfloat16,
                        const std::vector<FrozenModule::Address>& parameters) {
-        const Form form{CellKind(cell), is_cell, {input_size, hidden_size, layers, directions}, batch_first};
+        CellKind kind;
+        if (!read_kind(cell, kind)) throw std::invalid_argument("unknown cell");
+        const Form form{kind, is_cell, {input_size, hidden_size, layers, directions}, batch_first};
         return std::make_unique<FrozenModule>(form, bfloat16, parameters);
       }))
       .def("unpack", &FrozenModule::unpack)

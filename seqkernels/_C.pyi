@@ -10,7 +10,7 @@ def direct(module: dict[str, Any], cell: str, x: Any, hx: Any, gradients: bool) 
 class Frozen:
     def __init__(
         self,
-        cell: int,
+        cell: str,
         is_cell: bool,
         input_size: int,
         hidden_size: int,

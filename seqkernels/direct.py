@@ -18,9 +18,7 @@ from torch.compiler import is_compiling
 
 from . import plan
 
-__all__ = ["KINDS", "allowed"]
-
-KINDS = {"lstm": 0, "gru": 1, "tanh": 2, "relu": 3}  # CellKind of csrc/kinds.h
+__all__ = ["allowed"]
 
 
 def allowed() -> bool:

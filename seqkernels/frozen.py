@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _C, _dynamo, direct, modules, plan
+from . import _C, _dynamo, modules, plan
 
 __all__ = ["Frozen", "freeze"]
 
@@ -195,7 +195,7 @@ class Frozen(torch.nn.Module):
         dtypes = (self.dtype, self.dtype, torch.float32, torch.float32)
         kept = [p if p is None else p.to(dtypes[n % 4]).contiguous() for n, p in enumerate(parameters)]
         self._packed = _C.Frozen(
-            direct.KINDS[self.cell],
+            self.cell,
             self._is_cell,
             self.input_size,
             self.hidden_size,

@@ -254,6 +254,14 @@ def test_long_way(what: str, calls: list[bool]) -> None:
     assert what == "meta" or all(torch.equal(a, b) for a, b in zip(short, long, strict=True))
 
 
+def test_cells_that_the_long_way_refuses() -> None:
+    one_bias = seqkernels.FusedGRUCell(I, H)
+    one_bias.bias_ih = None
+    for cell in (one_bias, seqkernels.FusedGRUCell(I, 0)):
+        with pytest.raises(RuntimeError):
+            cell(torch.randn(3, I))
+
+
 def test_checks_of_a_subclass_are_asked() -> None:
     class Picky(seqkernels.FusedLSTM):
         def check_forward_args(self, *args: Any) -> None:

@@ -9,9 +9,6 @@
 namespace seqkernels {
 namespace {
 
-// From this many multiply-adds on, several threads are worth the trouble.
-constexpr double kLargeWork = 1 << 18;
-
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
@@ -104,7 +101,7 @@ void Frozen::run(const Call& call) const {
     }
   };
   run_team(
-      work(rows) >= kLargeWork ? team_threads(work(rows)) : 1, 1,
+      team_threads(work(rows)), 1,
       [](void* context, Team* team, Member member) { (*static_cast<decltype(body)*>(context))(team, member); },
       const_cast<void*>(static_cast<const void*>(&body)));
 }
