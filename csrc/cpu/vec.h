@@ -1,11 +1,7 @@
-// SIMD vectors of one ISA, on the compiler's vector extensions, and the functions the cells need on them.
+// SIMD vectors of one ISA, on the compiler's vector extensions: loads, stores and transposition.
 //
 // Compiled once per ISA, inside namespace seqkernels::SEQKERNELS_ISA. Nothing here is of the C++ library or of torch:
 // an inline function of theirs, compiled for AVX-512 here, could be the copy the linker keeps for everybody.
-//
-// exp, sigmoid and tanh are at most 2 representable numbers away from the correctly rounded result over the whole
-// range, with NaN, infinities and denormals as IEEE has them (the kernels flush denormals while they run, see
-// FlushDenormals).
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -167,6 +163,38 @@ template <class S>
 using Compute = typename ComputeOf<S>::Type;
 
 // The first n lanes (none if n < 0); the others are zero (load) or untouched (store).
+#if defined(__AVX512F__)
+template <int kLanes>
+SEQKERNELS_INLINE uint32_t lane_mask(int64_t n) {
+  return n <= 0 ? 0u : ((1u << (n < kLanes ? n : kLanes)) - 1u);
+}
+template <class S>
+SEQKERNELS_INLINE Vec<Compute<S>> load_part(const S* p, int64_t n) {
+  constexpr int kLanes = Vec<Compute<S>>::kLanes;
+  const uint32_t mask = lane_mask<kLanes>(n);
+  alignas(64) S lanes[kLanes];
+  if constexpr (sizeof(S) == 8)
+    _mm512_store_pd(lanes, _mm512_maskz_loadu_pd(__mmask8(mask), p));
+  else if constexpr (sizeof(S) == 4)
+    _mm512_store_ps(lanes, _mm512_maskz_loadu_ps(__mmask16(mask), p));
+  else
+    _mm256_store_si256((__m256i*)lanes, _mm256_maskz_loadu_epi16(__mmask16(mask), p));
+  return load(lanes);
+}
+template <class S>
+SEQKERNELS_INLINE void store_part(S* p, Vec<Compute<S>> v, int64_t n) {
+  constexpr int kLanes = Vec<Compute<S>>::kLanes;
+  const uint32_t mask = lane_mask<kLanes>(n);
+  alignas(64) S lanes[kLanes];
+  store(lanes, v);
+  if constexpr (sizeof(S) == 8)
+    _mm512_mask_storeu_pd(p, __mmask8(mask), _mm512_load_pd(lanes));
+  else if constexpr (sizeof(S) == 4)
+    _mm512_mask_storeu_ps(p, __mmask16(mask), _mm512_load_ps(lanes));
+  else
+    _mm256_mask_storeu_epi16(p, __mmask16(mask), _mm256_load_si256((const __m256i*)lanes));
+}
+#else
 template <class S>
 __attribute__((noinline)) Vec<Compute<S>> load_part(const S* p, int64_t n) {
   S lanes[Vec<Compute<S>>::kLanes] = {};
@@ -174,15 +202,15 @@ __attribute__((noinline)) Vec<Compute<S>> load_part(const S* p, int64_t n) {
   return load(lanes);
 }
 template <class S>
-SEQKERNELS_INLINE Vec<Compute<S>> load(const S* p, int64_t n) {
-  return n >= Vec<Compute<S>>::kLanes ? load(p) : load_part(p, n);
-}
-
-template <class S>
 __attribute__((noinline)) void store_part(S* p, Vec<Compute<S>> v, int64_t n) {
   S lanes[Vec<Compute<S>>::kLanes];
   store(lanes, v);
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+}
+#endif
+template <class S>
+SEQKERNELS_INLINE Vec<Compute<S>> load(const S* p, int64_t n) {
+  return n >= Vec<Compute<S>>::kLanes ? load(p) : load_part(p, n);
 }
 template <class S>
 SEQKERNELS_INLINE void store(S* p, Vec<Compute<S>> v, int64_t n) {
@@ -204,170 +232,6 @@ template <>
 SEQKERNELS_INLINE Vec<double> round_to<double>(Vec<double> v) {
   return v;
 }
-
-// ---- exp, sigmoid, tanh ------------------------------------------------------------------------------------------
-
-template <class T>
-SEQKERNELS_INLINE Vec<T> absolute(Vec<T> x) {
-  using I = typename Ieee<T>::Int;
-  const typename Vec<T>::RawInt bits = (typename Vec<T>::RawInt)x.raw;
-  return Vec<T>((typename Vec<T>::Raw)(bits & ~((I)1 << (sizeof(T) * 8 - 1))));
-}
-
-// |magnitude| with the sign of x.
-template <class T>
-SEQKERNELS_INLINE Vec<T> copy_sign(Vec<T> magnitude, Vec<T> x) {
-  using RawInt = typename Vec<T>::RawInt;
-  const RawInt sign = (RawInt)x.raw & ((typename Ieee<T>::Int)1 << (sizeof(T) * 8 - 1));
-  return Vec<T>((typename Vec<T>::Raw)((RawInt)absolute(magnitude).raw | sign));
-}
-
-// Limits that let NaN through (x86's min and max return their second operand then).
-template <class T>
-SEQKERNELS_INLINE Vec<T> at_most(Vec<T> x, T limit) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4)
-    return Vec<T>((typename Vec<T>::Raw)_mm512_min_ps((__m512)Vec<T>(limit).raw, (__m512)x.raw));
-#endif
-  return Vec<T>(x.raw > Vec<T>(limit).raw ? Vec<T>(limit).raw : x.raw);
-}
-template <class T>
-SEQKERNELS_INLINE Vec<T> at_least(Vec<T> x, T limit) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4)
-    return Vec<T>((typename Vec<T>::Raw)_mm512_max_ps((__m512)Vec<T>(limit).raw, (__m512)x.raw));
-#endif
-  return Vec<T>(x.raw < Vec<T>(limit).raw ? Vec<T>(limit).raw : x.raw);
-}
-
-// 2^n for exponents of normal numbers.
-template <class T>
-SEQKERNELS_INLINE Vec<T> power_of_two(typename Vec<T>::RawInt n) {
-  return Vec<T>((typename Vec<T>::Raw)((n + Ieee<T>::kBias) << Ieee<T>::kMantissa));
-}
-
-constexpr double kInverseFactorial[] = {
-    1.,        1.,         1. / 2,      1. / 6,       1. / 24,       1. / 120,       1. / 720,
-    1. / 5040, 1. / 40320, 1. / 362880, 1. / 3628800, 1. / 39916800, 1. / 479001600, 1. / 6227020800};
-
-// x = n ln 2 + r with |r| <= ln 2 / 2, and expm1(r) by its Taylor series.
-template <class T>
-struct Exponent {
-  typename Vec<T>::RawInt n;
-  Vec<T> expm1;
-};
-
-template <class T>
-SEQKERNELS_INLINE Exponent<T> reduce_exponent(Vec<T> x) {
-  using F = Ieee<T>;
-  using RawInt = typename Vec<T>::RawInt;
-  const Vec<T> round(F::kRound);
-  const Vec<T> shifted = x * Vec<T>(T(1.44269504088896340736)) + round;
-  const Vec<T> n = shifted - round;
-  const Vec<T> r = x - n * Vec<T>(F::kLn2Hi) - n * Vec<T>(F::kLn2Lo);
-  Vec<T> sum = T(kInverseFactorial[F::kTaylor]);
-#pragma GCC unroll 16
-  for (int k = F::kTaylor - 1; k >= 2; --k) sum = sum * r + Vec<T>(T(kInverseFactorial[k]));
-  return {(RawInt)shifted.raw - (RawInt)round.raw, r + r * r * sum};
-}
-
-// exp of an x that is already limited to what the format holds.
-template <class T>
-SEQKERNELS_INLINE Vec<T> exp_limited(Vec<T> x) {
-  const Exponent<T> e = reduce_exponent(x);
-  const Vec<T> mantissa = Vec<T>(T(1)) + e.expm1;
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4)
-    return Vec<T>((typename Vec<T>::Raw)_mm512_scalef_ps((__m512)mantissa.raw, _mm512_cvtepi32_ps((__m512i)e.n)));
-#endif
-  // In two factors: 2^n itself need not be a normal number.
-  const typename Vec<T>::RawInt half = e.n >> 1;
-  return mantissa * power_of_two<T>(half) * power_of_two<T>(e.n - half);
-}
-
-template <class T>
-SEQKERNELS_INLINE Vec<T> exp(Vec<T> x) {
-  return exp_limited(at_least(at_most(x, Ieee<T>::kExpMax), Ieee<T>::kExpMin));
-}
-
-// a / b for 1 <= b < 2^64: on AVX-512 an estimate to 2^-14 and one correction, a fraction of a division's cycles.
-template <class T>
-SEQKERNELS_INLINE Vec<T> divide(Vec<T> a, Vec<T> b) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) {
-    const Vec<T> estimate = (typename Vec<T>::Raw)_mm512_rcp14_ps((__m512)b.raw);
-    const Vec<T> quotient = a * estimate;
-    return quotient + (a - b * quotient) * estimate;
-  }
-#endif
-  return a / b;
-}
-
-template <class T>
-SEQKERNELS_INLINE Vec<T> sigmoid(Vec<T> x) {
-  const Vec<T> e = exp_limited(at_least(-absolute(x), Ieee<T>::kExpMin)), one(T(1));
-  return divide(Vec<T>(x.raw < Vec<T>(T(0)).raw ? e.raw : one.raw), one + e);
-}
-
-// tanh |x| = expm1(2|x|) / (expm1(2|x|) + 2)
-template <class T>
-SEQKERNELS_INLINE Vec<T> tanh(Vec<T> x) {
-  const Vec<T> a = at_most(absolute(x), Ieee<T>::kTanhMax);
-  const Exponent<T> e = reduce_exponent(a + a);
-  const Vec<T> scale = power_of_two<T>(e.n);
-  const Vec<T> expm1 = e.expm1 * scale + (scale - Vec<T>(T(1)));
-  return copy_sign(divide(expm1, expm1 + Vec<T>(T(2))), x);
-}
-
-template <class T>
-SEQKERNELS_INLINE Vec<T> relu(Vec<T> x) {
-  return at_least(x, T(0));
-}
-
-template <class T>
-SEQKERNELS_INLINE Vec<T> relu_grad(Vec<T> y, Vec<T> dy) {
-  return Vec<T>(y.raw <= Vec<T>(T(0)).raw ? Vec<T>(T(0)).raw : dy.raw);
-}
-
-// ---- side by side ------------------------------------------------------------------------------------------------
-
-// n vectors that go through the same arithmetic: a cell is a long chain of operations, each of which waits for the one
-// before, and another chain beside it costs next to nothing.
-template <class T, int n>
-struct Bundle {
-  Vec<T> part[n];
-
-  Bundle() = default;
-  SEQKERNELS_INLINE Bundle(int s) {
-    for (Vec<T>& v : part) v = Vec<T>(s);
-  }
-
-  template <class F>
-  SEQKERNELS_INLINE static Bundle each(const F& f) {
-    Bundle result;
-#pragma GCC unroll 8
-    for (int i = 0; i < n; ++i) result.part[i] = f(i);
-    return result;
-  }
-  SEQKERNELS_INLINE friend Bundle operator+(const Bundle& a, const Bundle& b) {
-    return each([&](int i) { return a.part[i] + b.part[i]; });
-  }
-  SEQKERNELS_INLINE friend Bundle operator-(const Bundle& a, const Bundle& b) {
-    return each([&](int i) { return a.part[i] - b.part[i]; });
-  }
-  SEQKERNELS_INLINE friend Bundle operator*(const Bundle& a, const Bundle& b) {
-    return each([&](int i) { return a.part[i] * b.part[i]; });
-  }
-  SEQKERNELS_INLINE friend Bundle sigmoid(const Bundle& x) {
-    return each([&](int i) { return sigmoid(x.part[i]); });
-  }
-  SEQKERNELS_INLINE friend Bundle tanh(const Bundle& x) {
-    return each([&](int i) { return tanh(x.part[i]); });
-  }
-  SEQKERNELS_INLINE friend Bundle relu(const Bundle& x) {
-    return each([&](int i) { return relu(x.part[i]); });
-  }
-};
 
 // ---- transposition -----------------------------------------------------------------------------------------------
 
