@@ -19,11 +19,10 @@ void call(const char* op, const char* overload, const Arguments&... arguments) {
 }  // namespace
 
 Tensor window(const Tensor& base, const Sizes& sizes, const Sizes& strides, int64_t offset) {
-  int64_t begin = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(base.get(), &begin));
   AtenTensorHandle handle;
+  // Whatever its parameter is called, torch adds the offset to that of the base.
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(base.get(), static_cast<int64_t>(sizes.size()),
-                                                               sizes.data(), strides.data(), begin + offset, &handle));
+                                                               sizes.data(), strides.data(), offset, &handle));
   return Tensor(handle);
 }
 
