@@ -12,7 +12,7 @@ namespace {
 template <class... Arguments>
 void call(const char* op, const char* overload, const Arguments&... arguments) {
   std::array<StableIValue, sizeof...(Arguments)> stack{torch::stable::detail::from(arguments)...};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, overload, stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, overload, stack.data(), TORCH_ABI_VERSION));
   (void)torch::stable::detail::to<Tensor>(stack[0]);  // another handle of `out`
 }
 
@@ -21,7 +21,7 @@ void call(const char* op, const char* overload, const Arguments&... arguments) {
 Tensor window(const Tensor& base, const Sizes& sizes, const Sizes& strides, int64_t offset) {
   AtenTensorHandle handle;
   // Whatever its parameter is called, torch adds the offset to that of the base.
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(base.get(), static_cast<int64_t>(sizes.size()),
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(base.get(), static_cast<int64_t>(sizes.size()),
                                                                sizes.data(), strides.data(), offset, &handle));
   return Tensor(handle);
 }
