@@ -253,7 +253,7 @@ def find_sanitizer() -> str | None:
 def stages(device: str, quick: bool, results: Path) -> list[Stage]:
     """In order, with what each may take."""
     on_gpu = device == "cuda"
-    plain = "not cpu and not emulator and not stepwise and not persistent"
+    plain = "cuda and not cpu and not emulated and not stepwise and not persistent"
     small = ("-m", "not slow") if quick else ()
 
     def tests(expression: str, *files: str) -> Callable[[float], list[str]]:
@@ -286,7 +286,7 @@ def stages(device: str, quick: bool, results: Path) -> list[Stage]:
         ),
         Stage(
             "plans",
-            tests("cuda and (stepwise or persistent)", "tests"),
+            tests("cuda and not emulated and (stepwise or persistent)", "tests"),
             12 if quick else 45,
             25 if quick else 90,
             detail=plan_detail,
@@ -294,7 +294,7 @@ def stages(device: str, quick: bool, results: Path) -> list[Stage]:
     ]
     if not quick:
         every.append(
-            Stage("gradcheck", tests("not cpu", "tests/test_autograd.py"), 25, 50, detail=test_detail)
+            Stage("gradcheck", tests("cuda and not cpu", "tests/test_autograd.py"), 25, 50, detail=test_detail)
         )
         program = find_sanitizer() or "compute-sanitizer"
         for tool in ("memcheck", "racecheck"):
