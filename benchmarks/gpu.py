@@ -294,7 +294,9 @@ def stages(device: str, quick: bool, results: Path) -> list[Stage]:
     ]
     if not quick:
         every.append(
-            Stage("gradcheck", tests("cuda and not cpu", "tests/test_autograd.py"), 25, 50, detail=test_detail)
+            Stage(
+                "gradcheck", tests("cuda and not cpu", "tests/test_autograd.py"), 25, 50, detail=test_detail
+            )
         )
         program = find_sanitizer() or "compute-sanitizer"
         for tool in ("memcheck", "racecheck"):

@@ -21,8 +21,8 @@ void call(const char* op, const char* overload, const Arguments&... arguments) {
 Tensor window(const Tensor& base, const Sizes& sizes, const Sizes& strides, int64_t offset) {
   AtenTensorHandle handle;
   // Whatever its parameter is called, torch adds the offset to that of the base.
-  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(base.get(), static_cast<int64_t>(sizes.size()),
-                                                               sizes.data(), strides.data(), offset, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(base.get(), static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                        strides.data(), offset, &handle));
   return Tensor(handle);
 }
 
