@@ -103,9 +103,10 @@ class PersistentBlock {
   struct Spot {
     int unit_group, tile, unit, column;
 
+    // Of one tile or two: to divide by any other number would take longer than all the rest.
     SEQKERNELS_DEVICE Spot(int quarter, int tiles)
-        : unit_group(quarter / kQuarters / tiles),
-          tile(quarter / kQuarters % tiles),
+        : unit_group(quarter / kQuarters >> (tiles - 1)),
+          tile(quarter / kQuarters & (tiles - 1)),
           unit(lane_index() % kTileUnits),
           column(quarter % kQuarters + kQuarters * (lane_index() / kTileUnits)) {}
   };
