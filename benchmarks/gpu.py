@@ -214,14 +214,17 @@ def summary(outcomes: list[Outcome]) -> str:
 # ---------------------------------------------------------------- the stages
 
 
-def pytest_command(*arguments: str) -> list[str]:
-    """Each test's outcome as it comes, workers and a limit for each test if there are plugins for it."""
+def pytest_command(*arguments: str, patience: int = 60) -> list[str]:
+    """Each test's outcome as it comes, workers and a limit for each test if there are plugins for it.
+
+    A test that takes more than `patience` seconds ends its worker, and is named: it may wait for ever.
+    """
     command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "--maxfail=60", "--durations=5"]
     command += ["--continue-on-collection-errors", "-p", "no:cacheprovider"]
     if importlib.util.find_spec("xdist"):
         command += ["-n", str(min(WORKERS, os.cpu_count() or 1)), "--dist", "worksteal"]
     if importlib.util.find_spec("pytest_timeout"):
-        command += ["--timeout=60", "--timeout-method=thread"]
+        command += [f"--timeout={patience}", "--timeout-method=thread"]
     return [*command, *arguments]
 
 
@@ -253,17 +256,17 @@ def find_sanitizer() -> str | None:
 def stages(device: str, quick: bool, results: Path) -> list[Stage]:
     """In order, with what each may take."""
     on_gpu = device == "cuda"
-    plain = "not cpu and not emulator and not stepwise and not persistent"
+    plain = "cuda and not cpu and not emulated and not stepwise and not persistent"
     small = ("-m", "not slow") if quick else ()
 
-    def tests(expression: str, *files: str) -> Callable[[float], list[str]]:
+    def tests(expression: str, *files: str, patience: int = 60) -> Callable[[float], list[str]]:
         # A rehearsal is about this program, not about the CPU's tests.
         some = (
             ("-k", expression)
             if on_gpu
             else ("-k", "cpu and lstm and float64 and strides", "tests/test_ops.py")
         )
-        return lambda limit: pytest_command(*small, *some, *(files if on_gpu else ()))
+        return lambda limit: pytest_command(*small, *some, *(files if on_gpu else ()), patience=patience)
 
     def race(limit: float) -> list[str]:
         command = [sys.executable, "-m", "benchmarks.gpu_race", str(results), "--device", device]
@@ -286,7 +289,9 @@ def stages(device: str, quick: bool, results: Path) -> list[Stage]:
         ),
         Stage(
             "plans",
-            tests("cuda and (stepwise or persistent)", "tests"),
+            tests(
+                "cuda and not emulated and (stepwise or persistent)", "tests", patience=12 if quick else 25
+            ),
             12 if quick else 45,
             25 if quick else 90,
             detail=plan_detail,
@@ -294,7 +299,9 @@ def stages(device: str, quick: bool, results: Path) -> list[Stage]:
     ]
     if not quick:
         every.append(
-            Stage("gradcheck", tests("not cpu", "tests/test_autograd.py"), 25, 50, detail=test_detail)
+            Stage(
+                "gradcheck", tests("cuda and not cpu", "tests/test_autograd.py"), 25, 50, detail=test_detail
+            )
         )
         program = find_sanitizer() or "compute-sanitizer"
         for tool in ("memcheck", "racecheck"):

@@ -44,7 +44,7 @@ SWEEP = [
     ("rnn", "float16", 512, 16),
 ]
 SWEEP_STEPS = (64, 320)  # two lengths, so that what does not depend on the length drops out
-STALLED = 45.0  # seconds after which one measurement is given up
+STALLED = 25.0  # seconds after which one measurement is given up
 SOME_FAILED = 3  # the exit status where the work is done, but some of it failed
 BROKEN = 75  # that where the GPU cannot be used any more
 GRAPHS = ", CUDA graphs"

@@ -180,6 +180,25 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
         raise
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """After a bad access to memory the GPU is of no more use to a process, so pytest-xdist starts another."""
+    failed = item.session.testsfailed
+    result = yield
+    if "PYTEST_XDIST_WORKER" in os.environ and item.session.testsfailed > failed and gpu_is_broken():
+        os._exit(1)
+    return result
+
+
+def gpu_is_broken() -> bool:
+    try:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
 @pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     """Each dtype that the kernels take."""

@@ -104,12 +104,6 @@ SEQKERNELS_DEVICE uint32_t* peer_shared(uint32_t* own, int) { return own; }
 
 // ---------------------------------------------------------------- memory shared by running blocks
 
-#if SEQKERNELS_HAS_CLUSTERS
-#define SEQKERNELS_NEAR_SCOPE "cluster"
-#else
-#define SEQKERNELS_NEAR_SCOPE "cta"
-#endif
-
 // Each of the four words by itself is as some thread wrote it; together they may be of different writes. The same
 // instruction for both scopes: an address knows whether it is in shared memory.
 SEQKERNELS_DEVICE Words4 load_relaxed(const Words4* from, Scope) {
@@ -125,12 +119,20 @@ SEQKERNELS_DEVICE void store_relaxed(uint32_t* to, uint32_t word, Scope) {
   asm volatile("st.relaxed.gpu.u32 [%0], %1;" ::"l"(to), "r"(word) : "memory");
 }
 
-// This thread's earlier loads and stores come before its later ones for all of the scope.
+// This thread's earlier stores come before its later ones for all of the scope; of a cluster, those to the block's own
+// shared memory: a fence for everything would wait for global memory. Stores alone, or else L1 would be emptied each time.
 SEQKERNELS_DEVICE void fence(Scope scope) {
+#if SEQKERNELS_HAS_CLUSTERS
+  if (scope == Scope::kDevice)
+    asm volatile("fence.release.gpu;" ::: "memory");
+  else
+    asm volatile("fence.release.sync_restrict::shared::cta.cluster;" ::: "memory");
+#else
   if (scope == Scope::kDevice)
     asm volatile("fence.acq_rel.gpu;" ::: "memory");
   else
-    asm volatile("fence.acq_rel." SEQKERNELS_NEAR_SCOPE ";" ::: "memory");
+    asm volatile("fence.acq_rel.cta;" ::: "memory");
+#endif
 }
 
 // Called by a thread that spins.

@@ -12,18 +12,17 @@ namespace {
 template <class... Arguments>
 void call(const char* op, const char* overload, const Arguments&... arguments) {
   std::array<StableIValue, sizeof...(Arguments)> stack{torch::stable::detail::from(arguments)...};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, overload, stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, overload, stack.data(), TORCH_ABI_VERSION));
   (void)torch::stable::detail::to<Tensor>(stack[0]);  // another handle of `out`
 }
 
 }  // namespace
 
 Tensor window(const Tensor& base, const Sizes& sizes, const Sizes& strides, int64_t offset) {
-  int64_t begin = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(base.get(), &begin));
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(base.get(), static_cast<int64_t>(sizes.size()),
-                                                               sizes.data(), strides.data(), begin + offset, &handle));
+  // Whatever its parameter is called, torch adds the offset to that of the base.
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(base.get(), static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                        strides.data(), offset, &handle));
   return Tensor(handle);
 }
 

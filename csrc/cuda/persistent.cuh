@@ -80,7 +80,8 @@ class PersistentBlock {
         exchange_(part.exchange ? Scope::kDevice : Scope::kCluster,
                   part.exchange ? static_cast<uint32_t*>(part.exchange) + group_ * layout_.exchange_words(part)
                                 : memory_ + layout_.exchange,
-                  layout_.chunks, part.columns, member_, part.members),
+                  Pass::kPublished * part.units_of_block() / Traits::kPerWord * part.columns, part.columns, member_,
+                  part.members),
         states_(reinterpret_cast<typename Pass::State*>(memory_ + layout_.states)),
         biases_(reinterpret_cast<typename Pass::Biases*>(memory_ + layout_.biases)) {}
 
@@ -103,9 +104,10 @@ class PersistentBlock {
   struct Spot {
     int unit_group, tile, unit, column;
 
+    // Of one tile or two: to divide by any other number would take longer than all the rest.
     SEQKERNELS_DEVICE Spot(int quarter, int tiles)
-        : unit_group(quarter / kQuarters / tiles),
-          tile(quarter / kQuarters % tiles),
+        : unit_group(quarter / kQuarters >> (tiles - 1)),
+          tile(quarter / kQuarters & (tiles - 1)),
           unit(lane_index() % kTileUnits),
           column(quarter % kQuarters + kQuarters * (lane_index() / kTileUnits)) {}
   };

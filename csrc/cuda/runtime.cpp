@@ -30,10 +30,19 @@ cudaLaunchConfig_t config_of(const Device::LaunchShape& shape, cudaStream_t stre
   return config;
 }
 
-void allow_shared(const void* kernel, int64_t bytes) {
+// Always all there is: other threads may be about to launch the same kernel with more of it.
+void allow_shared(const void* kernel, int64_t bytes, const DeviceLimits& limits) {
   if (bytes > 48 * 1024)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(limits.shared_bytes)),
           "asking for shared memory");
+}
+
+// PTX of an older kind of GPU runs on newer ones, but what it was compiled from was told that there are none.
+bool has_clusters(const void* kernel) {
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, kernel), "asking what a kernel was compiled for");
+  return attributes.ptxVersion >= 90;
 }
 
 }  // namespace
@@ -73,15 +82,16 @@ const DeviceLimits& Device::limits() const {
 void Device::launch(const void* kernel, const LaunchShape& shape, void** arguments) const {
   cudaLaunchAttribute attributes[2];
   const cudaLaunchConfig_t config = config_of(shape, stream_, attributes);
-  allow_shared(kernel, shape.shared_bytes);
+  allow_shared(kernel, shape.shared_bytes, limits());
   check(cudaLaunchKernelExC(&config, kernel, arguments), "launching a kernel");
 }
 
 bool Device::can_launch(const void* kernel, const LaunchShape& shape) const {
   cudaLaunchAttribute attributes[2];
   const cudaLaunchConfig_t config = config_of(shape, stream_, attributes);
-  allow_shared(kernel, shape.shared_bytes);
+  allow_shared(kernel, shape.shared_bytes, limits());
   if (shape.cluster > 1) {
+    if (!has_clusters(kernel)) return false;
     int clusters = 0;
     check(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config), "asking how many clusters fit");
     return clusters > 0;

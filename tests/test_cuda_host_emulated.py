@@ -1,0 +1,131 @@
+"""csrc/cuda's host code with the emulator in the place of CUDA: what it asks torch and tells the kernels.
+
+Needs no GPU, but CUDA's headers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.gpu import PLANS
+from tests.emulator import host
+from tests.problems import CELLS, Problem, lengths_of
+
+pytestmark = pytest.mark.skipif(host.cuda_headers() is None, reason="no CUDA headers")
+
+# T, B, I, H, directions, packed
+SHAPES = [
+    (3, 9, 24, 70, 2, True),
+    (3, 17, 7, 33, 1, False),
+    (1, 3, 4, 16, 2, False),
+    (0, 3, 4, 16, 1, False),
+]
+
+
+class Emulated(Problem):
+    def _cell(self) -> int:
+        return CELLS.index(self.cell)
+
+    def _c0(self) -> Tensor | None:
+        return self.states[1] if self.cell == "lstm" else None
+
+    def forward(self, save_for_backward: bool | None = None) -> tuple[Tensor, ...]:
+        args = (self.x, self.states[0], self._c0(), self.weights, self.batch_sizes)
+        saves = self.cell in ("lstm", "gru") if save_for_backward is None else save_for_backward
+        return tuple(torch.ops.seqkernels_emulated.forward(self._cell(), *args, saves))
+
+    def backward(self, forward: Sequence[Tensor], needs_grad: Sequence[bool] | None = None) -> list[Tensor]:
+        saved = [*forward[1 + len(self.states) :], None, None][:2]
+        grads = [*self.grads, None][:3]
+        return torch.ops.seqkernels_emulated.backward(
+            self._cell(),
+            *grads,
+            *(self.x, self.states[0], self._c0(), self.weights, self.batch_sizes),
+            *(forward[0], *saved),
+            [True] * len(self.inputs) if needs_grad is None else list(needs_grad),
+        )
+
+
+@pytest.fixture(scope="module")
+def library() -> Iterator[ctypes.CDLL]:
+    """Loaded, and with torch's products of 16-bit matrices that give float32, which a CPU does not have."""
+    headers = host.cuda_headers()
+    assert headers is not None
+    path = str(host.build(headers))
+    torch.ops.load_library(path)
+
+    def product(a: Tensor, b: Tensor, dtype: torch.dtype, *, out: Tensor) -> Tensor:
+        return out.copy_((a.double() @ b.double()).to(dtype))
+
+    products = torch.library.Library("aten", "IMPL")
+    for name in ("mm", "bmm"):
+        products.impl(f"{name}.dtype_out", product, "CPU")
+    yield ctypes.CDLL(path)
+    products._destroy()
+
+
+@pytest.fixture(
+    params=[torch.float64, torch.float32, "tf32", torch.float16],
+    ids=lambda dtype: str(dtype).removeprefix("torch."),
+)
+def numbers(request: pytest.FixtureRequest, library: ctypes.CDLL) -> Any:
+    """A dtype, or float32 multiplied as TF32."""
+    library.allow_tf32(request.param == "tf32")
+    return request.param
+
+
+def problem(cell: str, shape: tuple, numbers: Any, **options: Any) -> Emulated:
+    seq_len, batch, input_size, hidden_size, directions, packed = shape
+    lengths = lengths_of(seq_len, batch) if packed else None
+    dtype = torch.float32 if numbers == "tf32" else numbers
+    sizes = (seq_len, batch, input_size, hidden_size, directions)
+    return Emulated(cell, *sizes, lengths=lengths, dtype=dtype, **options)
+
+
+@pytest.mark.parametrize("plan", ["", *PLANS])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "-".join(str(int(v)) for v in s))
+@pytest.mark.parametrize("cell", CELLS)
+def test_right(cell: str, shape: tuple, numbers: Any, plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEQKERNELS_CUDA_PLAN", plan)
+    problem(cell, shape, numbers).check("tf32" if numbers == "tf32" else None)
+
+
+def later(tensor: Tensor) -> Tensor:
+    """The same numbers, some elements behind the beginning of their memory."""
+    memory = tensor.new_full((tensor.numel() + 5,), float("nan"))
+    memory[5:] = tensor.reshape(-1)
+    return memory[5:].view(tensor.shape)
+
+
+@pytest.mark.parametrize("plan", ["stepwise", "persistent_grid"])
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_views(cell: str, packed: bool, plan: str, library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every argument begins somewhere within its memory."""
+    monkeypatch.setenv("SEQKERNELS_CUDA_PLAN", plan)
+    views = problem(cell, (4, 5, 3, 17, 2, packed), torch.float32)
+    views.x, views.states = later(views.x), [later(state) for state in views.states]
+    views.weights = [later(weight) for weight in views.weights]
+    views.grads = [later(grad) for grad in views.grads]
+    expected = problem(cell, (4, 5, 3, 17, 2, packed), torch.float32).run()
+    for name, tensor in views.run().items():
+        torch.testing.assert_close(tensor, expected[name], msg=name)
+
+
+@pytest.mark.parametrize("plan", ["stepwise", "persistent_cluster"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_only_some_gradients(cell: str, plan: str, library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEQKERNELS_CUDA_PLAN", plan)
+    some = problem(cell, (3, 5, 4, 33, 2, True), torch.float32)
+    forward = some.forward()
+    every = some.backward(forward)
+    for wanted in range(len(every)):
+        found = some.backward(forward, [n == wanted for n in range(len(every))])
+        assert [t.numel() for n, t in enumerate(found) if n != wanted] == [0] * (len(every) - 1)
+        torch.testing.assert_close(found[wanted], every[wanted])
