@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "dispatch.h"
-#include "team.h"
+#include "run.h"
 
 namespace seqkernels {
 namespace {
@@ -93,17 +93,13 @@ void Frozen::run(const Call& call) const {
   };
   const FrozenKernels& kernels = kernels_.frozen[int(cell_)];
   const auto kernel = weights_ == DType::kBFloat16 ? kernels.bfloat16 : kernels.float32;
-  const auto body = [&](Team* team, Member member) {
+  run_team(team_threads(work(rows)), 1, [&](Team* team, Member member) {
     for (int64_t layer = 0; layer < sizes_.layers; ++layer) {
       FrozenProblem problem = problem_of(layer);
       problem.team = team;
       kernel(problem, member);
     }
-  };
-  run_team(
-      team_threads(work(rows)), 1,
-      [](void* context, Team* team, Member member) { (*static_cast<decltype(body)*>(context))(team, member); },
-      const_cast<void*>(static_cast<const void*>(&body)));
+  });
 }
 
 }  // namespace seqkernels

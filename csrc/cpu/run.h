@@ -1,9 +1,18 @@
-// Runs a layer's kernel: scratch memory, and the team that enters it.
+// Runs kernels: the team that enters one, and a layer's scratch memory.
 #pragma once
 #include "memory.h"
 #include "team.h"
 
 namespace seqkernels {
+
+// run_team with body(team, member).
+template <class Body>
+void run_team(int threads, int barriers, const Body& body) {
+  run_team(
+      threads, barriers,
+      [](void* context, Team* team, Member member) { (*static_cast<const Body*>(context))(team, member); },
+      const_cast<void*>(static_cast<const void*>(&body)));
+}
 
 // `work` is in multiply-adds. The problem's workspace and team are set here.
 template <class Problem>
@@ -11,21 +20,12 @@ void run_kernel(Problem problem, double work, int64_t (*workspace)(const Problem
                 void (*kernel)(const Problem&, Member)) {
   const Scratch scratch(workspace(problem));
   problem.workspace = scratch.get();
-  const int threads = team_threads(work);
-  struct Context {
-    const Problem& problem;
-    void (*kernel)(const Problem&, Member);
-  } context{problem, kernel};
-  const int barriers = 1 + 2 + 2 * threads;
-  run_team(
-      threads, barriers,
-      [](void* opaque, Team* team, Member member) {
-        const Context& run = *static_cast<Context*>(opaque);
-        Problem own = run.problem;
-        own.team = team;
-        run.kernel(own, member);
-      },
-      &context);
+  const int threads = team_threads(work), barriers = 1 + 2 + 2 * threads;
+  run_team(threads, barriers, [&](Team* team, Member member) {
+    Problem own = problem;
+    own.team = team;
+    kernel(own, member);
+  });
 }
 
 }  // namespace seqkernels
