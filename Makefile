@@ -6,6 +6,7 @@
 #   make test TORCH=2.10.0                            another torch in .venv: a version, or anything pip understands
 #   make test PYTHON=/opt/env/bin/python              use that environment, install nothing in it
 #   make test PYTHON3=python3.12                      the interpreter that a new .venv is made from
+#   make bench ISA=avx2                               us and torch.nn held to AVX2: docs/performance-cpu-avx2.md
 #   make gpu QUICK=1 OUT=results                      with the Python that is there; fewer cases; results elsewhere
 
 TORCH ?= 2.13.0
@@ -14,7 +15,8 @@ PYTHON3 ?= python3
 ARGS ?=
 WORKERS ?= auto
 QUICK ?=
-NAME ?= $(if $(QUICK),quick,cpu)
+ISA ?=
+NAME ?= $(if $(QUICK),quick,cpu)$(if $(ISA),-$(ISA))
 
 VENV := .venv
 PY := $(or $(PYTHON),$(VENV)/bin/python)
@@ -25,6 +27,9 @@ CXX_FILES = $(shell find csrc tests \( -name '*.h' -o -name '*.cpp' -o -name '*.
 NO_NVCC := $(if $(or $(filter 0,$(SEQKERNELS_WITH_CUDA)),$(wildcard $(CUDA_HOME)/bin/nvcc),$(shell command -v nvcc)),,$(filter Linux,$(shell uname -s)))
 CLANG_FORMAT := $(PY) -c 'import clang_format; clang_format.clang_format()'
 RESULT := benchmarks/results/$(NAME)
+# What holds ours, torch, oneDNN and MKL to an instruction set.
+HOLD_avx2 := env SEQKERNELS_CPU_ISA=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+HOLD = $(if $(ISA),$(or $(HOLD_$(ISA)),$(error ISA=$(ISA): avx2 is what there is)))
 BUILT := build/.built-$(shell printf '%s' '$(PY) $(TORCH_SPEC) $(CXX) $(CXXFLAGS) $(SEQKERNELS_WITH_CUDA) $(SEQKERNELS_CUDA_TARGETS)' | tr -c 'A-Za-z0-9.=' _)
 
 .DEFAULT_GOAL := help
@@ -58,9 +63,9 @@ test: build  ## run the tests
 bench: build bench-env  ## measure against torch.nn and ONNX Runtime, write tables and a plot (QUICK=1: 3 minutes; NAME=)
 	@$(call need,numpy pytest pytest_benchmark matplotlib)
 	mkdir -p $(dir $(RESULT))
-	$(PY) -m pytest benchmarks $(if $(QUICK),--quick) --benchmark-json=$(RESULT).json \
+	$(HOLD) $(PY) -m pytest benchmarks $(if $(QUICK),--quick) --benchmark-json=$(RESULT).json \
 		--benchmark-columns=median,iqr,rounds --benchmark-sort=fullname $(ARGS)
-	$(PY) -m benchmarks.report $(RESULT).json $(if $(filter cpu,$(NAME)),--output docs/performance-cpu.md)
+	$(PY) -m benchmarks.report $(RESULT).json $(if $(filter cpu cpu-$(ISA),$(NAME)),--output docs/performance-$(NAME).md)
 
 gpu:  ## build, test and measure against cuDNN on this machine's NVIDIA GPU, offline (QUICK=1: 3 minutes; OUT=)
 	@$(or $(PYTHON),python3) -m benchmarks.gpu $(if $(QUICK),--quick) $(if $(OUT),--out '$(OUT)') $(ARGS)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import memory
 from benchmarks.cases import Case, layer_cases, neighbour_cases, scaling_cases, step_cases
 from benchmarks.contestants import GEMM, GEMM_FLOPS, Problem
 from benchmarks.race import OURS, Race, ours_timer, quantiles
@@ -39,6 +40,8 @@ def bench_case(case: Case, benchmark: Any, race_options: dict[str, Any], announc
         "gflops": case.flops / quantiles(race.times[OURS])["median"] / 1e9,
         "share_of_gemm": quantiles([r * case.flops / GEMM_FLOPS for r in race.ratio(GEMM)])["median"],
     }
+    if case.work == "training":
+        benchmark.extra_info["peak_bytes"] = memory.training_peaks(case)
     announce(benchmark.extra_info)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import seqkernels
+from benchmarks.contestants import BFLOAT16_WEIGHTS, HELD_BY, HOLDS
 from seqkernels import _C
 
 STARTED, LOAD = pytest.StashKey[float](), pytest.StashKey[float]()
@@ -24,6 +25,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[STARTED] = time.monotonic()
     config.stash[LOAD] = os.getloadavg()[0]
+    if HELD_BY:
+        check_held(HELD_BY)
+
+
+def check_held(held_by: dict[str, str]) -> None:
+    """That everybody is held to the same instruction set, and that ours and torch have obeyed."""
+    runs = {_C.cpu_isa(), torch.backends.cpu.get_cpu_capability().lower()}
+    if len(held_by) < len(HOLDS) or {value.lower() for value in held_by.values()} != runs:
+        raise pytest.UsageError(
+            f"{', '.join(HOLDS)} must hold everybody to one instruction set; there is {held_by}, and"
+            f" ours and torch run {sorted(runs)}: use `make bench ISA=avx2`"
+        )
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -33,13 +46,20 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Only the quick cases in a quick run."""
-    if config.getoption("--quick"):
-        left_out = [
-            item for item in items if hasattr(item, "callspec") and not item.callspec.params["case"].quick
-        ]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+    """Only the quick cases in a quick run. Where all are held to an instruction set, only what is float32
+    throughout, without scaling and neighbours: some eight minutes."""
+    left_out = [item for item in items if not is_wanted(item, config.getoption("--quick"))]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+def is_wanted(item: Any, quick: bool) -> bool:
+    if not hasattr(item, "callspec"):
+        return True
+    case = item.callspec.params["case"]
+    float32 = case.dtype == "float32" and case.variant != BFLOAT16_WEIGHTS
+    beside = item.originalname == "bench_neighbours" or case.variant.startswith("more")
+    return (case.quick or not quick) and (not HELD_BY or (float32 and not beside))
 
 
 @pytest.fixture
@@ -80,6 +100,8 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         "torch_threads": torch.get_num_threads(),
         "seqkernels": seqkernels.__version__,
         "cpu_isa": _C.cpu_isa(),
+        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        **({"held_by": HELD_BY} if HELD_BY else {}),
         "load_average": config.stash[LOAD],
         "quick": config.getoption("--quick"),
     }

@@ -4,6 +4,7 @@ installed."""
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,9 @@ LAYERS = {
 TOLERANCE = {"float32": 1e-4, "tf32": 16 * 2**-10, "float16": 16 * 2**-10, "bfloat16": 16 * 2**-8}
 BFLOAT16_WEIGHTS = "bfloat16 weights"
 GEMM_SIZE = 1024
+# What holds our kernels, torch's own, oneDNN and MKL to an instruction set: `make bench ISA=` sets them all.
+HOLDS = ("SEQKERNELS_CPU_ISA", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+HELD_BY = {name: os.environ[name] for name in HOLDS if os.environ.get(name)}
 GEMM_FLOPS = 2 * GEMM_SIZE**3
 
 
@@ -121,7 +125,8 @@ class Problem:
         a, b = torch.randn(2, GEMM_SIZE, GEMM_SIZE).to(self.dtype)
         product = torch.empty_like(a)
         calls: dict[str, Call] = {OURS: self.run(self.ours), TORCH: self.run(self.theirs)}
-        if self.case.work != "training" and not self.case.packed and self.dtype == torch.float32:
+        onnx = self.case.work != "training" and not self.case.packed and self.dtype == torch.float32
+        if onnx and not HELD_BY:  # nothing holds its kernels
             session = onnx_call(self)
             calls |= {ONNX: session} if session else {}
         return calls | {GEMM: lambda: torch.mm(a, b, out=product)}

@@ -29,6 +29,7 @@ WORKS = {
     "frozen step": "One step at a time of a frozen module (T = B = 1)",
 }
 CELLS = ("lstm", "gru", "rnn")
+COUNTED_TO = 0.5e6  # bytes, to which a peak of memory is known
 
 Info = dict[str, Any]  # one case, as bench_layers.py describes it
 
@@ -75,6 +76,11 @@ def on_gpu(machine: dict[str, Any]) -> bool:
     return "gpu" in machine
 
 
+def held_isa(machine: dict[str, Any]) -> str:
+    """The instruction set that everybody was held to, if so."""
+    return str(machine.get("held_by", {}).get("SEQKERNELS_CPU_ISA", ""))
+
+
 def rate_columns(info: Info) -> dict[str, str]:
     """How much of the machine is used."""
     if "share_of_gemm" in info:
@@ -88,10 +94,42 @@ def rate_columns(info: Info) -> dict[str, str]:
     }
 
 
+def needs_more(info: Info) -> bool:
+    """Whether torch.nn has less memory in use at its peak, by more than can be counted."""
+    return info["peak_bytes"]["seqkernels"] > info["peak_bytes"]["torch.nn"] + COUNTED_TO
+
+
+def memory_column(info: Info) -> dict[str, str]:
+    """Peak memory of a training step, where it was to be measured, with torch.nn's."""
+    if "peak_bytes" not in info:
+        return {}
+    if not info["peak_bytes"]:
+        return {"peak MB (torch.nn)": "no /proc"}
+    mark = "**" if needs_more(info) else ""
+    ours, theirs = (f"{info['peak_bytes'][name] / 1e6:.1f}" for name in ("seqkernels", "torch.nn"))
+    return {"peak MB (torch.nn)": f"{mark}{ours}{mark} ({theirs})"}
+
+
+def memory_legend(cases: list[Info]) -> list[str]:
+    """What that column says, in sum."""
+    some = [info for info in cases if info.get("peak_bytes")]
+    if not some:
+        return []
+    peaks = [info["peak_bytes"] for info in some]
+    ratio = geometric_mean(peak["seqkernels"] / peak["torch.nn"] for peak in peaks)
+    return [
+        "Peak MB is what one step has in use at most beyond the module and its inputs, in a process of its"
+        f" own (`benchmarks/memory.py`): {ratio:.2f} of torch.nn's in the geometric mean. It is counted to"
+        f" some hundred KB, and in bold where it is more than torch.nn's by over {COUNTED_TO / 1e6:g} MB, in"
+        f" {sum(map(needs_more, some))} of {len(some)}."
+    ]
+
+
 def work_table(cases: list[Info]) -> str:
     """Every case of one kind of work, losses first: sorted by the least speedup over any peer."""
     peers = peers_of(cases)
-    head = ["case", "ms", *(f"speedup over {peer}" for peer in peers), *rate_columns(cases[0])]
+    speedups = [f"speedup over {peer}" for peer in peers]
+    head = ["case", "ms", *speedups, *memory_column(cases[0]), *rate_columns(cases[0])]
     rows = []
     for info in sorted(
         cases, key=lambda info: min(speedup["median"] for speedup in info["speedup"].values())
@@ -106,7 +144,8 @@ def work_table(cases: list[Info]) -> str:
                 else "–"
             )
         ours = milliseconds(info["seconds"]["seqkernels"]["median"])
-        rows.append([info["case"]["title"], ours, *cells, *rate_columns(info).values()])
+        cells += [*memory_column(info).values(), *rate_columns(info).values()]
+        rows.append([info["case"]["title"], ours, *cells])
     return table([head, *rows])
 
 
@@ -133,10 +172,12 @@ def machine_line(cases: list[Info], machine: dict[str, Any], commit: dict[str, A
         return gpu_line(machine, commit)
     processor = machine.get("cpu", {}).get("brand_raw") or machine.get("machine", "unknown processor")
     rates = [info["gemm_gflops"] for info in of(cases, dtype="float32")] or [0.0]
+    held = ", ".join(f"{name}={value}" for name, value in machine.get("held_by", {}).items())
     revision = str(commit.get("id", ""))[:10] or "no commit"
     return (
         f"{processor}, {machine['torch_threads']} threads, {machine['cpu_isa']} kernels"
         + f"; torch {machine['torch']}"
+        + (f", all held to {held_isa(machine)} by {held}" if held else "")
         + (f", ONNX Runtime {machine['onnxruntime']}" if "onnxruntime" in machine else "")
         + f"; float32 GEMM {min(rates):.0f} to {max(rates):.0f} GFLOP/s during the run"
         + f", load average before it {machine['load_average']:.1f}; commit {revision}"
@@ -233,19 +274,26 @@ def neighbours_table(path: Path) -> list[str]:
 
 
 def report(cases: list[Info], machine: dict[str, Any], commit: dict[str, Any], name: str) -> str:
+    isa = held_isa(machine)
+    bench = f"make bench ISA={isa}" if isa else "make bench"
+    title = "# Performance on CPUs" + (f" held to {isa.upper()}" if isa else "")
     parts = [
-        f"# Benchmark results: {name}" if on_gpu(machine) else "# Performance on CPUs",
+        f"# Benchmark results: {name}" if on_gpu(machine) else title,
         machine_line(cases, machine, commit) + ".",
         "Speedup is the peer's time over that of seqkernels, by turns in the same rounds: median [quartiles];"
         " below 1, in bold, the peer is faster." + (GPU_LEGEND if on_gpu(machine) else CPU_LEGEND),
         "## Summary",
         summary(cases, by_dtype=on_gpu(machine)),
     ]
+    if isa:
+        parts[2] += (
+            " The float32 part of the grid, without ONNX Runtime, which cannot be held to an instruction set."
+        )
     for work, title in WORKS.items():
         some = of(cases, work=work)
         if some:
-            command = [] if on_gpu(machine) else [f"`make bench ARGS='-k {work.replace(' ', '-')}'`"]
-            parts += [f"## {title}", *command, work_table(some)]
+            command = [] if on_gpu(machine) else [f"`{bench} ARGS='-k {work.replace(' ', '-')}'`"]
+            parts += [f"## {title}", *command, *memory_legend(some), work_table(some)]
     scaling = [*scaling_table(cases, "step"), *scaling_table(cases, "sequence")]
     parts += ["## Scaling", "`make bench ARGS='-k more'`", *scaling] if scaling else []
     return "\n\n".join([*parts, f"![speedups]({name}.png)"]) + "\n"
