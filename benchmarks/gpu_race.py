@@ -3,7 +3,8 @@
     python -m benchmarks.gpu_race benchmarks/results/nvidia-h200.json --seconds 200
 
 One thing after another, the most important first, until the time is over; after each, the file is written
-anew. What does not come to an end takes the process with it, and the next one (`--resume`) goes on behind it.
+anew. What does not come to an end takes the process with it, and the next one (`--resume`) goes on behind it,
+without the plan that hung: it costs its patience once.
  `--device cpu` rehearses all of it with tiny sizes on a machine without a GPU.
 """
 
@@ -20,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,28 @@ class Item:
     id: str
     title: str
     goes_to: str  # a list of the file's content
-    measure: Callable[[], dict[str, Any]]
+    measure: Callable[[Attempts], dict[str, Any]]
+
+
+class Hung(RuntimeError):
+    """What was to be run has hung before."""
+
+
+class Attempts:
+    """Plans that are about to run are written down before, so that a process that resumes knows what hung."""
+
+    def __init__(self, content: Content, path: Path) -> None:
+        self.content, self.path = content, path
+
+    def hung(self, plans: Sequence[str]) -> list[str]:
+        """Those of `plans`, such as "persistent_grid forward", that hung when they were last tried."""
+        return next((hung for hung in self.content.get("hung", []) if set(hung) <= set(plans)), [])
+
+    def begin(self, plans: Sequence[str]) -> None:
+        if hung := self.hung(plans):
+            raise Hung(f"{' and '.join(hung)} hung before")
+        self.content["trying"] = list(plans)
+        write(self.content, self.path)
 
 
 # ---------------------------------------------------------------- cases
@@ -100,11 +122,18 @@ def with_graphs(calls: dict[str, Call], notes: list[str]) -> dict[str, Call]:
     return calls | graphs
 
 
-def measure_case(case: Case, device: str, seconds: float) -> dict[str, Any]:
+def chosen_plans(kernel: str) -> dict[str, str]:
+    """By pass, from what `explain` says; empty where it names none."""
+    found = re.search(r": (\w+) forward, (\w+) backward", kernel)
+    return dict(zip(("forward", "backward"), found.groups(), strict=True)) if found else {}
+
+
+def measure_case(case: Case, device: str, seconds: float, attempts: Attempts) -> dict[str, Any]:
     """Checks the results, then lets the contestants race."""
     set_tf32(case.dtype == "tf32")
     problem = Problem(case, device)
     kernel = seqkernels.explain(problem.ours, problem.input_of(problem.x)).kernel
+    attempts.begin([f"{plan} {name}" for name, plan in chosen_plans(kernel).items()])
     calls = problem.gpu_contestants()
     notes: list[str] = []
     clock = wall_clock
@@ -158,7 +187,9 @@ def per_step(times: dict[int, float]) -> dict[str, float]:
     return {"us_per_step": step * 1e6, "us_once": (short - step * few) * 1e6}
 
 
-def measure_plans(cell: str, dtype: str, hidden: int, batch: int, device: str) -> dict[str, Any]:
+def measure_plans(
+    cell: str, dtype: str, hidden: int, batch: int, device: str, attempts: Attempts
+) -> dict[str, Any]:
     """Each plan's time per step in both passes, without most other work: few features, frozen weights."""
     set_tf32(dtype == "tf32")
     like: dict[str, Any] = {
@@ -184,23 +215,25 @@ def measure_plans(cell: str, dtype: str, hidden: int, batch: int, device: str) -
         return call
 
     def backward(steps: int) -> Call:
-        with forced(None):
+        with forced("stepwise" if attempts.hung([f"{found['chosen'].get('forward')} forward"]) else None):
             output = module(x[:steps], state(leaf))[0]
         return lambda: torch.autograd.grad(output, leaf, grad[:steps], retain_graph=True)
 
     found: dict[str, Any] = {"cell": cell, "dtype": dtype, "hidden": hidden, "batch": batch}
-    kernel = seqkernels.explain(module, x).kernel
-    chosen = re.search(r": (\w+) forward, (\w+) backward", kernel)
-    found["chosen"] = dict(zip(("forward", "backward"), chosen.groups(), strict=True)) if chosen else {}
+    found["chosen"] = chosen_plans(seqkernels.explain(module, x).kernel)
     for name, pass_of in (("forward", forward), ("backward", backward)):
         found[name] = {}
         for plan in PLANS:
             try:
+                attempts.begin([f"{plan} {name}"])
                 calls = {steps: pass_of(steps) for steps in SWEEP_STEPS}
                 with forced(plan):
                     for call in calls.values():
                         call()
                     rounds = [{steps: clock(call, 2) for steps, call in calls.items()} for _ in range(7)]
+            except Hung as error:
+                found[name][plan] = {"obstacle": str(error)}
+                continue
             except RuntimeError as error:
                 refusal = re.search(r"which cannot run this: (.*)", str(error))
                 if not refusal:
@@ -276,8 +309,8 @@ def commit() -> dict[str, Any]:
 
 
 def case_item(case: Case, device: str, seconds: float) -> Item:
-    def measure() -> dict[str, Any]:
-        info = measure_case(rehearsed(case) if device == "cpu" else case, device, seconds)
+    def measure(attempts: Attempts) -> dict[str, Any]:
+        info = measure_case(rehearsed(case) if device == "cpu" else case, device, seconds, attempts)
         return {"name": case.id, "extra_info": info}
 
     return Item(case.id, f"{case.work} {case.title}", "benchmarks", measure)
@@ -288,7 +321,7 @@ def plans_item(cell: str, dtype: str, hidden: int, batch: int, device: str) -> I
         f"plans-{cell}-{dtype}-h{hidden}-b{batch}",
         f"plans of {cell.upper()} {dtype} H={hidden} B={batch}",
         "plans",
-        lambda: measure_plans(cell, dtype, hidden, batch, device),
+        lambda attempts: measure_plans(cell, dtype, hidden, batch, device, attempts),
     )
 
 
@@ -333,8 +366,12 @@ def line_of(item: Item, result: dict[str, Any]) -> str:
 def measure_all(work: list[Item], content: Content, path: Path, seconds: float) -> None:
     """Until the work is done or the time over. `content` gains results, failures and what was left out."""
     deadline = time.monotonic() + seconds
-    stopped = content.pop("running", None)
-    if stopped:
+    attempts = Attempts(content, path)
+    stopped, hung = content.pop("running", None), content.pop("trying", [])
+    if hung:
+        content.setdefault("hung", []).append(hung)
+    # A set of plans goes on without the one that hung.
+    if stopped and not (hung and any(item.id == stopped and item.goes_to == "plans" for item in work)):
         content["failed"].append({"id": stopped, "why": f"crashed, or took more than {STALLED:.0f} s"})
     done = {entry["id"] for name in ("measured", "failed") for entry in content[name]}
     content["left_out"] = []
@@ -350,7 +387,7 @@ def measure_all(work: list[Item], content: Content, path: Path, seconds: float) 
         faulthandler.dump_traceback_later(STALLED, exit=True)
         began = time.monotonic()
         try:
-            result = item.measure()
+            result = item.measure(attempts)
             content[item.goes_to].append(result)
             content["measured"].append({"id": item.id, "seconds": round(time.monotonic() - began, 2)})
             print(line_of(item, result), flush=True)
@@ -362,6 +399,7 @@ def measure_all(work: list[Item], content: Content, path: Path, seconds: float) 
         finally:
             faulthandler.cancel_dump_traceback_later()
         del content["running"]
+        content.pop("trying", None)
         slowest = max(slowest, min(5.0, 0.7 * (time.monotonic() - began)))
     write(content, path)
 
@@ -373,6 +411,7 @@ def give_up_if_broken(content: Content, path: Path) -> None:
         torch.cuda.empty_cache()
     except RuntimeError:
         del content["running"]
+        content.pop("trying", None)
         write(content, path)
         sys.stdout.flush()
         os._exit(BROKEN)

@@ -199,7 +199,7 @@ def test_lengths_of_packed_cases() -> None:
 
 
 def item(name: str, result: Any) -> gpu_race.Item:
-    def measure() -> dict[str, Any]:
+    def measure(_: gpu_race.Attempts) -> dict[str, Any]:
         if isinstance(result, Exception):
             raise result
         return result
@@ -239,6 +239,27 @@ def test_resuming_passes_over_what_crashed(tmp_path: Path) -> None:
     gpu_race.measure_all(work, content, tmp_path / "x.json", 60)
     assert [entry["id"] for entry in content["measured"]] == ["a", "c"]
     assert [entry["id"] for entry in content["failed"]] == ["b"]
+
+
+def test_a_plan_that_hung_is_not_tried_again(tmp_path: Path) -> None:
+    def layer(name: str) -> gpu_race.Item:
+        def measure(attempts: gpu_race.Attempts) -> dict[str, Any]:
+            attempts.begin(["persistent_grid forward"])
+            return plans()
+
+        return gpu_race.Item(name, name, "plans", measure)
+
+    content = fresh() | {"running": "a", "trying": ["persistent_cluster backward"]}
+    gpu_race.measure_all([layer("a"), layer("b")], content, tmp_path / "x.json", 60)
+    assert [entry["id"] for entry in content["measured"]] == ["a", "b"]  # "a" anew, without that plan
+    assert content["hung"] == [["persistent_cluster backward"]]
+    assert "trying" not in content
+    content |= {"running": "c", "trying": ["persistent_grid forward"]}
+    gpu_race.measure_all([layer("d")], content, tmp_path / "x.json", 60)
+    assert content["failed"] == [
+        {"id": "c", "why": f"crashed, or took more than {gpu_race.STALLED:.0f} s"},
+        {"id": "d", "why": "persistent_grid forward hung before"},
+    ]
 
 
 @pytest.mark.slow

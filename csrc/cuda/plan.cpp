@@ -8,8 +8,6 @@
 namespace seqkernels::cuda {
 namespace {
 
-constexpr int kMaxCluster = 8;  // what every device with clusters takes
-
 constexpr std::array<const char*, int(PlanKind::kCount)> kNames{"stepwise", "persistent_block", "persistent_cluster",
                                                                 "persistent_grid"};
 
@@ -52,8 +50,9 @@ double product_cycles(const PassKernels& kernels, const Partition& part, double 
          (std::max(ffma, (weights + staged) / Costs::kSharedBytes) + Costs::kReduction * kernels.tiles * tiles);
 }
 
-double step_cycles(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request,
-                   const Partition& part, bool in_grid) {
+// `at_once`: blocks that run at once.
+double step_cycles(const PassKernels& kernels, const PlanRequest& request, const Partition& part, bool in_grid,
+                   int64_t at_once) {
   const double chunks = double(kernels.published) * part.units() / kernels.chunk;
   const double chunks_per_warp = double(ceil_div(int64_t(chunks), part.splits));
   const double tiles = double(part.columns) / kTileColumns;
@@ -65,7 +64,7 @@ double step_cycles(const PassKernels& kernels, const DeviceLimits& device, const
   const double partials = 2.0 * kWarps * kernels.tiles * 16 * part.columns * 4 / Costs::kSharedBytes;
   const double pointwise = part.unit_groups * tiles * 4 * Costs::kQuarter / 4;
   const double latency = in_grid ? Costs::kFar : part.members > 1 ? Costs::kNear : 0;
-  const double waves = double(ceil_div(int64_t(blocks), device.multiprocessors));
+  const double waves = double(ceil_div(int64_t(blocks), at_once));
   return waves * (Costs::kStep * passes + latency + product_cycles(kernels, part, chunks_per_warp) + exchange +
                   partials + pointwise);
 }
@@ -78,8 +77,9 @@ double stepwise_cycles(const PassKernels& kernels, const DeviceLimits& device, c
 }
 
 // The best cut of the columns for blocks that hold `unit_groups` of the groups of `members`; false if none is possible.
-bool cut_columns(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request, bool in_grid,
-                 int members, int unit_groups, Candidate& best) {
+bool cut_columns(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request,
+                 const ClusterRoom& room, int members, int unit_groups, Candidate& best) {
+  const bool in_grid = best.plan.kind == PlanKind::kPersistentGrid;
   Partition part{};
   part.members = members, part.unit_groups = unit_groups, part.splits = kWarps / unit_groups;
   part.exchange = in_grid ? reinterpret_cast<void*>(1) : nullptr;  // not in shared memory
@@ -97,7 +97,10 @@ bool cut_columns(const PassKernels& kernels, const DeviceLimits& device, const P
     if (in_grid && blocks > device.multiprocessors) break;  // only more from here on
     const int64_t bytes = kernels.shared_bytes(part);
     if (bytes > device.shared_bytes) continue;
-    const double cycles = step_cycles(kernels, device, request, part, in_grid);
+    const bool in_clusters = best.plan.kind == PlanKind::kPersistentCluster;
+    const int64_t groups_at_once = in_clusters && room ? room(part, bytes) : device.multiprocessors / members;
+    if (groups_at_once == 0) continue;
+    const double cycles = step_cycles(kernels, request, part, in_grid, groups_at_once * members);
     if (!best.obstacle.empty() || cycles < best.plan.cycles) {
       best.obstacle.clear();
       best.plan.partition = part;
@@ -118,8 +121,8 @@ std::string common_obstacle(const PassKernels& kernels, const DeviceLimits& devi
   return "";
 }
 
-Candidate persistent(PlanKind kind, const PassKernels& kernels, const DeviceLimits& device,
-                     const PlanRequest& request) {
+Candidate persistent(PlanKind kind, const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request,
+                     const ClusterRoom& room) {
   Candidate best;
   best.plan.kind = kind;
   best.obstacle = common_obstacle(kernels, device);
@@ -145,7 +148,7 @@ Candidate persistent(PlanKind kind, const PassKernels& kernels, const DeviceLimi
         }
     while (members * unit_groups * kUnitPadding % kernels.chunk != 0) ++members;
     if (members > most) continue;
-    any |= cut_columns(kernels, device, request, in_grid, static_cast<int>(members), unit_groups, best);
+    any |= cut_columns(kernels, device, request, room, static_cast<int>(members), unit_groups, best);
   }
   if (!any)
     best.obstacle =
@@ -184,13 +187,14 @@ PlanKind plan_kind(const std::string& name) {
   throw std::runtime_error("a plan must be one of " + names + "; got '" + name + "'");
 }
 
-std::vector<Candidate> candidates(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request) {
+std::vector<Candidate> candidates(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request,
+                                  const ClusterRoom& room) {
   std::vector<Candidate> all;
   Candidate stepwise;
   stepwise.plan.cycles = stepwise_cycles(kernels, device, request);
   all.push_back(stepwise);
   for (const PlanKind kind : {PlanKind::kPersistentBlock, PlanKind::kPersistentCluster, PlanKind::kPersistentGrid})
-    all.push_back(persistent(kind, kernels, device, request));
+    all.push_back(persistent(kind, kernels, device, request, room));
   return all;
 }
 

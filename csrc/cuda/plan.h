@@ -1,6 +1,7 @@
 // Which kernels run a pass, and why not others. Nothing here touches a GPU: a device is its limits, so plans for any
 // device can be made, printed and tested anywhere.
 #pragma once
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -36,8 +37,12 @@ struct Candidate {
   std::string obstacle;  // empty: it can run
 };
 
-// All kinds, in the order of PlanKind.
-std::vector<Candidate> candidates(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request);
+// How many clusters of a launch run at once: fewer than multiprocessors would make, for clusters keep to parts of a device.
+using ClusterRoom = std::function<int(const Partition&, int64_t shared_bytes)>;
+
+// All kinds, in the order of PlanKind. Without `room`, as many clusters are taken to run at once as multiprocessors make.
+std::vector<Candidate> candidates(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request,
+                                  const ClusterRoom& room = {});
 
 // Asked before each float32 layer: whether torch lets recurrent networks use TF32. Set by Python, where the setting is.
 extern bool (*tf32_allowed)();

@@ -84,6 +84,7 @@ constexpr int kStepThreads = 256;
 
 constexpr int kWarps = 8, kThreads = 256;  // of a persistent kernel's block
 constexpr int kTileColumns = 8;            // sequences that one MMA takes
+constexpr int kMaxCluster = 8;             // blocks: what every device with clusters takes
 
 // How a persistent launch is cut. A group of `members` blocks, each with a slice of the hidden units, does `columns`
 // sequences of one direction; groups know nothing of one another. Blocks are numbered member first, then column group,

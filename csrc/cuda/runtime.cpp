@@ -86,16 +86,19 @@ void Device::launch(const void* kernel, const LaunchShape& shape, void** argumen
   check(cudaLaunchKernelExC(&config, kernel, arguments), "launching a kernel");
 }
 
-bool Device::can_launch(const void* kernel, const LaunchShape& shape) const {
+int Device::clusters_at_once(const void* kernel, const LaunchShape& shape) const {
+  if (!has_clusters(kernel)) return 0;
   cudaLaunchAttribute attributes[2];
   const cudaLaunchConfig_t config = config_of(shape, stream_, attributes);
   allow_shared(kernel, shape.shared_bytes, limits());
-  if (shape.cluster > 1) {
-    if (!has_clusters(kernel)) return false;
-    int clusters = 0;
-    check(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config), "asking how many clusters fit");
-    return clusters > 0;
-  }
+  int clusters = 0;
+  check(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config), "asking how many clusters fit");
+  return clusters;
+}
+
+bool Device::can_launch(const void* kernel, const LaunchShape& shape) const {
+  if (shape.cluster > 1) return clusters_at_once(kernel, shape) > 0;
+  allow_shared(kernel, shape.shared_bytes, limits());
   int blocks = 0;
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, shape.threads,
                                                       static_cast<size_t>(shape.shared_bytes)),

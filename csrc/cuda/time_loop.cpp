@@ -20,7 +20,11 @@ Device::LaunchShape launch_shape(const Plan& plan, int64_t directions) {
 }
 
 Plan choose(const Device& device, const PassKernels& kernels, const PlanRequest& request) {
-  std::vector<Candidate> all = candidates(kernels, device.limits(), request);
+  const ClusterRoom room = [&](const Partition& part, int64_t shared_bytes) {
+    const Plan plan{PlanKind::kPersistentCluster, part, shared_bytes};
+    return device.clusters_at_once(kernels.persistent, launch_shape(plan, request.directions));
+  };
+  std::vector<Candidate> all = candidates(kernels, device.limits(), request, room);
   for (Candidate& candidate : all)
     if (candidate.plan.kind != PlanKind::kStepwise && candidate.obstacle.empty() &&
         !device.can_launch(kernels.persistent, launch_shape(candidate.plan, request.directions)))

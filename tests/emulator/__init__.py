@@ -49,11 +49,16 @@ def build(
         objects.append(f"{folder}{file.stem}_{instrumentation}.o")
         lines.append(f"build {objects[-1]}: kernels {file.resolve()}{option}\n  csrc = {root}")
     lines.append(f"build {program}: program {' '.join(objects)}{option}\n")
+    return make(program, "\n".join(lines))
+
+
+def make(program: str, rules: str) -> Path:
+    """Follows the rules of ninja that make `program` in BUILD."""
     BUILD.mkdir(parents=True, exist_ok=True)
     with open(BUILD / "lock", "w") as lock:  # tests may run in several processes
         fcntl.flock(lock, fcntl.LOCK_EX)
         plan = BUILD / f"{program}.ninja"
-        plan.write_text("\n".join(lines))
+        plan.write_text(rules)
         ninja = shutil.which("ninja") or "ninja"
         done = subprocess.run([ninja, "-C", str(BUILD), "-f", plan.name], capture_output=True, text=True)
     if done.returncode != 0:

@@ -104,6 +104,9 @@ class Machine {
 
 extern Machine* machine;  // of the launch that runs, or null
 
+// Null unless traffic/ is linked in: told of every relaxed access, and the code that makes it.
+[[gnu::weak]] void relaxed_access(const void* address, size_t bytes, const void* code);
+
 // For messages.
 bool same(const Where& a, const Where& b);
 std::string name(const Thread& thread);

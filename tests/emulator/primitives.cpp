@@ -55,6 +55,7 @@ void check_address(const void* address, size_t bytes, cuda::Scope scope, Where w
   if (scope == cuda::Scope::kDevice && machine->arena.contains(address))
     machine->fail(name(thread) + ": shared memory in " + place(thread.primitive, where) +
                   ", whose scope is the device");
+  if (relaxed_access) relaxed_access(address, bytes, __builtin_return_address(0));
 }
 
 void interleave() { machine->interleave(); }
