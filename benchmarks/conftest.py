@@ -105,6 +105,8 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         "load_average": config.stash[LOAD],
         "quick": config.getoption("--quick"),
     }
+    if HELD_BY:
+        return  # ONNX Runtime takes no part
     try:
         import onnxruntime
 
