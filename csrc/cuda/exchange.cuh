@@ -27,14 +27,12 @@ SEQKERNELS_DEVICE bool is_complete(const Words4& v) {
 
 class Exchange {
  public:
-  // `buffers`: of the group in global memory (kDevice), or of this block in shared memory (kCluster). `share`: words of a
-  // publication that come from one member.
-  SEQKERNELS_DEVICE Exchange(Scope scope, uint32_t* buffers, int share, int columns, int member, int members)
+  // `buffers`: of the group in global memory (kDevice), or of this block in shared memory (kCluster).
+  SEQKERNELS_DEVICE Exchange(Scope scope, uint32_t* buffers, int chunks, int columns, int member, int members)
       : scope_(scope),
         buffers_(buffers),
         columns_(columns),
-        share_(share),
-        words_(share * members),
+        words_(chunks * columns * kChunkWords),
         member_(member),
         members_(members) {}
 
@@ -84,9 +82,9 @@ class Exchange {
 
   // Makes the buffer after the next one ready; shares of one buffer in global memory, or all of the block's own.
   SEQKERNELS_DEVICE void reset(int iteration) const {
-    const int count = scope_ == Scope::kCluster ? words_ : share_;
-    uint32_t* const words = buffer(iteration + 2) + (scope_ == Scope::kCluster ? 0 : member_ * share_);
-    for (int i = thread_index(); i < count; i += block_threads()) store_relaxed(words + i, kAbsent, scope_);
+    const int share = scope_ == Scope::kCluster ? words_ : words_ / members_;
+    uint32_t* const words = buffer(iteration + 2) + (scope_ == Scope::kCluster ? 0 : member_ * share);
+    for (int i = thread_index(); i < share; i += block_threads()) store_relaxed(words + i, kAbsent, scope_);
     if (members_ > 1) fence(scope_);  // within a block, its barrier is enough
   }
 
@@ -100,7 +98,7 @@ class Exchange {
 
   Scope scope_;
   uint32_t* buffers_;
-  int columns_, share_, words_, member_, members_;
+  int columns_, words_, member_, members_;
 };
 
 }  // namespace seqkernels::cuda

@@ -80,8 +80,7 @@ class PersistentBlock {
         exchange_(part.exchange ? Scope::kDevice : Scope::kCluster,
                   part.exchange ? static_cast<uint32_t*>(part.exchange) + group_ * layout_.exchange_words(part)
                                 : memory_ + layout_.exchange,
-                  Pass::kPublished * part.units_of_block() / Traits::kPerWord * part.columns, part.columns, member_,
-                  part.members),
+                  layout_.chunks, part.columns, member_, part.members),
         states_(reinterpret_cast<typename Pass::State*>(memory_ + layout_.states)),
         biases_(reinterpret_cast<typename Pass::Biases*>(memory_ + layout_.biases)) {}
 
