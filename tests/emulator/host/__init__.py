@@ -27,14 +27,14 @@ HOST = (
 KERNELS = ("lstm.cu", "gru.cu", "rnn_tanh.cu", "rnn_relu.cu", "rows.cu")
 
 _RULES = """\
-flags = -g -fPIC -fvisibility=hidden -w -MMD -MF $out.d
+flags = -O1 -g -fPIC -fvisibility=hidden -w
 torch = -DTORCH_TARGET_VERSION=0x020a000000000000 {includes}
 emulated = -DSEQKERNELS_EMULATED -I{emulator} -I{csrc}/cuda
 rule host
-  command = {compiler} -std=c++17 -O1 $flags $torch -c $in -o $out
+  command = {compiler} -std=c++17 $flags $torch -MMD -MF $out.d -c $in -o $out
   depfile = $out.d
 rule emulated
-  command = {compiler} -std=c++20 -O1 $flags $emulated -x c++ -c $in -o $out
+  command = {compiler} -std=c++20 $flags $emulated -MMD -MF $out.d -x c++ -c $in -o $out
   depfile = $out.d
 rule library
   command = {compiler} -shared $in -o $out {libraries} -Wl,--no-undefined
