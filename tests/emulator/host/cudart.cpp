@@ -49,6 +49,7 @@ std::map<const void*, Call> all_calls() {
   return calls;
 }
 
+constexpr int kMultiprocessors = 132, kSharedBytes = 227 << 10, kSharedUnasked = 48 << 10;
 constexpr int kFewBlocks = 4;  // of a kernel whose blocks share the work, however many there are
 
 std::map<const void*, int> shared_limits;
