@@ -24,6 +24,7 @@ from tests.problems import CELLS, Problem, lengths_of
 STATUS_OF_A_RACE = 66
 # How kernels multiply: dtypes, and float32 as TF32. A persistent group's units are a multiple of so many.
 CHUNK = {torch.float32: 16, "tf32": 16, torch.bfloat16: 32, torch.float16: 32}
+MAX_CLUSTER = 8  # blocks
 Numbers = torch.dtype | str
 
 
@@ -59,11 +60,19 @@ class Shape:
 
     def options(self, cell: str, numbers: Numbers) -> dict[str, Any]:
         """Of layer.run. Without tensor cores, lanes have so many sums that a block does less at a time."""
+        return {
+            "partition": self.partition and self.partition_for(cell, numbers),
+            "launches": self.launches,
+            "tf32": numbers == "tf32",
+        }
+
+    def partition_for(self, cell: str, numbers: Numbers) -> Partition:
         part = self.partition
-        if numbers == torch.float32:
-            unit_groups = min(part.unit_groups, 2 if cell == "lstm" else 4)
-            part = Partition(part.members * part.unit_groups // unit_groups, unit_groups, part.columns)
-        return {"partition": part, "launches": self.launches, "tf32": numbers == "tf32"}
+        assert part is not None
+        if numbers != torch.float32:
+            return part
+        unit_groups = min(part.unit_groups, 2 if cell == "lstm" else 4)
+        return Partition(part.members * part.unit_groups // unit_groups, unit_groups, part.columns)
 
 
 SHAPES = {
@@ -98,6 +107,7 @@ def runs() -> list[object]:
         for numbers in (*DTYPES, "tf32")
         for plan in PLANS
         if is_for(shape, numbers, plan)
+        if plan != "cluster" or shape.partition_for(cell, numbers).members <= MAX_CLUSTER
     ]
 
 
@@ -249,7 +259,7 @@ def ffma(before: str, after: str, **options: Any) -> Mutation:
 MUTATIONS = {
     "none": Mutation("exchange.cuh", "", "", seeds=20),
     "none_ffma": ffma("", "", seeds=20),
-    "reads_before_arrival": Mutation("exchange.cuh", "while (!is_complete(vectors[n])) {", "while (false) {"),
+    "reads_before_arrival": Mutation("exchange.cuh", "while (!is_complete(vector)) {", "while (false) {"),
     "fragment_rows": Mutation("slice.cuh", "group() + row * Product::kGroups, k", "group(), k"),
     "fragment_words": Mutation("product.cuh", "return word * kRows + row;", "return row * kWords + word;"),
     "sums_of_other_units": Mutation(

@@ -135,6 +135,22 @@ SEQKERNELS_DEVICE void fence(Scope scope) {
 #endif
 }
 
+// The value, computed by now: the compiler does not leave it until it is needed, behind a barrier perhaps.
+SEQKERNELS_DEVICE int settled(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
+// The same address, but the compiler does not know: what it makes of it is not kept in registers for when it is needed again.
+template <class T>
+SEQKERNELS_DEVICE T* anew(T* address) {
+  asm volatile("" : "+l"(address));
+  return address;
+}
+
+// Fetches a word into L2, if it is not there.
+SEQKERNELS_DEVICE void prefetch(const void* word) { asm volatile("prefetch.global.L2 [%0];" ::"l"(word)); }
+
 // Called by a thread that spins.
 SEQKERNELS_DEVICE void pause() {}
 

@@ -44,40 +44,48 @@ class Exchange {
     }
   }
 
-  // Where this lane's part of a chunk is, for the eight columns from `column` on; `stride` further is that of the next chunk.
+  // Where this lane's part of a chunk is, for the eight columns from `column` on; kWarpSize further is that of the next
+  // eight, `stride` further that of the next chunk.
   SEQKERNELS_DEVICE const Words4* part(int publication, int chunk, int column) const {
     const uint32_t* const words = buffer(publication) + (chunk * columns_ + column) * kChunkWords;
     return reinterpret_cast<const Words4*>(words) + lane_index();
   }
   SEQKERNELS_DEVICE int stride() const { return columns_ * kChunkWords / 4; }
 
-  // This lane's part of some tiles of eight columns; perhaps not all there yet.
-  template <int kColumnTiles>
-  SEQKERNELS_DEVICE void load(Words4 (&vectors)[kColumnTiles], const Words4* part) const {
-    SEQKERNELS_UNROLL
-    for (int n = 0; n < kColumnTiles; ++n) vectors[n] = load_relaxed(part + n * kWarpSize, scope_);
+  // Perhaps not all there yet.
+  SEQKERNELS_DEVICE Words4 load(const Words4* part) const { return load_relaxed(part, scope_); }
+
+  // Spins until what `load` gave is there; whether it was not.
+  SEQKERNELS_DEVICE bool wait(Words4& vector, const Words4* part) const {
+    bool waited = false;
+    while (!is_complete(vector)) {
+      pause();
+      vector = load(part);
+      waited = true;
+    }
+    return waited;
   }
 
-  // Spins until what `load` gave this lane is there.
-  template <int kColumnTiles>
-  SEQKERNELS_DEVICE void wait(Words4 (&vectors)[kColumnTiles], const Words4* part) const {
-    SEQKERNELS_UNROLL
-    for (int n = 0; n < kColumnTiles; ++n)
-      while (!is_complete(vectors[n])) {
-        pause();
-        vectors[n] = load_relaxed(part + n * kWarpSize, scope_);
-      }
+  // Where word `word` of K in `column` is published, as words from the first buffer's beginning.
+  SEQKERNELS_DEVICE int place(int publication, uint32_t word, int column) const {
+    return publication % kBuffers * words_ + (static_cast<int>(word / kChunkWords) * columns_ + column) * kChunkWords +
+           static_cast<int>(word % kChunkWords);
   }
 
-  // Word `word` of K in `column`.
-  SEQKERNELS_DEVICE void publish(int publication, int word, int column, uint32_t value) const {
+  // With `kUnrolled`, stores to the members of a cluster are under way sooner, and want more registers.
+  template <bool kUnrolled>
+  SEQKERNELS_DEVICE void publish(int place, uint32_t value) const {
     if (value == kAbsent) value = kNaN;
-    uint32_t* const to =
-        buffer(publication) + (word / kChunkWords * columns_ + column) * kChunkWords + word % kChunkWords;
-    if (scope_ == Scope::kCluster)
-      for (int member = 0; member < members_; ++member) store_relaxed(peer_shared(to, member), value, scope_);
-    else
+    uint32_t* const to = buffers_ + place;
+    if (scope_ == Scope::kDevice) {
       store_relaxed(to, value, scope_);
+    } else if (kUnrolled) {
+      SEQKERNELS_UNROLL
+      for (int member = 0; member < kMaxCluster; ++member)
+        if (member < members_) store_relaxed(peer_shared(to, member), value, scope_);
+    } else {
+      for (int member = 0; member < members_; ++member) store_relaxed(peer_shared(to, member), value, scope_);
+    }
   }
 
   // Makes the buffer after the next one ready; shares of one buffer in global memory, or all of the block's own.

@@ -24,8 +24,13 @@ constexpr int kMaxQuarters = Weights::Product::kMaxTiles * kQuarters / kWarps;
 template <class Pass, class Operand>
 struct SharedLayout {
   using Weights = Slice<Operand, Pass::kTiles>;
-  // Of a column of partial sums: 4 mod 16, so that neither the MMA's result nor a quarter's columns meet in a bank.
+  // Partial sums are [column][unit][tile] where one access takes all tiles of a unit, else [column][tile][unit]. The stride of
+  // a column is 4 mod 16, so that neither the MMA's result nor a quarter's columns meet in a bank.
+  static constexpr int kTogether = Pass::kTiles == 4 ? 4 : 1;  // tiles
   static constexpr int kPartialStride = Pass::kTiles * kTileUnits + 4;
+  SEQKERNELS_DEVICE static constexpr int partial_at(int column, int tile, int unit) {
+    return column * kPartialStride + tile * kTileUnits + unit * kTogether;
+  }
   static_assert(Weights::kStage <= 2 * kTileColumns * kPartialStride);  // weights are staged where partial sums will be
 
   int chunks, chunks_per_warp;
@@ -64,6 +69,7 @@ class PersistentBlock {
   using Layout = SharedLayout<Pass, Operand>;
   using Weights = typename Layout::Weights;
   using Traits = OperandTraits<Operand>;
+  using Together = Words<Layout::kTogether>;  // partial sums of one access
 
  public:
   SEQKERNELS_DEVICE PersistentBlock(const Problem& problem, const Partition& part)
@@ -123,8 +129,8 @@ class PersistentBlock {
     const int left = (part_.columns - column) / kTileColumns;
     return left < part_.column_tiles ? left : part_.column_tiles;
   }
-  SEQKERNELS_DEVICE typename Pass::State& state_of(int quarter, int column) const {
-    return states_[(column / kTileColumns * part_.unit_groups * kQuarters + quarter) * kWarpSize + lane_index()];
+  SEQKERNELS_DEVICE int state_index(int quarter, int column) const {
+    return (column / kTileColumns * part_.unit_groups * kQuarters + quarter) * kWarpSize + lane_index();
   }
 
   SEQKERNELS_DEVICE void load_weights() {
@@ -169,7 +175,7 @@ class PersistentBlock {
       const int tiles = tiles_at(column);
       for (int quarter = warp_; quarter < part_.unit_groups * tiles * kQuarters; quarter += kWarps) {
         const Place at = place(Spot(quarter, tiles), column);
-        state_of(quarter, column) = exists(at) ? Pass::initial(p_, at) : typename Pass::State{};
+        states_[state_index(quarter, column)] = exists(at) ? Pass::initial(p_, at) : typename Pass::State{};
       }
     }
   }
@@ -189,34 +195,44 @@ class PersistentBlock {
         if (exists(at) && at.column < active) inputs[n] = Pass::load(p_, at, step);
       }
 
-    uint32_t* const partials = memory_ + turn * kWarps * layout_.partial;
+    // FFMA's steps are long enough to load in time, and its registers too few.
+    if constexpr (Weights::Product::kOnTensorCores)
+      if (!is_last && Pass::has_step(p_, iteration + 1)) prefetch_inputs(column, tiles, step + 1);
+
+    const int partials = turn * kWarps * layout_.partial;
     if (iteration > 0) {
       constexpr int kMost = Weights::Product::kMaxColumnTiles;
       static_assert(kMost <= 2);
       if (tiles < kMost)
-        multiply<1>(iteration - 1, column, partials + warp_ * layout_.partial);
+        multiply<1>(iteration - 1, column, memory_ + partials + warp_ * layout_.partial);
       else
-        multiply<kMost>(iteration - 1, column, partials + warp_ * layout_.partial);
+        multiply<kMost>(iteration - 1, column, memory_ + partials + warp_ * layout_.partial);
     }
+    // Of the first quarter alone: registers for more are not there, and for most plans there are no more. The branch is what
+    // keeps ptxas from moving all of it behind the barrier; for FFMA, it costs registers.
+    Ready first{};
+    if (!Weights::Product::kOnTensorCores || warp_ < quarters)
+      first = prepare(iteration, warp_, tiles, column, active, partials);
     block_barrier();
 
     typename Pass::Results results[kMaxQuarters<Weights>];
     SEQKERNELS_UNROLL
     for (int n = 0; n < kMaxQuarters<Weights>; ++n)
       if (const int quarter = warp_ + n * kWarps; quarter < quarters) {
-        const Spot spot(quarter, tiles);
-        const Place at = place(spot, column);
+        const Ready unit = n == 0 ? first : prepare(iteration, quarter, tiles, column, active, partials);
+        const typename Pass::Biases biases = biases_[unit.biases];
+        typename Pass::State state = states_[unit.state];
         float product[Pass::kTiles] = {}, published[Pass::kPublished];
-        if (iteration > 0) collect(reinterpret_cast<float*>(partials), spot, product);
-        typename Pass::State& state = state_of(quarter, column);
-        if (exists(at) && at.column < active)
-          results[n] = Pass::step(biases_[at.unit - first_unit_], inputs[n], product, state, published);
+        if (iteration > 0) collect(reinterpret_cast<const float*>(memory_) + unit.partials, product);
+        if (unit.has_step)
+          results[n] = Pass::step(biases, inputs[n], product, state, published);
         else
           Pass::idle(product, state, published);
         if (!is_last)
-          publish(iteration, at, published);
-        else if (exists(at))
+          publish(unit.publication, published);
+        else if (const Place at = place(Spot(quarter, tiles), column); exists(at))
           Pass::finish(p_, at, state);
+        states_[unit.state] = state;
       }
 
     if (!is_last && column + tiles * kTileColumns == part_.columns) exchange_.reset(iteration);
@@ -224,11 +240,36 @@ class PersistentBlock {
     for (int n = 0; n < kMaxQuarters<Weights>; ++n)
       if (const int quarter = warp_ + n * kWarps; quarter < quarters) {
         const Place at = place(Spot(quarter, tiles), column);
-        if (exists(at) && at.column < active) Pass::write_results(p_, at, step, results[n]);
+        if (exists(at) && at.column < active)
+          Pass::write_results(p_, at, step, states_[state_index(quarter, column)], results[n]);
       }
   }
 
-  // Leaves this warp's partial sums, [column][tile][unit].
+  SEQKERNELS_DEVICE void prefetch_inputs(int column, int tiles, int64_t step) const {
+    const int active = p_.shape.active(Pass::time_of(p_, direction_, step));
+    for (int quarter = warp_; quarter < part_.unit_groups * tiles * kQuarters; quarter += kWarps) {
+      const Place at = place(Spot(quarter, tiles), column);
+      if (exists(at) && at.column < active) Pass::template load<Prefetches>(p_, at, step);
+    }
+  }
+
+  // What a lane can know of its unit before the product is complete: less to do between a step's barrier and what it publishes.
+  struct Ready {
+    int has_step, partials, publication, state, biases;  // where these are, as values from their beginnings
+  };
+
+  SEQKERNELS_DEVICE Ready prepare(int iteration, int quarter, int tiles, int column, int active, int partials) const {
+    const Spot spot(quarter, tiles);
+    const Place at = place(spot, column);
+    return {settled(exists(at) && at.column < active),
+            settled(partials + spot.unit_group * part_.splits * layout_.partial +
+                    Layout::partial_at(spot.tile * kTileColumns + spot.column, 0, spot.unit)),
+            settled(exchange_.place(iteration, static_cast<uint32_t>(at.unit) / Traits::kPerWord,
+                                    at.column - first_column_)),
+            settled(state_index(quarter, column)), settled(at.unit - first_unit_)};
+  }
+
+  // Leaves this warp's partial sums.
   template <int kColumnTiles>
   SEQKERNELS_DEVICE void multiply(int publication, int column, uint32_t* partial) const {
     using Product = typename Weights::Product;
@@ -236,34 +277,63 @@ class PersistentBlock {
     slice_.multiply(exchange_, publication, column, partial, sum);
     const int group = Product::group(), member = Product::member();
     SEQKERNELS_UNROLL
-    for (int i = 0; i < Pass::kTiles * kColumnTiles * Product::kResults; ++i) {
-      const int tile = i / (kColumnTiles * Product::kResults), n = i / Product::kResults % kColumnTiles;
-      const int result = i % Product::kResults, unit = group + result / Product::kColumns * Product::kGroups;
+    for (int i = 0; i < kColumnTiles * Product::kResults; ++i) {
+      const int n = i / Product::kResults, result = i % Product::kResults;
+      const int unit = group + result / Product::kColumns * Product::kGroups;
       const int column = n * kTileColumns + member * Product::kColumns + result % Product::kColumns;
-      reinterpret_cast<float*>(partial)[column * Layout::kPartialStride + tile * kTileUnits + unit] =
-          sum[tile][n][result];
-    }
-  }
-
-  SEQKERNELS_DEVICE void collect(const float* partials, const Spot& spot, float (&product)[Pass::kTiles]) const {
-    const float* from = partials + spot.unit_group * part_.splits * layout_.partial +
-                        (spot.tile * kTileColumns + spot.column) * Layout::kPartialStride + spot.unit;
-    for (int split = 0; split < part_.splits; ++split, from += layout_.partial) {
       SEQKERNELS_UNROLL
-      for (int tile = 0; tile < Pass::kTiles; ++tile) product[tile] += from[tile * kTileUnits];
+      for (int tile = 0; tile < Pass::kTiles; tile += Layout::kTogether) {
+        Together words;
+        SEQKERNELS_UNROLL
+        for (int t = 0; t < Layout::kTogether; ++t) words.word[t] = bits_of(sum[tile + t][n][result]);
+        *reinterpret_cast<Together*>(partial + Layout::partial_at(column, tile, unit)) = words;
+      }
     }
   }
 
-  SEQKERNELS_DEVICE void publish(int publication, const Place& at, const float (&published)[Pass::kPublished]) const {
+  SEQKERNELS_DEVICE void collect(const float* partials, float (&product)[Pass::kTiles]) const {
+    switch (part_.splits) {
+      case 8:
+        add_up<4>(partials, product);
+        return add_up<4>(partials + 4 * layout_.partial, product);
+      case 4:
+        return add_up<4>(partials, product);
+      case 2:
+        return add_up<2>(partials, product);
+      default:
+        return add_up<1>(partials, product);
+    }
+  }
+
+  // All loads are under way at once, but for those of 8 splits, which would take too many registers.
+  template <int kSplits>
+  SEQKERNELS_DEVICE void add_up(const float* partials, float (&product)[Pass::kTiles]) const {
+    Together words[kSplits][Pass::kTiles / Layout::kTogether];
+    SEQKERNELS_UNROLL
+    for (int split = 0; split < kSplits; ++split) {
+      SEQKERNELS_UNROLL
+      for (int tile = 0; tile < Pass::kTiles; tile += Layout::kTogether)
+        words[split][tile / Layout::kTogether] =
+            *reinterpret_cast<const Together*>(partials + split * layout_.partial + tile * kTileUnits);
+    }
+    SEQKERNELS_UNROLL
+    for (int i = 0; i < kSplits * Pass::kTiles; ++i) {
+      const int split = i / Pass::kTiles, tile = i % Pass::kTiles;
+      product[tile] += float_of(words[split][tile / Layout::kTogether].word[tile % Layout::kTogether]);
+    }
+  }
+
+  SEQKERNELS_DEVICE void publish(int publication, const float (&published)[Pass::kPublished]) const {
+    constexpr bool kUnrolled = Weights::Product::kOnTensorCores;
+    const int stride = part_.units() / Traits::kPerWord * part_.columns;  // from one block of K to the next
     SEQKERNELS_UNROLL
     for (int block = 0; block < Pass::kPublished; ++block) {
-      const int k = block * part_.units() + at.unit, column = at.column - first_column_;
-      uint32_t word = Traits::bits(published[block]);
       if constexpr (Traits::kPerWord == 2) {
-        word |= shuffle_xor(word, 1) << 16;
-        if (lane_index() % 2 == 0) exchange_.publish(publication, k / 2, column, word);
+        const float neighbour = shuffle_xor(published[block], 1);
+        if (lane_index() % 2 == 0)
+          exchange_.publish<kUnrolled>(publication + block * stride, word_of<Operand>(published[block], neighbour));
       } else {
-        exchange_.publish(publication, k, column, word);
+        exchange_.publish<kUnrolled>(publication + block * stride, Traits::bits(published[block]));
       }
     }
   }

@@ -28,6 +28,21 @@ SEQKERNELS_DEVICE auto read(const void* base, int64_t index) {
   return to_real(static_cast<const T*>(base)[index]);
 }
 
+// How a pass's `load` gets at memory: it reads, or has what a later step will read fetched from far away.
+struct Reads {
+  template <class T>
+  static SEQKERNELS_DEVICE auto get(const void* base, int64_t index) {
+    return read<T>(base, index);
+  }
+};
+struct Prefetches {
+  template <class T>
+  static SEQKERNELS_DEVICE Real<T> get(const void* base, int64_t index) {
+    prefetch(static_cast<const T*>(base) + index);
+    return 0;
+  }
+};
+
 template <class T>
 SEQKERNELS_DEVICE void write(void* base, int64_t index, Real<T> value) {
   static_cast<T*>(base)[index] = from_real<T>(value);
@@ -95,19 +110,20 @@ struct Forward {
     return state;
   }
 
+  template <class Access = Reads>
   static SEQKERNELS_DEVICE Inputs load(const Problem& p, const Place& at, int64_t step) {
     const int64_t time = time_of(p, at.direction, step);
     // The rows at hand begin with the earliest time of these steps.
     const int64_t begin = at.direction == 0 ? p.first_step : p.shape.seq_len - p.first_step - p.steps;
     const int64_t row = p.shape.first_row(time) - p.shape.first_row(begin) + at.column;
-    const R* const gates = static_cast<const R*>(p.input_gates[at.direction]) + row * Cell::kGates * p.shape.hidden;
     Inputs inputs;
-    for (int g = 0; g < Cell::kGates; ++g) inputs.gates[g] = gates[static_cast<int64_t>(g) * p.shape.hidden + at.unit];
+    for (int g = 0; g < Cell::kGates; ++g)
+      inputs.gates[g] =
+          Access::template get<R>(p.input_gates[at.direction], (row * Cell::kGates + g) * p.shape.hidden + at.unit);
     return inputs;
   }
 
-  struct Results {
-    R h, c;
+  struct Results {  // but for the state
     R saved[kSaved];
   };
 
@@ -120,21 +136,22 @@ struct Forward {
     }
     const cells::State<V> now = Cell::forward(input_gates, hidden_gates, cells::State<V>{state.h, state.c}, saved);
     Results results;
-    results.h = published[0] = state.h = to_real(from_real<T>(now.h.v));
-    if constexpr (Cell::kHasCellState) results.c = state.c = now.c.v;
+    published[0] = state.h = to_real(from_real<T>(now.h.v));
+    if constexpr (Cell::kHasCellState) state.c = now.c.v;
     for (int k = 0; k < Cell::kSaved; ++k) results.saved[k] = saved[k].v;
     return results;
   }
 
-  static SEQKERNELS_DEVICE void write_results(const Problem& p, const Place& at, int64_t step, const Results& results) {
+  static SEQKERNELS_DEVICE void write_results(const Problem& p, const Place& at, int64_t step, const State& state,
+                                              const Results& results) {
     const int64_t row = p.shape.first_row(time_of(p, at.direction, step)) + at.column;
-    write<T>(p.output, output_index(p.shape, at, row), results.h);
+    write<T>(p.output, output_index(p.shape, at, row), state.h);
     if constexpr (Cell::kSaved > 0)
       if (p.gates)
         for (int k = 0; k < Cell::kSaved; ++k)
           write<T>(p.gates, saved_index(p.shape, at, row, Cell::kSaved, k), results.saved[k]);
     if constexpr (Cell::kHasCellState)
-      if (p.cells) static_cast<R*>(p.cells)[saved_index(p.shape, at, row, 1, 0)] = results.c;
+      if (p.cells) static_cast<R*>(p.cells)[saved_index(p.shape, at, row, 1, 0)] = state.c;
   }
 
   static SEQKERNELS_DEVICE void idle(const R (&)[kTiles], State& state, R (&published)[kPublished]) {
@@ -189,6 +206,7 @@ struct Backward {
     return p.shape.time_of(direction, p.shape.seq_len - 1 - step);
   }
 
+  template <class Access = Reads>
   static SEQKERNELS_DEVICE Inputs load(const Problem& p, const Place& at, int64_t step) {
     const Shape& shape = p.shape;
     const int64_t time = time_of(p, at.direction, step), before = at.direction == 0 ? time - 1 : time + 1;
@@ -197,18 +215,18 @@ struct Backward {
     const bool inner = before >= 0 && before < shape.seq_len && at.column < shape.active(before);
     const int64_t row_before = inner ? shape.first_row(before) + at.column : 0;
     Inputs inputs{};
-    if (p.grad_output) inputs.grad_output = read<T>(p.grad_output, output_index(shape, at, row));
+    if (p.grad_output) inputs.grad_output = Access::template get<T>(p.grad_output, output_index(shape, at, row));
     for (int k = 0; k < Cell::kSaved; ++k)
-      inputs.saved[k] = read<T>(p.gates, saved_index(shape, at, row, Cell::kSaved, k));
+      inputs.saved[k] = Access::template get<T>(p.gates, saved_index(shape, at, row, Cell::kSaved, k));
     if constexpr (Cell::kBackwardReadsH) {
-      inputs.now.h = read<T>(p.output, output_index(shape, at, row));
-      inputs.prev.h =
-          inner ? read<T>(p.output, output_index(shape, at, row_before)) : read<T>(p.h0, state_index(shape, at));
+      inputs.now.h = Access::template get<T>(p.output, output_index(shape, at, row));
+      inputs.prev.h = inner ? Access::template get<T>(p.output, output_index(shape, at, row_before))
+                            : Access::template get<T>(p.h0, state_index(shape, at));
     }
     if constexpr (Cell::kHasCellState) {
-      inputs.now.c = read<R>(p.cells, saved_index(shape, at, row, 1, 0));
-      inputs.prev.c =
-          inner ? read<R>(p.cells, saved_index(shape, at, row_before, 1, 0)) : read<T>(p.c0, state_index(shape, at));
+      inputs.now.c = Access::template get<R>(p.cells, saved_index(shape, at, row, 1, 0));
+      inputs.prev.c = inner ? Access::template get<R>(p.cells, saved_index(shape, at, row_before, 1, 0))
+                            : Access::template get<T>(p.c0, state_index(shape, at));
     }
     return inputs;
   }
@@ -231,7 +249,8 @@ struct Backward {
     return results;
   }
 
-  static SEQKERNELS_DEVICE void write_results(const Problem& p, const Place& at, int64_t step, const Results& results) {
+  static SEQKERNELS_DEVICE void write_results(const Problem& p, const Place& at, int64_t step, const State&,
+                                              const Results& results) {
     const int64_t row = p.shape.first_row(time_of(p, at.direction, step)) + at.column;
     for (int g = 0; g < Cell::kGates; ++g) {
       const int64_t index = ((row * p.shape.directions + at.direction) * Cell::kGates + g) * p.shape.hidden + at.unit;

@@ -91,8 +91,8 @@ class TensorProduct : public LaneShare<4> {
 
    private:
     static constexpr int kMmas = 2;
-    // Sums that do not wait for one another: with two warps to a scheduler, four MMAs are under way.
-    static constexpr int kChains = kTiles == 1 ? 2 : 1;
+    // Sums that do not wait for one another: an MMA takes about as long as five that follow upon each other.
+    static constexpr int kChains = kTiles == 1 ? 4 / kColumnTiles : 1;
     float sums_[kChains][kTiles][kColumnTiles][kResults] = {};
   };
 };
@@ -114,7 +114,7 @@ class FfmaProduct : public LaneShare<kTiles == 1 ? 8 : 4> {
   // Fewer than above, for lanes have at least four times as many sums.
   static constexpr int kMaxTiles = kTiles == 4 ? 2 : 4, kMaxColumnTiles = 1;
   static constexpr int kResident = 12 / kTiles;       // in 96 registers
-  static constexpr int kAhead = kTiles == 1 ? 4 : 1;  // with more tiles, a chunk's FFMAs take longer than its load
+  static constexpr int kAhead = kTiles == 1 ? 2 : 1;  // with more tiles, a chunk's FFMAs take longer than its load
   static constexpr int kStage = kStagedChunks * kTileColumns * kChunkWords;
   static constexpr bool kCopies = true;
 

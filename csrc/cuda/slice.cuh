@@ -58,22 +58,31 @@ class Slice {
     const Words4* const parts = exchange.part(publication, first_chunk_, column);
     const int stride = exchange.stride();
     constexpr int kTurns = kSlots < 2 ? 2 : kSlots;
-    // `turn` is chunk % kTurns; spelled out, since registers need an index that the compiler knows.
-    const auto fetch = [&](int turn, int chunk) {
-      if (chunk < chunks_) exchange.load(vectors[turn % kSlots], parts + chunk * stride);
+    // `turn` is chunk % kTurns; spelled out, since registers need an index that the compiler knows. Asks for vectors `begin`
+    // to `end` from those of this chunk on, which are at `part`.
+    const auto fetch = [&](const Words4* part, int turn, int chunk, int begin, int end) {
+      SEQKERNELS_UNROLL
+      for (int i = begin; i < end; ++i)
+        if (chunk + i / kColumnTiles < chunks_)
+          vectors[(turn + i / kColumnTiles) % kSlots][i % kColumnTiles] =
+              exchange.load(part + i / kColumnTiles * stride + i % kColumnTiles * kWarpSize);
     };
     // fragment(quad, tile): this lane's words of the weights.
     const auto add = [&](int turn, int chunk, const auto& fragment) {
       if (chunk >= chunks_) return;
-      exchange.wait(vectors[turn % kSlots], parts + chunk * stride);
+      SEQKERNELS_UNROLL
+      for (int n = 0; n < kColumnTiles; ++n)
+        // Who had to wait asked too early for the others under way, too: again, at once and not one after another.
+        if (exchange.wait(vectors[turn % kSlots][n], parts + chunk * stride + n * kWarpSize))
+          fetch(anew(parts + chunk * stride), turn, chunk, n + 1, kSlots * kColumnTiles);
+      const Words4* const next = parts + (chunk + kSlots) * stride;
       sums.take(turn, vectors[turn % kSlots]);
-      if (Product::kCopies) fetch(turn, chunk + kSlots);
+      if (Product::kCopies) fetch(next, turn, chunk + kSlots, 0, kColumnTiles);
       sums.add(turn, vectors[turn % kSlots], fragment);
-      if (!Product::kCopies) fetch(turn, chunk + kSlots);
+      if (!Product::kCopies) fetch(next, turn, chunk + kSlots, 0, kColumnTiles);
     };
 
-    SEQKERNELS_UNROLL
-    for (int c = 0; c < kSlots; ++c) fetch(c, c);
+    fetch(parts, 0, 0, 0, kSlots * kColumnTiles);
     SEQKERNELS_UNROLL
     for (int c = 0; c < kResident; ++c)
       add(c % kTurns, c, [&](int quad, int tile) -> const auto& { return resident_[c][quad][tile]; });

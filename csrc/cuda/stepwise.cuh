@@ -29,7 +29,7 @@ SEQKERNELS_KERNEL SEQKERNELS_LAUNCH_BOUNDS(kStepThreads, 1)
     if (Pass::has_step(p, iteration) && at.column < p.shape.active(Pass::time_of(p, at.direction, step))) {
       const auto results =
           Pass::step(Pass::load_biases(p, at.direction, at.unit), Pass::load(p, at, step), product, state, published);
-      Pass::write_results(p, at, step, results);
+      Pass::write_results(p, at, step, state, results);
     } else {
       Pass::idle(product, state, published);
       // The next product may leave out rows that have no step.

@@ -133,6 +133,15 @@ inline void store_relaxed(uint32_t* to, uint32_t word, Scope scope, Where where 
 
 inline void fence(Scope) { emulator::store_held(); }
 
+inline int settled(int value) { return value; }
+template <class T>
+T* anew(T* address) {
+  return address;
+}
+
+// Has the address checked.
+inline void prefetch(const void* word) { (void)*static_cast<const volatile char*>(word); }
+
 inline void pause(Where where = Where::current()) { emulator::pause(where); }
 
 // ---------------------------------------------------------------- tensor cores
