@@ -149,20 +149,40 @@ def work_table(cases: list[Info]) -> str:
     return table([head, *rows])
 
 
+def groups(cases: list[Info], by_dtype: bool) -> dict[str, list[Info]]:
+    """Cases by what the summary tells apart: work and cell, and dtype or, for all cells, what is special."""
+    found: dict[str, list[Info]] = {}
+    for work, cell in itertools.product(WORKS, CELLS):
+        for info in of(cases, work=work, cell=cell):
+            dtype, packed = info["case"]["dtype"], info["case"]["variant"].startswith("packed")
+            if by_dtype:
+                title = f"{cell.upper()} {work} {dtype}"
+            elif packed or dtype != "float32":
+                title = f"{'packed' if packed else dtype} {work}"
+            else:
+                title = f"{cell.upper()} {work}"
+            found.setdefault(title, []).append(info)
+    return dict(sorted(found.items(), key=lambda group: group[0][0].islower()))  # cells first
+
+
+def mean_speedup(speedups: Iterable[dict[str, float]]) -> str:
+    """Of the medians, and in how many the peer is faster."""
+    ratios = [speedup["median"] for speedup in speedups]
+    slower = sum(ratio < 1 for ratio in ratios)
+    return f"{geometric_mean(ratios):.2f} ({slower} of {len(ratios)})" if ratios else "–"
+
+
 def summary(cases: list[Info], by_dtype: bool = False) -> str:
-    """Geometric means over the cases of each work, cell and maybe dtype; how many the peer is faster in."""
+    """Geometric means over the cases of each group, how many the peer is faster in, and over whoever is the best."""
     peers = peers_of(cases)
-    rows = [["geometric mean", "cases", *(f"speedup over {peer} (slower in)" for peer in peers)]]
-    dtypes = list(dict.fromkeys(info["case"]["dtype"] for info in cases)) if by_dtype else [""]
-    for work, cell, dtype in itertools.product(WORKS, CELLS, dtypes):
-        some = of(cases, work=work, cell=cell, **({"dtype": dtype} if dtype else {}))
-        if some:
-            cells = []
-            for peer in peers:
-                ratios = [info["speedup"][peer]["median"] for info in some if peer in info["speedup"]]
-                slower = sum(ratio < 1 for ratio in ratios)
-                cells.append(f"{geometric_mean(ratios):.2f} ({slower} of {len(ratios)})" if ratios else "–")
-            rows.append([" ".join(filter(None, (cell.upper(), work, dtype))), str(len(some)), *cells])
+    best = ["over the best of them"] if len(peers) > 1 else []
+    rows = [["geometric mean", "cases", *(f"speedup over {peer} (slower in)" for peer in peers), *best]]
+    for title, some in groups(cases, by_dtype).items():
+        cells = [mean_speedup(info["speedup"][peer] for info in some if peer in info["speedup"]) for peer in peers]
+        if best:
+            least = (min(info["speedup"].values(), key=lambda speedup: speedup["median"]) for info in some)
+            cells.append(mean_speedup(least))
+        rows.append([title, str(len(some)), *cells])
     return table(rows)
 
 

@@ -61,6 +61,7 @@ struct Problem {
   Weights weights[2];
   char* gates;      // [D, R, kSaved, Hp] or null: nothing is saved
   char* cells;      // [D, R, Hp] compute type, or null
+  int threads;      // no team has more members
   char* workspace;  // as many bytes as forward_workspace() or backward_workspace() say
   Team* team;
 };

@@ -1,6 +1,9 @@
 #include "memory.h"
 
+#include <algorithm>
+#include <array>
 #include <cstdlib>
+#include <mutex>
 #include <new>
 #include <utility>
 
@@ -16,39 +19,70 @@ Memory new_memory(int64_t bytes) {
   constexpr size_t kHugePage = 2 << 20, kCacheLine = 64;
   const auto wanted = static_cast<size_t>(bytes);
   const size_t alignment = wanted >= kHugePage ? kHugePage : kCacheLine;
-  const size_t size = (wanted + alignment - 1) / alignment * alignment;
-  void* const memory = std::aligned_alloc(alignment, size);
-  if (!memory && size > 0) throw std::bad_alloc();
+  // Huge pages for whole ones, and for what fills most of one.
+  const size_t huge = (wanted + kHugePage / 2) / kHugePage * kHugePage;
+  const size_t size = std::max((wanted + kCacheLine - 1) / kCacheLine * kCacheLine, alignment == kHugePage ? huge : 0);
+  void* memory = nullptr;
+  if (size > 0 && posix_memalign(&memory, alignment, size) != 0) throw std::bad_alloc();
 #if defined(__linux__)
-  if (alignment == kHugePage) madvise(memory, size, MADV_HUGEPAGE);  // a hint: it may be refused
+  if (alignment == kHugePage) madvise(memory, huge, MADV_HUGEPAGE);  // a hint: it may be refused
 #endif
   return Memory(static_cast<char*>(memory));
 }
 
 namespace {
 
-constexpr int64_t kKeptBytes = 16 << 20;
+constexpr int64_t kKeptBytes = 64 << 20;
 
-struct Spare {
-  int64_t bytes = 0;
-  Memory memory;
+// What calls that have ended leave to later ones, on whatever thread. Nobody waits for it: who finds it in use does without, as
+// does a process that was forked meanwhile.
+class Spares {
+ public:
+  // The smallest that is large enough, or none.
+  Spare take(int64_t bytes) {
+    const std::unique_lock lock(mutex_, std::try_to_lock);
+    if (!lock || bytes == 0) return {};
+    Spare* best = nullptr;
+    for (Spare& spare : spares_)
+      if (spare.bytes >= bytes && (!best || spare.bytes < best->bytes)) best = &spare;
+    // What a caller who finds none gives back will be of more use than the largest of these.
+    Spare spare = remove(best ? *best : *std::max_element(spares_.begin(), spares_.end(), is_smaller));
+    return best ? std::move(spare) : Spare();
+  }
+
+  void give(Spare spare) {
+    const std::unique_lock lock(mutex_, std::try_to_lock);
+    if (!lock || bytes_ + spare.bytes > kKeptBytes) return;
+    Spare& smallest = *std::min_element(spares_.begin(), spares_.end(), is_smaller);
+    remove(smallest);
+    bytes_ += spare.bytes;
+    smallest = std::move(spare);
+  }
+
+ private:
+  static bool is_smaller(const Spare& a, const Spare& b) { return a.bytes < b.bytes; }
+
+  Spare remove(Spare& spare) {
+    bytes_ -= spare.bytes;
+    return std::exchange(spare, Spare());
+  }
+
+  std::mutex mutex_;
+  std::array<Spare, 16> spares_;  // empty ones have no bytes
+  int64_t bytes_ = 0;
 };
-thread_local Spare spare;
+
+Spares& spares() {
+  static Spares* const all = new Spares;  // never destroyed: threads may outlive main
+  return *all;
+}
 
 }  // namespace
 
-Scratch::Scratch(int64_t bytes) : bytes_(bytes) {
-  if (spare.bytes >= bytes) {
-    bytes_ = std::exchange(spare.bytes, 0);
-    memory_ = std::move(spare.memory);
-  } else {
-    spare = {};
-    memory_ = new_memory(bytes);
-  }
+Scratch::Scratch(int64_t bytes) : memory_(spares().take(bytes)) {
+  if (memory_.bytes < bytes) memory_ = {bytes, new_memory(bytes)};
 }
 
-Scratch::~Scratch() {
-  if (bytes_ <= kKeptBytes && bytes_ > spare.bytes) spare = {bytes_, std::move(memory_)};
-}
+Scratch::~Scratch() { spares().give(std::move(memory_)); }
 
 }  // namespace seqkernels

@@ -16,8 +16,13 @@ using Memory = std::unique_ptr<char[], FreeMemory>;
 // fault instead of 512, the hardware prefetches across all of them, and they lie evenly in the sets of a cache.
 Memory new_memory(int64_t bytes);
 
-// Memory for the time of a call. Each thread keeps what its last call had, up to 16 MB, for the next one: else the system
-// would take the pages back and clear them anew every time.
+struct Spare {
+  int64_t bytes = 0;
+  Memory memory;
+};
+
+// Memory for the time of a call. It is kept for later calls, up to 64 MB in the process: else the system would take the
+// pages back and clear them anew every time. Calls that follow each other, such as forward and backward, share it.
 class Scratch {
  public:
   explicit Scratch(int64_t bytes);
@@ -25,11 +30,10 @@ class Scratch {
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
-  char* get() const { return memory_.get(); }
+  char* get() const { return memory_.memory.get(); }
 
  private:
-  int64_t bytes_;
-  Memory memory_;
+  Spare memory_;
 };
 
 }  // namespace seqkernels

@@ -14,13 +14,13 @@ void run_team(int threads, int barriers, const Body& body) {
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 
-// `work` is in multiply-adds. The problem's workspace and team are set here.
+// `work` is in multiply-adds. The problem's threads, workspace and team are set here.
 template <class Problem>
 void run_kernel(Problem problem, double work, int64_t (*workspace)(const Problem&),
                 void (*kernel)(const Problem&, Member)) {
+  const int threads = problem.threads = team_threads(work), barriers = 1 + 2 + 2 * threads;
   const Scratch scratch(workspace(problem));
   problem.workspace = scratch.get();
-  const int threads = team_threads(work), barriers = 1 + 2 + 2 * threads;
   run_team(threads, barriers, [&](Team* team, Member member) {
     Problem own = problem;
     own.team = team;
