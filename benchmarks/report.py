@@ -165,23 +165,27 @@ def groups(cases: list[Info], by_dtype: bool) -> dict[str, list[Info]]:
     return dict(sorted(found.items(), key=lambda group: group[0][0].islower()))  # cells first
 
 
+def median_of(speedup: dict[str, float]) -> float:
+    return speedup["median"]
+
+
 def mean_speedup(speedups: Iterable[dict[str, float]]) -> str:
     """Of the medians, and in how many the peer is faster."""
-    ratios = [speedup["median"] for speedup in speedups]
+    ratios = list(map(median_of, speedups))
     slower = sum(ratio < 1 for ratio in ratios)
     return f"{geometric_mean(ratios):.2f} ({slower} of {len(ratios)})" if ratios else "–"
 
 
 def summary(cases: list[Info], by_dtype: bool = False) -> str:
-    """Geometric means over the cases of each group, how many the peer is faster in, and over whoever is the best."""
+    """Geometric means over the cases of each group, and in how many the peer, or the best one, is faster."""
     peers = peers_of(cases)
     best = ["over the best of them"] if len(peers) > 1 else []
     rows = [["geometric mean", "cases", *(f"speedup over {peer} (slower in)" for peer in peers), *best]]
     for title, some in groups(cases, by_dtype).items():
-        cells = [mean_speedup(info["speedup"][peer] for info in some if peer in info["speedup"]) for peer in peers]
+        speedups = [info["speedup"] for info in some]
+        cells = [mean_speedup(of_case[peer] for of_case in speedups if peer in of_case) for peer in peers]
         if best:
-            least = (min(info["speedup"].values(), key=lambda speedup: speedup["median"]) for info in some)
-            cells.append(mean_speedup(least))
+            cells.append(mean_speedup(min(of_case.values(), key=median_of) for of_case in speedups))
         rows.append([title, str(len(some)), *cells])
     return table(rows)
 

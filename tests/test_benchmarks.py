@@ -135,6 +135,22 @@ def test_report_says_where_memory_is_unknown() -> None:
     assert older.startswith("# Performance on CPUs\n")
 
 
+def test_summary_of_the_best_peer() -> None:
+    """Of each cell, with what is special apart: whoever is the faster of the peers in a case counts there."""
+    ratio = {value: {"q25": value, "median": value, "q75": value} for value in (0.5, 2.0, 8.0)}
+    cases = [
+        info("a", speedup={"torch.nn": ratio[2.0], "onnxruntime": ratio[8.0]}),
+        info("b", speedup={"torch.nn": ratio[2.0], "onnxruntime": ratio[0.5]}),
+        info("c"),
+    ]
+    cases[2]["case"]["dtype"] = "bfloat16"
+    lines = report.summary(cases).splitlines()
+    assert lines[2:] == [
+        "| LSTM training | 2 | 2.00 (0 of 2) | 2.00 (1 of 2) | 1.00 (1 of 2) |",
+        "| bfloat16 training | 1 | 2.00 (0 of 1) | – | 2.00 (0 of 1) |",
+    ]
+
+
 def test_report_says_what_all_are_held_to() -> None:
     held_by = {"SEQKERNELS_CPU_ISA": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
     text = report.report([info("a")], MACHINE | {"held_by": held_by}, {}, "x")
