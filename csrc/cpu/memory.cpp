@@ -52,7 +52,7 @@ class Spares {
 
   void give(Spare spare) {
     const std::unique_lock lock(mutex_, std::try_to_lock);
-    if (!lock || bytes_ + spare.bytes > kKeptBytes) return;
+    if (!lock || spare.bytes == 0 || bytes_ + spare.bytes > kKeptBytes) return;
     Spare& smallest = *std::min_element(spares_.begin(), spares_.end(), is_smaller);
     remove(smallest);
     bytes_ += spare.bytes;
