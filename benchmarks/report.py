@@ -30,6 +30,7 @@ WORKS = {
 }
 CELLS = ("lstm", "gru", "rnn")
 COUNTED_TO = 0.5e6  # bytes, to which a peak of memory is known
+FILLS_A_TILE = 8  # sequences, from which on products are limited by arithmetic and not by memory
 
 Info = dict[str, Any]  # one case, as bench_layers.py describes it
 
@@ -122,6 +123,30 @@ def memory_legend(cases: list[Info]) -> list[str]:
         f" own (`benchmarks/memory.py`): {ratio:.2f} of torch.nn's in the geometric mean. It is counted to"
         f" some hundred KB, and in bold where it is more than torch.nn's by over {COUNTED_TO / 1e6:g} MB, in"
         f" {sum(map(needs_more, some))} of {len(some)}."
+    ]
+
+
+def limit_line(cases: list[Info]) -> list[str]:
+    """How far the speedup over the best peer could go: what it would be, had ours run at GEMM's rate."""
+    parts = []
+    for cell in CELLS:
+        some = [
+            info
+            for info in of(cases, cell=cell, dtype="float32")
+            if "share_of_gemm" in info
+            and info["case"]["batch"] >= FILLS_A_TILE
+            and not info["case"]["variant"].startswith("packed")
+        ]
+        best = [min(map(median_of, info["speedup"].values())) for info in some]
+        if some:
+            limits = (ratio / info["share_of_gemm"] for ratio, info in zip(best, some, strict=True))
+            parts.append(f"{cell.upper()} {geometric_mean(best):.2f} of {geometric_mean(limits):.2f}")
+    if not parts:
+        return []
+    return [
+        f"Where GEMM's rate is the limit, in float32 with B ≥ {FILLS_A_TILE}: geometric means of the speedup over"
+        " the best peer, and of what it would be had ours run at that rate from the first operation to the"
+        f" last, with cells, packing and saving taking no time: {', '.join(parts)}."
     ]
 
 
@@ -317,7 +342,8 @@ def report(cases: list[Info], machine: dict[str, Any], commit: dict[str, Any], n
         some = of(cases, work=work)
         if some:
             command = [] if on_gpu(machine) else [f"`{bench} ARGS='-k {work.replace(' ', '-')}'`"]
-            parts += [f"## {title}", *command, *memory_legend(some), work_table(some)]
+            limit = limit_line(some) if work in ("inference", "training") else []
+            parts += [f"## {title}", *command, *limit, *memory_legend(some), work_table(some)]
     scaling = [*scaling_table(cases, "step"), *scaling_table(cases, "sequence")]
     parts += ["## Scaling", "`make bench ARGS='-k more'`", *scaling] if scaling else []
     return "\n\n".join([*parts, f"![speedups]({name}.png)"]) + "\n"

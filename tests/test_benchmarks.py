@@ -99,7 +99,14 @@ def test_peaks_of_training() -> None:
 def info(title: str, **more: Any) -> dict[str, Any]:
     speedup = {"q25": 2.0, "median": 2.0, "q75": 2.0}
     return {
-        "case": {"title": title, "work": "training", "cell": "lstm", "dtype": "float32", "variant": ""},
+        "case": {
+            "title": title,
+            "work": "training",
+            "cell": "lstm",
+            "dtype": "float32",
+            "variant": "",
+            "batch": 8,
+        },
         "seconds": {OURS: {"median": 1e-3}},
         "speedup": {"torch.nn": speedup},
         "gemm_gflops": 100.0,
@@ -124,6 +131,7 @@ def test_report_shows_memory_and_marks_losses() -> None:
     assert "| 5.3 (5.1) | 50.0 |" in text
     assert "1.25 of torch.nn's in the geometric mean" in text
     assert "by over 0.5 MB, in 1 of 2." in text
+    assert "taking no time: LSTM 2.00 of 4.00." in text  # at half the rate of GEMM
 
 
 def test_report_says_where_memory_is_unknown() -> None:
