@@ -144,9 +144,9 @@ def limit_line(cases: list[Info]) -> list[str]:
     if not parts:
         return []
     return [
-        f"Where GEMM's rate is the limit, in float32 with B ≥ {FILLS_A_TILE}: geometric means of the speedup over"
-        " the best peer, and of what it would be had ours run at that rate from the first operation to the"
-        f" last, with cells, packing and saving taking no time: {', '.join(parts)}."
+        f"Where GEMM's rate is the limit, in float32 with B ≥ {FILLS_A_TILE}: geometric means of the speedup"
+        " over the best peer, and of what it would be had ours run at that rate from the first operation to"
+        f" the last, with cells, packing and saving taking no time: {', '.join(parts)}."
     ]
 
 
