@@ -62,6 +62,15 @@ def peers_of(cases: list[Info]) -> list[str]:
     return list(dict.fromkeys(peer for info in cases for peer in info["speedup"]))
 
 
+def median_of(speedup: dict[str, float]) -> float:
+    return speedup["median"]
+
+
+def least_speedup(info: Info) -> dict[str, float]:
+    """Over the peer that is the best in this case."""
+    return min(info["speedup"].values(), key=median_of)
+
+
 def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3g}" if seconds < 1 else f"{seconds * 1e3:.0f}"
 
@@ -137,7 +146,7 @@ def limit_line(cases: list[Info]) -> list[str]:
             and info["case"]["batch"] >= FILLS_A_TILE
             and not info["case"]["variant"].startswith("packed")
         ]
-        best = [min(map(median_of, info["speedup"].values())) for info in some]
+        best = [median_of(least_speedup(info)) for info in some]
         if some:
             limits = (ratio / info["share_of_gemm"] for ratio, info in zip(best, some, strict=True))
             parts.append(f"{cell.upper()} {geometric_mean(best):.2f} of {geometric_mean(limits):.2f}")
@@ -156,9 +165,7 @@ def work_table(cases: list[Info]) -> str:
     speedups = [f"speedup over {peer}" for peer in peers]
     head = ["case", "ms", *speedups, *memory_column(cases[0]), *rate_columns(cases[0])]
     rows = []
-    for info in sorted(
-        cases, key=lambda info: min(speedup["median"] for speedup in info["speedup"].values())
-    ):
+    for info in sorted(cases, key=lambda info: median_of(least_speedup(info))):
         cells = []
         for peer in peers:
             ratio = info["speedup"].get(peer)
@@ -190,10 +197,6 @@ def groups(cases: list[Info], by_dtype: bool) -> dict[str, list[Info]]:
     return dict(sorted(found.items(), key=lambda group: group[0][0].islower()))  # cells first
 
 
-def median_of(speedup: dict[str, float]) -> float:
-    return speedup["median"]
-
-
 def mean_speedup(speedups: Iterable[dict[str, float]]) -> str:
     """Of the medians, and in how many the peer is faster."""
     ratios = list(map(median_of, speedups))
@@ -210,7 +213,7 @@ def summary(cases: list[Info], by_dtype: bool = False) -> str:
         speedups = [info["speedup"] for info in some]
         cells = [mean_speedup(of_case[peer] for of_case in speedups if peer in of_case) for peer in peers]
         if best:
-            cells.append(mean_speedup(min(of_case.values(), key=median_of) for of_case in speedups))
+            cells.append(mean_speedup(map(least_speedup, some)))
         rows.append([title, str(len(some)), *cells])
     return table(rows)
 
@@ -342,8 +345,8 @@ def report(cases: list[Info], machine: dict[str, Any], commit: dict[str, Any], n
         some = of(cases, work=work)
         if some:
             command = [] if on_gpu(machine) else [f"`{bench} ARGS='-k {work.replace(' ', '-')}'`"]
-            limit = limit_line(some) if work in ("inference", "training") else []
-            parts += [f"## {title}", *command, *limit, *memory_legend(some), work_table(some)]
+            legends = [*limit_line(some), *memory_legend(some)]
+            parts += [f"## {title}", *command, *legends, work_table(some)]
     scaling = [*scaling_table(cases, "step"), *scaling_table(cases, "sequence")]
     parts += ["## Scaling", "`make bench ARGS='-k more'`", *scaling] if scaling else []
     return "\n\n".join([*parts, f"![speedups]({name}.png)"]) + "\n"
