@@ -8,18 +8,20 @@
 namespace seqkernels::SEQKERNELS_ISA {
 
 template <class T>
-SEQKERNELS_INLINE Vec<T> absolute(Vec<T> x) {
-  using I = typename Ieee<T>::Int;
-  const typename Vec<T>::RawInt bits = (typename Vec<T>::RawInt)x.raw;
-  return Vec<T>((typename Vec<T>::Raw)(bits & ~((I)1 << (sizeof(T) * 8 - 1))));
+SEQKERNELS_INLINE typename Vec<T>::RawInt bits_of(Vec<T> x) {
+  return (typename Vec<T>::RawInt)x.raw;
+}
+template <class T>
+SEQKERNELS_INLINE Vec<T> from_bits(typename Vec<T>::RawInt bits) {
+  return Vec<T>((typename Vec<T>::Raw)bits);
 }
 
-// |magnitude| with the sign of x.
 template <class T>
-SEQKERNELS_INLINE Vec<T> copy_sign(Vec<T> magnitude, Vec<T> x) {
-  using RawInt = typename Vec<T>::RawInt;
-  const RawInt sign = (RawInt)x.raw & ((typename Ieee<T>::Int)1 << (sizeof(T) * 8 - 1));
-  return Vec<T>((typename Vec<T>::Raw)((RawInt)absolute(magnitude).raw | sign));
+constexpr typename Ieee<T>::Int kSignBit = typename Ieee<T>::Int(1) << (sizeof(T) * 8 - 1);
+
+template <class T>
+SEQKERNELS_INLINE Vec<T> absolute(Vec<T> x) {
+  return from_bits<T>(bits_of(x) & ~kSignBit<T>);
 }
 
 // Limits that let NaN through (x86's min and max return their second operand then).
@@ -28,6 +30,9 @@ SEQKERNELS_INLINE Vec<T> at_most(Vec<T> x, T limit) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4)
     return Vec<T>((typename Vec<T>::Raw)_mm512_min_ps((__m512)Vec<T>(limit).raw, (__m512)x.raw));
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4)
+    return Vec<T>((typename Vec<T>::Raw)_mm256_min_ps((__m256)Vec<T>(limit).raw, (__m256)x.raw));
 #endif
   return Vec<T>(x.raw > Vec<T>(limit).raw ? Vec<T>(limit).raw : x.raw);
 }
@@ -36,62 +41,62 @@ SEQKERNELS_INLINE Vec<T> at_least(Vec<T> x, T limit) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4)
     return Vec<T>((typename Vec<T>::Raw)_mm512_max_ps((__m512)Vec<T>(limit).raw, (__m512)x.raw));
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4)
+    return Vec<T>((typename Vec<T>::Raw)_mm256_max_ps((__m256)Vec<T>(limit).raw, (__m256)x.raw));
 #endif
   return Vec<T>(x.raw < Vec<T>(limit).raw ? Vec<T>(limit).raw : x.raw);
 }
 
-// 2^n for exponents of normal numbers.
-template <class T>
-SEQKERNELS_INLINE Vec<T> power_of_two(typename Vec<T>::RawInt n) {
-  return Vec<T>((typename Vec<T>::Raw)((n + Ieee<T>::kBias) << Ieee<T>::kMantissa));
+// kScale^k / k!, the Taylor coefficients of e^(kScale r).
+template <int kScale, class T>
+constexpr T coefficient(int k) {
+  double c = 1;
+  for (int i = 1; i <= k; ++i) c *= double(kScale) / i;
+  return T(c);
 }
 
-constexpr double kInverseFactorial[] = {
-    1.,        1.,         1. / 2,      1. / 6,       1. / 24,       1. / 120,       1. / 720,
-    1. / 5040, 1. / 40320, 1. / 362880, 1. / 3628800, 1. / 39916800, 1. / 479001600, 1. / 6227020800};
+// sum over k >= kFirst of kScale^k / k! r^(k - kFirst).
+template <int kScale, int kFirst, class T>
+SEQKERNELS_INLINE Vec<T> series(Vec<T> r) {
+  Vec<T> sum = coefficient<kScale, T>(Ieee<T>::kTaylor);
+#pragma GCC unroll 16
+  for (int k = Ieee<T>::kTaylor - 1; k >= kFirst; --k) sum = sum * r + Vec<T>(coefficient<kScale, T>(k));
+  return sum;
+}
 
-// x = n ln 2 + r with |r| <= ln 2 / 2: n, also as an integer, and expm1(r) by its Taylor series.
-template <class T>
+// e^(kScale x) = 2^n e^(kScale r) with |kScale r| <= ln 2 / 2, for an x that is already limited.
+template <int kScale, class T>
 struct Exponent {
-  Vec<T> n;
-  typename Vec<T>::RawInt integer;
-  Vec<T> expm1;
+  using F = Ieee<T>;
+  static constexpr int kUnit = F::kBias;  // the exponent bits of 1
+
+  typename Vec<T>::RawInt shifted;  // its low bits are those of n + offset
+  Vec<T> r;
+
+  SEQKERNELS_INLINE Exponent(Vec<T> x, int offset) {
+    const Vec<T> round(F::kRound + T(offset));
+    const Vec<T> sum = x * Vec<T>(T(kScale * 1.44269504088896340736)) + round;
+    const Vec<T> n = sum - round;
+    shifted = bits_of(sum);
+    r = x - n * Vec<T>(F::kLn2Hi / kScale) - n * Vec<T>(F::kLn2Lo / kScale);
+  }
+
+  // 2^(n + offset - kUnit), which must be a normal number.
+  SEQKERNELS_INLINE Vec<T> power() const { return from_bits<T>(shifted << F::kMantissa); }
 };
 
 template <class T>
-SEQKERNELS_INLINE Exponent<T> reduce_exponent(Vec<T> x) {
-  using F = Ieee<T>;
-  using RawInt = typename Vec<T>::RawInt;
-  const Vec<T> round(F::kRound);
-  const Vec<T> shifted = x * Vec<T>(T(1.44269504088896340736)) + round;
-  const Vec<T> n = shifted - round;
-  const Vec<T> r = x - n * Vec<T>(F::kLn2Hi) - n * Vec<T>(F::kLn2Lo);
-  Vec<T> sum = T(kInverseFactorial[F::kTaylor]);
-#pragma GCC unroll 16
-  for (int k = F::kTaylor - 1; k >= 2; --k) sum = sum * r + Vec<T>(T(kInverseFactorial[k]));
-  return {n, (RawInt)shifted.raw - (RawInt)round.raw, r + r * r * sum};
-}
-
-// exp of an x that is already limited to what the format holds.
-template <class T>
-SEQKERNELS_INLINE Vec<T> exp_limited(Vec<T> x) {
-  const Exponent<T> e = reduce_exponent(x);
-  const Vec<T> mantissa = Vec<T>(T(1)) + e.expm1;
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4)
-    return Vec<T>((typename Vec<T>::Raw)_mm512_scalef_ps((__m512)mantissa.raw, (__m512)e.n.raw));
-#endif
-  // In two factors: 2^n itself need not be a normal number.
-  const typename Vec<T>::RawInt half = e.integer >> 1;
-  return mantissa * power_of_two<T>(half) * power_of_two<T>(e.integer - half);
-}
-
-template <class T>
 SEQKERNELS_INLINE Vec<T> exp(Vec<T> x) {
-  return exp_limited(at_least(at_most(x, Ieee<T>::kExpMax), Ieee<T>::kExpMin));
+  using F = Ieee<T>;
+  const Exponent<1, T> e(at_least(at_most(x, F::kExpMax), F::kExpMin), 0);
+  // In two factors: 2^n itself need not be a normal number.
+  const typename Vec<T>::RawInt n = e.shifted - bits_of(Vec<T>(F::kRound)), half = n >> 1;
+  return series<1, 0>(e.r) * from_bits<T>((half + F::kBias) << F::kMantissa) *
+         from_bits<T>((n - half + F::kBias) << F::kMantissa);
 }
 
-// a / b for 1 <= b < 2^64: on AVX-512 an estimate to 2^-14 and one correction, a fraction of a division's cycles.
+// a / b for normal numbers: on AVX-512 an estimate to 2^-14 and one correction, a fraction of a division's cycles.
 template <class T>
 SEQKERNELS_INLINE Vec<T> divide(Vec<T> a, Vec<T> b) {
 #if defined(__AVX512F__)
@@ -104,20 +109,25 @@ SEQKERNELS_INLINE Vec<T> divide(Vec<T> a, Vec<T> b) {
   return a / b;
 }
 
+// 1 / (1 + e^-x), both sides of the fraction scaled down so that e^-x does not overflow where the result is a denormal.
 template <class T>
 SEQKERNELS_INLINE Vec<T> sigmoid(Vec<T> x) {
-  const Vec<T> e = exp_limited(at_least(-absolute(x), Ieee<T>::kExpMin)), one(T(1));
-  return divide(Vec<T>(x.raw < Vec<T>(T(0)).raw ? e.raw : one.raw), one + e);
+  using F = Ieee<T>;
+  constexpr int kDown = F::kSigmoidShift;
+  const Exponent<-1, T> e(at_least(at_most(x, F::kSigmoidMax), F::kExpMin), Exponent<-1, T>::kUnit - kDown);
+  const Vec<T> one = from_bits<T>(typename Vec<T>::RawInt{} + ((typename F::Int)(F::kBias - kDown) << F::kMantissa));
+  return divide(one, series<-1, 0>(e.r) * e.power() + one);
 }
 
 // tanh |x| = expm1(2|x|) / (expm1(2|x|) + 2)
 template <class T>
 SEQKERNELS_INLINE Vec<T> tanh(Vec<T> x) {
-  const Vec<T> a = at_most(absolute(x), Ieee<T>::kTanhMax);
-  const Exponent<T> e = reduce_exponent(a + a);
-  const Vec<T> scale = power_of_two<T>(e.integer);
-  const Vec<T> expm1 = e.expm1 * scale + (scale - Vec<T>(T(1)));
-  return copy_sign(divide(expm1, expm1 + Vec<T>(T(2))), x);
+  using F = Ieee<T>;
+  const Exponent<2, T> e(at_most(absolute(x), F::kTanhMax), Exponent<2, T>::kUnit);
+  const Vec<T> one(T(1)), two(T(2)), power = e.power();
+  const Vec<T> expm1_r = e.r * e.r * series<2, 2>(e.r) + (e.r + e.r);
+  const Vec<T> expm1 = expm1_r * power + (power - one);
+  return from_bits<T>(bits_of(divide(expm1, expm1 + two)) | (bits_of(x) & kSignBit<T>));
 }
 
 template <class T>

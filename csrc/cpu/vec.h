@@ -43,7 +43,8 @@ struct Ieee<float> {
   static constexpr int kMantissa = 23, kBias = 127, kTaylor = 7;
   static constexpr float kRound = 0x1.8p23f;  // x + kRound - kRound rounds x to an integer
   static constexpr float kLn2Hi = 0x1.63p-1f, kLn2Lo = -0x1.bd0106p-13f;
-  static constexpr float kExpMin = -110, kExpMax = 90, kTanhMax = 10;
+  static constexpr float kExpMin = -110, kExpMax = 90, kTanhMax = 10, kSigmoidMax = 40;
+  static constexpr int kSigmoidShift = 40;
 };
 template <>
 struct Ieee<double> {
@@ -53,7 +54,8 @@ struct Ieee<double> {
   static constexpr int kMantissa = 52, kBias = 1023, kTaylor = 13;
   static constexpr double kRound = 0x1.8p52;
   static constexpr double kLn2Hi = 0x1.62e42feep-1, kLn2Lo = 0x1.a39ef35793c76p-33;
-  static constexpr double kExpMin = -760, kExpMax = 720, kTanhMax = 22;
+  static constexpr double kExpMin = -760, kExpMax = 720, kTanhMax = 22, kSigmoidMax = 60;
+  static constexpr int kSigmoidShift = 100;
 };
 
 template <class T>
