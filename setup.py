@@ -44,9 +44,14 @@ AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c"]
 AVX512_FLAGS = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
 # Instruction set -> its one file and flags. The rest of csrc is compiled for the baseline of the platform.
 CPU_TARGETS = {"baseline": ("csrc/cpu/kernels_default.cpp", KERNEL_FLAGS)}
+EMULATED_TARGETS = {"csrc/cpu/kernels_emulated_bf16.cpp": KERNEL_FLAGS}
 if platform.machine().lower() in ("x86_64", "amd64"):
     CPU_TARGETS["avx2"] = ("csrc/cpu/kernels_avx2.cpp", KERNEL_FLAGS + AVX2_FLAGS)
     CPU_TARGETS["avx512"] = ("csrc/cpu/kernels_avx512.cpp", KERNEL_FLAGS + AVX512_FLAGS)
+    CPU_TARGETS["avx512bf16"] = (
+        "csrc/cpu/kernels_avx512bf16.cpp",
+        [*KERNEL_FLAGS, *AVX512_FLAGS, "-mavx512bf16"],
+    )
 
 # Cards with compute capability 8.x, 9.0 and 10.0; all later ones compile the PTX when a kernel is first used.
 CUDA_TARGETS = ("sm_80", "sm_90a", "sm_100a", "compute_100")
@@ -211,7 +216,7 @@ class NinjaBuildExt(cpp_extension.BuildExtension):
         ]
         # First what takes longest.
         flags_of: dict[str, list[str]] = {source: [] for source in cuda_sources}
-        flags_of |= dict(CPU_TARGETS.values())
+        flags_of |= dict(CPU_TARGETS.values()) | EMULATED_TARGETS
         flags_of |= {source: [] for source in sources("*.cpp") + sources("cpu/*.cpp")} | flags_of
         user_flags = shlex.split(os.environ.get("CXXFLAGS", ""))
         cxx = cxx_compiler() + COMMON_FLAGS + defines + includes

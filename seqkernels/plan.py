@@ -142,7 +142,7 @@ def explain(module: torch.nn.Module, x: Tensor | PackedSequence, hx: State = Non
         return _explain_cuda(cell, module, x, data)
     if device_type != "cpu":
         return Explanation("native", f"{device_type} {cell}")
-    return Explanation("native", f"cpu/{_C.cpu_isa()} {cell}", _slower_isa())
+    return Explanation("native", f"cpu/{_C.cpu_isa()} {cell}", _slower_isa(data.dtype))
 
 
 def _explain_cuda(
@@ -209,13 +209,15 @@ def cuda_plans(
     return sorted(plans, key=lambda p: (p["name"] != wanted, p["obstacle"] != "", p["cycles"]))
 
 
-def _slower_isa() -> list[str]:
-    """Why the CPU kernels do not use the best instruction set that exists for them."""
+def _slower_isa(dtype: torch.dtype) -> list[str]:
+    """Why the CPU kernels do not use the best instruction set that exists for them and this dtype."""
     in_use, runnable, built = _C.cpu_isa(), _C.cpu_isas(), BUILD_CONFIG["cpu_targets"]
     reasons = []
-    for isa in ("avx512", "avx2"):
+    for isa in ("avx512bf16", "avx512", "avx2"):
         if isa == in_use:
             break
+        if isa == "avx512bf16" and dtype != torch.bfloat16:
+            continue
         if isa in runnable:
             reasons.append(f"{isa}: SEQKERNELS_CPU_ISA={in_use} is set")
         elif isa in built:

@@ -30,8 +30,10 @@ from seqkernels._ops import BUILD_CONFIG
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() and BUILD_CONFIG["cuda_targets"] else [])
+# Computes in bfloat16 as CPUs do that have instructions for it.
+EMULATED = f"cpu/{_C.emulated_cpu_isa()}"
 # What is best on each device, once for each instruction set.
-BEST_TARGETS = [f"cpu/{isa}" for isa in _C.cpu_isas()] + DEVICES[1:]
+BEST_TARGETS = [f"cpu/{isa}" for isa in _C.cpu_isas()] + [EMULATED] + DEVICES[1:]
 TARGETS = BEST_TARGETS + [f"{gpu}/{plan}" for gpu in DEVICES[1:] for plan in PLANS]
 
 # The largest error (`error_of`) a result may have; float64 says what is right for the same (rounded) inputs.
@@ -166,6 +168,21 @@ def target(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """Each device, the CPU once for each instruction set that it can run, the GPU also once for each plan."""
     with running_on(request.param) as device:
         yield device
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is emulated for bfloat16 is, for other dtypes, an instruction set that has its own tests."""
+    repeated = [item for item in items if EMULATED in parameters(item) and dtypes(item) - {torch.bfloat16}]
+    config.hook.pytest_deselected(items=repeated)
+    items[:] = [item for item in items if item not in set(repeated)]
+
+
+def parameters(item: pytest.Item) -> list[Any]:
+    return list(item.callspec.params.values()) if isinstance(item, pytest.Function) and hasattr(item, "callspec") else []
+
+
+def dtypes(item: pytest.Item) -> set[torch.dtype]:
+    return {value for value in parameters(item) if isinstance(value, torch.dtype)}
 
 
 @pytest.hookimpl(wrapper=True)

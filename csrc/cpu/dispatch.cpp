@@ -16,6 +16,19 @@ struct Isa {
   bool available;
 };
 
+// An ISA's kernels with those that another one has for bfloat16.
+KernelTable extended(KernelTable table, const Bf16Kernels& bf16) {
+  table.isa = bf16.isa;
+  for (int cell = 0; cell < int(CellKind::kCount); ++cell) table.cells[cell][int(DType::kBFloat16)] = bf16.cells[cell];
+  return table;
+}
+
+// Runs everywhere, and is for tests alone.
+const KernelTable& emulated_bf16() {
+  static const KernelTable table = extended(baseline_kernels(), emulated_bf16_kernels());
+  return table;
+}
+
 // Best last.
 const std::vector<Isa>& isas() {
   static const std::vector<Isa> all = [] {
@@ -29,6 +42,8 @@ const std::vector<Isa>& isas() {
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     list.push_back({avx2_kernels(), avx2});
     list.push_back({avx512_kernels(), avx512});
+    static const KernelTable avx512bf16 = extended(avx512_kernels(), avx512bf16_kernels());
+    list.push_back({avx512bf16, avx512 && __builtin_cpu_supports("avx512bf16")});
 #endif
     return list;
   }();
@@ -43,6 +58,7 @@ std::string names(bool only_available) {
 }
 
 const KernelTable* find(const std::string& name, const char* source) {
+  if (name == emulated_bf16().isa) return &emulated_bf16();
   for (const Isa& isa : isas())
     if (name == isa.table.isa) {
       if (isa.available) return &isa.table;
@@ -82,6 +98,8 @@ std::vector<std::string> available_cpu_isas() {
     if (isa.available) list.emplace_back(isa.table.isa);
   return list;
 }
+
+std::string emulated_cpu_isa() { return emulated_bf16().isa; }
 
 void set_cpu_isa(const std::string& isa) { current() = find(isa, "set_cpu_isa"); }
 

@@ -125,8 +125,16 @@ struct KernelTable {
   void (*math)(MathFunction, DType, const void* x, void* y, int64_t n);
 };
 
+// What an ISA offers that extends another one for bfloat16 alone.
+struct Bf16Kernels {
+  const char* isa;
+  CellKernels cells[int(CellKind::kCount)];
+};
+
 const KernelTable& baseline_kernels();
 const KernelTable& avx2_kernels();
 const KernelTable& avx512_kernels();
+const Bf16Kernels& avx512bf16_kernels();
+const Bf16Kernels& emulated_bf16_kernels();
 
 }  // namespace seqkernels

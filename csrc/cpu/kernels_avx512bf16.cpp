@@ -1,0 +1,5 @@
+#define SEQKERNELS_ISA avx512bf16
+#define SEQKERNELS_ISA_NAME "avx512bf16"
+#include "kernels_bf16.inc"
+
+const seqkernels::Bf16Kernels& seqkernels::avx512bf16_kernels() { return avx512bf16::kTable; }
