@@ -338,8 +338,10 @@ def report(cases: list[Info], machine: dict[str, Any], commit: dict[str, Any], n
         summary(cases, by_dtype=on_gpu(machine)),
     ]
     if isa:
-        parts[2] += (
-            " The float32 part of the grid, without ONNX Runtime, which cannot be held to an instruction set."
+        parts[2] += " The float32 part of the grid" + (
+            "."
+            if len(peers_of(cases)) > 1
+            else ", without ONNX Runtime, which cannot be held to an instruction set."
         )
     for work, title in WORKS.items():
         some = of(cases, work=work)

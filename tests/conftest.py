@@ -178,7 +178,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def parameters(item: pytest.Item) -> list[Any]:
-    return list(item.callspec.params.values()) if isinstance(item, pytest.Function) and hasattr(item, "callspec") else []
+    return (
+        list(item.callspec.params.values())
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+        else []
+    )
 
 
 def dtypes(item: pytest.Item) -> set[torch.dtype]:
