@@ -172,9 +172,9 @@ def target(request: pytest.FixtureRequest) -> Iterator[torch.device]:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What is emulated for bfloat16 is, for other dtypes, an instruction set that has its own tests."""
-    repeated = [item for item in items if EMULATED in parameters(item) and dtypes(item) - {torch.bfloat16}]
-    config.hook.pytest_deselected(items=repeated)
-    items[:] = [item for item in items if item not in set(repeated)]
+    repeated = {item for item in items if EMULATED in parameters(item) and dtypes(item) - {torch.bfloat16}}
+    config.hook.pytest_deselected(items=list(repeated))
+    items[:] = [item for item in items if item not in repeated]
 
 
 def parameters(item: pytest.Item) -> list[Any]:

@@ -223,6 +223,15 @@ def test_nan_and_infinity_stay_in_their_sequence(cell: str, dtype: torch.dtype, 
     assert torch.equal(output[3:, 1, 19:], clean[3:, 1, 19:])
 
 
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell != "relu"])
+def test_infinity_saturates_the_gates(cell: str, dtype: torch.dtype, target: torch.device) -> None:
+    problem = small(cell, dtype=dtype, device=target)
+    problem.x[1, 1, 0] = torch.inf
+    expected = problem.expected()
+    assert expected["output"].isfinite().all()
+    assert_close(problem.forward()[0], expected["output"], dtype)
+
+
 def test_memory_of_the_kernels_is_poisoned(dtype: torch.dtype, device: torch.device) -> None:
     """The fixture `poison` reaches aten::new_empty, with which the C++ side allocates."""
     x = torch.zeros(1, dtype=dtype, device=device)

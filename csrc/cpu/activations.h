@@ -69,7 +69,6 @@ SEQKERNELS_INLINE Vec<T> series(Vec<T> r) {
 template <int kScale, class T>
 struct Exponent {
   using F = Ieee<T>;
-  static constexpr int kUnit = F::kBias;  // the exponent bits of 1
 
   typename Vec<T>::RawInt shifted;  // its low bits are those of n + offset
   Vec<T> r;
@@ -82,7 +81,7 @@ struct Exponent {
     r = x - n * Vec<T>(F::kLn2Hi / kScale) - n * Vec<T>(F::kLn2Lo / kScale);
   }
 
-  // 2^(n + offset - kUnit), which must be a normal number.
+  // 2^(n + offset - kBias), which must be a normal number.
   SEQKERNELS_INLINE Vec<T> power() const { return from_bits<T>(shifted << F::kMantissa); }
 };
 
@@ -114,7 +113,7 @@ template <class T>
 SEQKERNELS_INLINE Vec<T> sigmoid(Vec<T> x) {
   using F = Ieee<T>;
   constexpr int kDown = F::kSigmoidShift;
-  const Exponent<-1, T> e(at_least(at_most(x, F::kSigmoidMax), F::kExpMin), Exponent<-1, T>::kUnit - kDown);
+  const Exponent<-1, T> e(at_least(at_most(x, F::kSigmoidMax), F::kExpMin), F::kBias - kDown);
   const Vec<T> one = from_bits<T>(typename Vec<T>::RawInt{} + ((typename F::Int)(F::kBias - kDown) << F::kMantissa));
   return divide(one, series<-1, 0>(e.r) * e.power() + one);
 }
@@ -123,7 +122,7 @@ SEQKERNELS_INLINE Vec<T> sigmoid(Vec<T> x) {
 template <class T>
 SEQKERNELS_INLINE Vec<T> tanh(Vec<T> x) {
   using F = Ieee<T>;
-  const Exponent<2, T> e(at_most(absolute(x), F::kTanhMax), Exponent<2, T>::kUnit);
+  const Exponent<2, T> e(at_most(absolute(x), F::kTanhMax), F::kBias);
   const Vec<T> one(T(1)), two(T(2)), power = e.power();
   const Vec<T> expm1_r = e.r * e.r * series<2, 2>(e.r) + (e.r + e.r);
   const Vec<T> expm1 = expm1_r * power + (power - one);

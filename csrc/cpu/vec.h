@@ -22,7 +22,7 @@
 
 namespace seqkernels::SEQKERNELS_ISA {
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(SEQKERNELS_EMULATE_AVX512)
 constexpr int kVectorBytes = 64, kVectorRegisters = 32;
 #elif defined(__AVX2__)
 constexpr int kVectorBytes = 32, kVectorRegisters = 16;
