@@ -24,28 +24,31 @@ SEQKERNELS_INLINE Vec<T> absolute(Vec<T> x) {
   return from_bits<T>(bits_of(x) & ~kSignBit<T>);
 }
 
-// Limits that let NaN through (x86's min and max return their second operand then).
+// a < b ? a : b and a > b ? a : b, so that where one is NaN the result is b.
+template <class T>
+SEQKERNELS_INLINE Vec<T> lesser(Vec<T> a, Vec<T> b) {
+  return Vec<T>(a.raw < b.raw ? a.raw : b.raw);
+}
+template <class T>
+SEQKERNELS_INLINE Vec<T> greater(Vec<T> a, Vec<T> b) {
+  return Vec<T>(a.raw > b.raw ? a.raw : b.raw);
+}
+#if defined(__AVX512F__)
+SEQKERNELS_INLINE VecF lesser(VecF a, VecF b) { return (VecF::Raw)_mm512_min_ps((__m512)a.raw, (__m512)b.raw); }
+SEQKERNELS_INLINE VecF greater(VecF a, VecF b) { return (VecF::Raw)_mm512_max_ps((__m512)a.raw, (__m512)b.raw); }
+#elif defined(__AVX2__)
+SEQKERNELS_INLINE VecF lesser(VecF a, VecF b) { return (VecF::Raw)_mm256_min_ps((__m256)a.raw, (__m256)b.raw); }
+SEQKERNELS_INLINE VecF greater(VecF a, VecF b) { return (VecF::Raw)_mm256_max_ps((__m256)a.raw, (__m256)b.raw); }
+#endif
+
+// Limits that let NaN through.
 template <class T>
 SEQKERNELS_INLINE Vec<T> at_most(Vec<T> x, T limit) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4)
-    return Vec<T>((typename Vec<T>::Raw)_mm512_min_ps((__m512)Vec<T>(limit).raw, (__m512)x.raw));
-#elif defined(__AVX2__)
-  if constexpr (sizeof(T) == 4)
-    return Vec<T>((typename Vec<T>::Raw)_mm256_min_ps((__m256)Vec<T>(limit).raw, (__m256)x.raw));
-#endif
-  return Vec<T>(x.raw > Vec<T>(limit).raw ? Vec<T>(limit).raw : x.raw);
+  return lesser(Vec<T>(limit), x);
 }
 template <class T>
 SEQKERNELS_INLINE Vec<T> at_least(Vec<T> x, T limit) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4)
-    return Vec<T>((typename Vec<T>::Raw)_mm512_max_ps((__m512)Vec<T>(limit).raw, (__m512)x.raw));
-#elif defined(__AVX2__)
-  if constexpr (sizeof(T) == 4)
-    return Vec<T>((typename Vec<T>::Raw)_mm256_max_ps((__m256)Vec<T>(limit).raw, (__m256)x.raw));
-#endif
-  return Vec<T>(x.raw < Vec<T>(limit).raw ? Vec<T>(limit).raw : x.raw);
+  return greater(Vec<T>(limit), x);
 }
 
 // kScale^k / k!, the Taylor coefficients of e^(kScale r).
