@@ -42,17 +42,19 @@ KERNEL_FLAGS = ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 KERNEL_FLAGS += ["-fschedule-insns", "-fsched-pressure"]
 AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c"]
 AVX512_FLAGS = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
+AVX512_BF16_FLAGS = [*AVX512_FLAGS, "-mavx512bf16"]
+AMX_FLAGS = [*AVX512_BF16_FLAGS, "-mamx-tile", "-mamx-bf16"]
 # Instruction set -> its one file and flags. The rest of csrc is compiled for the baseline of the platform.
 CPU_TARGETS = {"baseline": ("csrc/cpu/kernels_default.cpp", KERNEL_FLAGS)}
-# Its vectors are wider than the platform's: how they are passed is nobody else's business.
-EMULATED_TARGETS = {"csrc/cpu/kernels_emulated_bf16.cpp": [*KERNEL_FLAGS, "-Wno-psabi"]}
+# Their vectors are wider than the platform's: how they are passed is nobody else's business.
+EMULATED_TARGETS = {
+    f"csrc/cpu/kernels_emulated_{isa}.cpp": [*KERNEL_FLAGS, "-Wno-psabi"] for isa in ("avx512bf16", "amx")
+}
 if platform.machine().lower() in ("x86_64", "amd64"):
     CPU_TARGETS["avx2"] = ("csrc/cpu/kernels_avx2.cpp", KERNEL_FLAGS + AVX2_FLAGS)
     CPU_TARGETS["avx512"] = ("csrc/cpu/kernels_avx512.cpp", KERNEL_FLAGS + AVX512_FLAGS)
-    CPU_TARGETS["avx512bf16"] = (
-        "csrc/cpu/kernels_avx512bf16.cpp",
-        [*KERNEL_FLAGS, *AVX512_FLAGS, "-mavx512bf16"],
-    )
+    CPU_TARGETS["avx512bf16"] = ("csrc/cpu/kernels_avx512bf16.cpp", KERNEL_FLAGS + AVX512_BF16_FLAGS)
+    CPU_TARGETS["amx"] = ("csrc/cpu/kernels_amx.cpp", KERNEL_FLAGS + AMX_FLAGS)
 
 # Cards with compute capability 8.x, 9.0 and 10.0; all later ones compile the PTX when a kernel is first used.
 CUDA_TARGETS = ("sm_80", "sm_90a", "sm_100a", "compute_100")

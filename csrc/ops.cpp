@@ -142,7 +142,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_config", &build_config, "What this binary was built with.");
   m.def("cpu_isa", [] { return std::string(cpu_kernels().isa); }, "The ISA whose kernels run.");
   m.def("cpu_isas", &available_cpu_isas, "Every ISA this machine can run, best last.");
-  m.def("emulated_cpu_isa", &emulated_cpu_isa, "avx512bf16 on any CPU, for tests.");
+  m.def("emulated_cpu_isas", &emulated_cpu_isas, "avx512bf16 and amx on any CPU, for tests.");
   m.def("set_cpu_isa", &set_cpu_isa, pybind11::arg("isa"), "Run the kernels of this ISA from now on.");
   define_direct(m);
 #if defined(SEQKERNELS_CUDA_TARGETS)

@@ -213,10 +213,10 @@ def _slower_isa(dtype: torch.dtype) -> list[str]:
     """Why the CPU kernels do not use the best instruction set that exists for them and this dtype."""
     in_use, runnable, built = _C.cpu_isa(), _C.cpu_isas(), BUILD_CONFIG["cpu_targets"]
     reasons = []
-    for isa in ("avx512bf16", "avx512", "avx2"):
+    for isa in ("amx", "avx512bf16", "avx512", "avx2"):
         if isa == in_use:
             break
-        if isa == "avx512bf16" and dtype != torch.bfloat16:
+        if isa in ("amx", "avx512bf16") and dtype != torch.bfloat16:
             continue
         if isa in runnable:
             reasons.append(f"{isa}: SEQKERNELS_CPU_ISA={in_use} is set")

@@ -30,10 +30,10 @@ from seqkernels._ops import BUILD_CONFIG
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() and BUILD_CONFIG["cuda_targets"] else [])
-# Computes in bfloat16 as CPUs do that have instructions for it.
-EMULATED = f"cpu/{_C.emulated_cpu_isa()}"
+# Compute in bfloat16 as CPUs do that have instructions for it.
+EMULATED = [f"cpu/{isa}" for isa in _C.emulated_cpu_isas()]
 # What is best on each device, once for each instruction set.
-BEST_TARGETS = [f"cpu/{isa}" for isa in _C.cpu_isas()] + [EMULATED] + DEVICES[1:]
+BEST_TARGETS = [f"cpu/{isa}" for isa in _C.cpu_isas()] + EMULATED + DEVICES[1:]
 TARGETS = BEST_TARGETS + [f"{gpu}/{plan}" for gpu in DEVICES[1:] for plan in PLANS]
 
 # The largest error (`error_of`) a result may have; float64 says what is right for the same (rounded) inputs.
@@ -172,7 +172,8 @@ def target(request: pytest.FixtureRequest) -> Iterator[torch.device]:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What is emulated for bfloat16 is, for other dtypes, an instruction set that has its own tests."""
-    repeated = {item for item in items if EMULATED in parameters(item) and dtypes(item) - {torch.bfloat16}}
+    emulated = [item for item in items if any(isa in parameters(item) for isa in EMULATED)]
+    repeated = {item for item in emulated if dtypes(item) - {torch.bfloat16}}
     config.hook.pytest_deselected(items=list(repeated))
     items[:] = [item for item in items if item not in repeated]
 

@@ -2,6 +2,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 #include <atomic>
@@ -12,7 +16,7 @@ namespace seqkernels {
 namespace {
 
 struct Isa {
-  const KernelTable& table;
+  KernelTable table;
   bool available;
 };
 
@@ -23,11 +27,27 @@ KernelTable extended(KernelTable table, const Bf16Kernels& bf16) {
   return table;
 }
 
-// Runs everywhere, and is for tests alone.
-const KernelTable& emulated_bf16() {
-  static const KernelTable table = extended(baseline_kernels(), emulated_bf16_kernels());
-  return table;
+// Run everywhere, and are for tests alone.
+const std::vector<KernelTable>& emulated_isas() {
+  static const std::vector<KernelTable> all = {extended(baseline_kernels(), emulated_avx512bf16_kernels()),
+                                               extended(baseline_kernels(), emulated_amx_kernels())};
+  return all;
 }
+
+#if defined(__x86_64__)
+// Whether there are tile registers with bfloat16 products, and the system lets this process use them: Linux wants to be asked.
+bool has_amx() {
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+  unsigned a, b, c, d = 0;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kAmxBf16) || !(d & kAmxTile)) return false;
+#if defined(__linux__)
+  constexpr int kRequestState = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA
+  return syscall(SYS_arch_prctl, kRequestState, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 // Best last.
 const std::vector<Isa>& isas() {
@@ -40,10 +60,11 @@ const std::vector<Isa>& isas() {
     const bool avx2 = f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    const bool avx512bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
     list.push_back({avx2_kernels(), avx2});
     list.push_back({avx512_kernels(), avx512});
-    static const KernelTable avx512bf16 = extended(avx512_kernels(), avx512bf16_kernels());
-    list.push_back({avx512bf16, avx512 && __builtin_cpu_supports("avx512bf16")});
+    list.push_back({extended(avx512_kernels(), avx512bf16_kernels()), avx512bf16});
+    list.push_back({extended(avx512_kernels(), amx_kernels()), avx512bf16 && has_amx()});
 #endif
     return list;
   }();
@@ -58,7 +79,8 @@ std::string names(bool only_available) {
 }
 
 const KernelTable* find(const std::string& name, const char* source) {
-  if (name == emulated_bf16().isa) return &emulated_bf16();
+  for (const KernelTable& table : emulated_isas())
+    if (name == table.isa) return &table;
   for (const Isa& isa : isas())
     if (name == isa.table.isa) {
       if (isa.available) return &isa.table;
@@ -99,7 +121,11 @@ std::vector<std::string> available_cpu_isas() {
   return list;
 }
 
-std::string emulated_cpu_isa() { return emulated_bf16().isa; }
+std::vector<std::string> emulated_cpu_isas() {
+  std::vector<std::string> list;
+  for (const KernelTable& table : emulated_isas()) list.emplace_back(table.isa);
+  return list;
+}
 
 void set_cpu_isa(const std::string& isa) { current() = find(isa, "set_cpu_isa"); }
 

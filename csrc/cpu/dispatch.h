@@ -12,8 +12,8 @@ const KernelTable& cpu_kernels();
 std::vector<std::string> compiled_cpu_isas();
 std::vector<std::string> available_cpu_isas();
 
-// One that every CPU runs, for tests alone: it is never chosen by itself, and not among those above.
-std::string emulated_cpu_isa();
+// Those that every CPU runs, for tests alone: never chosen by themselves, and not among those above.
+std::vector<std::string> emulated_cpu_isas();
 
 // Throws std::invalid_argument where `isa` is unknown or this CPU does not have it.
 void set_cpu_isa(const std::string& isa);

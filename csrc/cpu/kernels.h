@@ -135,6 +135,8 @@ const KernelTable& baseline_kernels();
 const KernelTable& avx2_kernels();
 const KernelTable& avx512_kernels();
 const Bf16Kernels& avx512bf16_kernels();
-const Bf16Kernels& emulated_bf16_kernels();
+const Bf16Kernels& amx_kernels();
+const Bf16Kernels& emulated_avx512bf16_kernels();
+const Bf16Kernels& emulated_amx_kernels();
 
 }  // namespace seqkernels

@@ -1,0 +1,6 @@
+#define SEQKERNELS_ISA amx
+#define SEQKERNELS_ISA_NAME "amx"
+#define SEQKERNELS_BF16_FORMAT PairTiles
+#include "kernels_bf16.inc"
+
+const seqkernels::Bf16Kernels& seqkernels::amx_kernels() { return amx::kTable; }
