@@ -18,6 +18,7 @@ from benchmarks.race import OURS, Call
 
 TORCH, ONNX, GEMM = "torch.nn", "onnxruntime", "gemm"
 TORCH_HALF = "torch.nn float16"
+OURS_WIDE = f"{OURS} float32"
 LAYERS = {
     "lstm": (nn.LSTM, seqkernels.FusedLSTM, nn.LSTMCell, seqkernels.FusedLSTMCell),
     "gru": (nn.GRU, seqkernels.FusedGRU, nn.GRUCell, seqkernels.FusedGRUCell),
@@ -123,7 +124,8 @@ class Problem:
         return train
 
     def contestants(self) -> dict[str, Call]:
-        """Everybody who can run the case, and the matrix product that tells what the machine gives."""
+        """Everybody who can run the case, ours in float32 beside bfloat16, and the matrix product that tells what
+        the machine gives."""
         a, b = torch.randn(2, GEMM_SIZE, GEMM_SIZE).to(self.dtype)
         product = torch.empty_like(a)
         calls: dict[str, Call] = {OURS: self.run(self.ours), TORCH: self.run(self.theirs)}
@@ -131,6 +133,9 @@ class Problem:
         if onnx and not HELD_BACK:  # nothing holds its kernels
             session = onnx_call(self)
             calls |= {ONNX: session} if session else {}
+        if self.dtype == torch.bfloat16:
+            wide = self.cast(torch.float32)
+            calls[OURS_WIDE] = wide.run(copy.deepcopy(self.ours).float())
         return calls | {GEMM: lambda: torch.mm(a, b, out=product)}
 
     def gpu_contestants(self) -> dict[str, Call]:

@@ -149,13 +149,13 @@ def test_summary_of_the_best_peer() -> None:
     cases = [
         info("a", speedup={"torch.nn": ratio[2.0], "onnxruntime": ratio[8.0]}),
         info("b", speedup={"torch.nn": ratio[2.0], "onnxruntime": ratio[0.5]}),
-        info("c"),
+        info("c", speedup={"torch.nn": ratio[2.0], "seqkernels float32": ratio[0.5]}),  # the latter is no peer
     ]
     cases[2]["case"]["dtype"] = "bfloat16"
     lines = report.summary(cases).splitlines()
     assert lines[2:] == [
-        "| LSTM training | 2 | 2.00 (0 of 2) | 2.00 (1 of 2) | 1.00 (1 of 2) |",
-        "| bfloat16 training | 1 | 2.00 (0 of 1) | – | 2.00 (0 of 1) |",
+        "| LSTM training | 2 | 2.00 (0 of 2) | 2.00 (1 of 2) | – | 1.00 (1 of 2) |",
+        "| bfloat16 training | 1 | 2.00 (0 of 1) | – | 0.50 (1 of 1) | 2.00 (0 of 1) |",
     ]
 
 
