@@ -124,8 +124,8 @@ class Problem:
         return train
 
     def contestants(self) -> dict[str, Call]:
-        """Everybody who can run the case, ours in float32 beside bfloat16, and the matrix product that tells what
-        the machine gives."""
+        """Everybody who can run the case, ours in float32 beside bfloat16, and the matrix product that tells
+        what the machine gives."""
         a, b = torch.randn(2, GEMM_SIZE, GEMM_SIZE).to(self.dtype)
         product = torch.empty_like(a)
         calls: dict[str, Call] = {OURS: self.run(self.ours), TORCH: self.run(self.theirs)}

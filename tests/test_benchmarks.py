@@ -149,7 +149,7 @@ def test_summary_of_the_best_peer() -> None:
     cases = [
         info("a", speedup={"torch.nn": ratio[2.0], "onnxruntime": ratio[8.0]}),
         info("b", speedup={"torch.nn": ratio[2.0], "onnxruntime": ratio[0.5]}),
-        info("c", speedup={"torch.nn": ratio[2.0], "seqkernels float32": ratio[0.5]}),  # the latter is no peer
+        info("c", speedup={"torch.nn": ratio[2.0], "seqkernels float32": ratio[0.5]}),  # no peer
     ]
     cases[2]["case"]["dtype"] = "bfloat16"
     lines = report.summary(cases).splitlines()

@@ -3,4 +3,8 @@
 #define SEQKERNELS_BF16_FORMAT PairTiles
 #include "kernels_bf16.inc"
 
+#if !defined(SEQKERNELS_TILE_INSTRUCTIONS)
+#error "compiled without AMX: see the flags in setup.py"
+#endif
+
 const seqkernels::Bf16Kernels& seqkernels::amx_kernels() { return amx::kTable; }

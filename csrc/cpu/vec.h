@@ -110,9 +110,13 @@ SEQKERNELS_INLINE void narrow(void* p, U32 bits) {
 SEQKERNELS_INLINE VecF load(const Bf16* p) { return VecF((VecF::Raw)(widen(p) << 16)); }
 
 SEQKERNELS_INLINE void store(Bf16* p, VecF v) {
+#if defined(__AVX512BF16__)
+  _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh((__m512)v.raw));
+#else
   const U32 u = (U32)v.raw;
   const U32 rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   narrow(p, v.raw == v.raw ? rounded : (u >> 16) | 0x40u);
+#endif
 }
 
 #if defined(__F16C__) && defined(__AVX512F__)
