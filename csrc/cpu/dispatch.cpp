@@ -17,7 +17,7 @@ namespace {
 
 struct Isa {
   KernelTable table;
-  bool available;
+  bool (*available)();
 };
 
 // An ISA's kernels with those that another one has for bfloat16.
@@ -27,63 +27,78 @@ KernelTable extended(KernelTable table, const Bf16Kernels& bf16) {
   return table;
 }
 
-// Run everywhere, and are for tests alone.
-const std::vector<KernelTable>& emulated_isas() {
-  static const std::vector<KernelTable> all = {extended(baseline_kernels(), emulated_avx512bf16_kernels()),
-                                               extended(baseline_kernels(), emulated_amx_kernels())};
-  return all;
-}
+bool always() { return true; }
 
 #if defined(__x86_64__)
-// Whether there are tile registers with bfloat16 products, and the system lets this process use them: Linux wants to be asked.
+bool has_avx2() {
+  __builtin_cpu_init();
+  unsigned a, b, c = 0, d;
+  const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);  // a name not every compiler supports below
+  return f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+
+// Linux wants to be asked for tile registers, for good: signal handlers' stacks must hold 8 KB more from then on. So this is
+// asked only where no other ISA is named.
 bool has_amx() {
-  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
-  unsigned a, b, c, d = 0;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kAmxBf16) || !(d & kAmxTile)) return false;
+  static const bool granted = [] {
+    constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+    unsigned a, b, c, d = 0;
+    if (!has_avx512bf16() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kAmxBf16) || !(d & kAmxTile))
+      return false;
 #if defined(__linux__)
-  constexpr int kRequestState = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA
-  return syscall(SYS_arch_prctl, kRequestState, kTileData) == 0;
+    constexpr int kRequestState = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA
+    return syscall(SYS_arch_prctl, kRequestState, kTileData) == 0;
 #else
-  return false;
+    return false;
 #endif
+  }();
+  return granted;
 }
 #endif
 
-// Best last.
+// Best last. Never destroyed: threads may outlive main.
 const std::vector<Isa>& isas() {
-  static const std::vector<Isa> all = [] {
-    std::vector<Isa> list{{baseline_kernels(), true}};
+  static const auto* const all = new std::vector<Isa>{
+      {baseline_kernels(), always},
 #if defined(__x86_64__)
-    __builtin_cpu_init();
-    unsigned a, b, c = 0, d;
-    const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);  // a name not every compiler supports below
-    const bool avx2 = f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    const bool avx512bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
-    list.push_back({avx2_kernels(), avx2});
-    list.push_back({avx512_kernels(), avx512});
-    list.push_back({extended(avx512_kernels(), avx512bf16_kernels()), avx512bf16});
-    list.push_back({extended(avx512_kernels(), amx_kernels()), avx512bf16 && has_amx()});
+      {avx2_kernels(), has_avx2},
+      {avx512_kernels(), has_avx512},
+      {extended(avx512_kernels(), avx512bf16_kernels()), has_avx512bf16},
+      {extended(avx512_kernels(), amx_kernels()), has_amx},
 #endif
-    return list;
-  }();
-  return all;
+  };
+  return *all;
+}
+
+// For tests alone. Never destroyed either.
+const std::vector<Isa>& emulated_isas() {
+  static const auto* const all = new std::vector<Isa>{
+      {extended(baseline_kernels(), emulated_avx512bf16_kernels()), always},
+      {extended(baseline_kernels(), emulated_amx_kernels()), always},
+  };
+  return *all;
 }
 
 std::string names(bool only_available) {
   std::string text;
   for (const Isa& isa : isas())
-    if (isa.available || !only_available) text += (text.empty() ? "" : ", ") + std::string(isa.table.isa);
+    if (!only_available || isa.available()) text += (text.empty() ? "" : ", ") + std::string(isa.table.isa);
   return text;
 }
 
 const KernelTable* find(const std::string& name, const char* source) {
-  for (const KernelTable& table : emulated_isas())
-    if (name == table.isa) return &table;
+  for (const Isa& isa : emulated_isas())
+    if (name == isa.table.isa) return &isa.table;
   for (const Isa& isa : isas())
     if (name == isa.table.isa) {
-      if (isa.available) return &isa.table;
+      if (isa.available()) return &isa.table;
       throw std::invalid_argument(std::string(source) + ": this CPU cannot run " + name + "; it can run " +
                                   names(true));
     }
@@ -95,7 +110,7 @@ const KernelTable* choose() {
   if (forced && *forced) return find(forced, "SEQKERNELS_CPU_ISA");
   const KernelTable* best = nullptr;
   for (const Isa& isa : isas())
-    if (isa.available) best = &isa.table;
+    if (isa.available()) best = &isa.table;
   return best;
 }
 
@@ -117,13 +132,13 @@ std::vector<std::string> compiled_cpu_isas() {
 std::vector<std::string> available_cpu_isas() {
   std::vector<std::string> list;
   for (const Isa& isa : isas())
-    if (isa.available) list.emplace_back(isa.table.isa);
+    if (isa.available()) list.emplace_back(isa.table.isa);
   return list;
 }
 
 std::vector<std::string> emulated_cpu_isas() {
   std::vector<std::string> list;
-  for (const KernelTable& table : emulated_isas()) list.emplace_back(table.isa);
+  for (const Isa& isa : emulated_isas()) list.emplace_back(isa.table.isa);
   return list;
 }
 
