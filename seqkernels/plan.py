@@ -221,7 +221,7 @@ def _slower_isa(dtype: torch.dtype) -> list[str]:
         if isa in runnable:
             reasons.append(f"{isa}: SEQKERNELS_CPU_ISA={in_use} is set")
         elif isa in built:
-            reasons.append(f"{isa}: this CPU does not have it")
+            reasons.append(f"{isa}: this machine does not offer it")
         elif "avx2" in built:
             reasons.append(f"{isa}: not compiled into this build")
     return reasons
