@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import seqkernels
-from benchmarks.contestants import BFLOAT16_WEIGHTS, HELD_BY, HOLDS
+from benchmarks.contestants import BFLOAT16_WEIGHTS, HELD_BACK, HELD_BY, HOLDS
 from seqkernels import _C
 
 STARTED, LOAD = pytest.StashKey[float](), pytest.StashKey[float]()
@@ -105,7 +105,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         "load_average": config.stash[LOAD],
         "quick": config.getoption("--quick"),
     }
-    if HELD_BY:
+    if HELD_BACK:
         return  # ONNX Runtime takes no part
     try:
         import onnxruntime

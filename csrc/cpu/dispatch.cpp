@@ -86,10 +86,16 @@ const std::vector<Isa>& emulated_isas() {
   return *all;
 }
 
-std::string names(bool only_available) {
+std::vector<std::string> names(const std::vector<Isa>& list, bool only_available = false) {
+  std::vector<std::string> result;
+  for (const Isa& isa : list)
+    if (!only_available || isa.available()) result.emplace_back(isa.table.isa);
+  return result;
+}
+
+std::string joined(const std::vector<std::string>& list) {
   std::string text;
-  for (const Isa& isa : isas())
-    if (!only_available || isa.available()) text += (text.empty() ? "" : ", ") + std::string(isa.table.isa);
+  for (const std::string& item : list) text += (text.empty() ? "" : ", ") + item;
   return text;
 }
 
@@ -100,9 +106,10 @@ const KernelTable* find(const std::string& name, const char* source) {
     if (name == isa.table.isa) {
       if (isa.available()) return &isa.table;
       throw std::invalid_argument(std::string(source) + ": this CPU cannot run " + name + "; it can run " +
-                                  names(true));
+                                  joined(available_cpu_isas()));
     }
-  throw std::invalid_argument(std::string(source) + ": expected one of " + names(false) + ", got '" + name + "'");
+  throw std::invalid_argument(std::string(source) + ": expected one of " + joined(compiled_cpu_isas()) + ", got '" +
+                              name + "'");
 }
 
 const KernelTable* choose() {
@@ -123,24 +130,9 @@ std::atomic<const KernelTable*>& current() {
 
 const KernelTable& cpu_kernels() { return *current().load(std::memory_order_relaxed); }
 
-std::vector<std::string> compiled_cpu_isas() {
-  std::vector<std::string> list;
-  for (const Isa& isa : isas()) list.emplace_back(isa.table.isa);
-  return list;
-}
-
-std::vector<std::string> available_cpu_isas() {
-  std::vector<std::string> list;
-  for (const Isa& isa : isas())
-    if (isa.available()) list.emplace_back(isa.table.isa);
-  return list;
-}
-
-std::vector<std::string> emulated_cpu_isas() {
-  std::vector<std::string> list;
-  for (const Isa& isa : emulated_isas()) list.emplace_back(isa.table.isa);
-  return list;
-}
+std::vector<std::string> compiled_cpu_isas() { return names(isas()); }
+std::vector<std::string> available_cpu_isas() { return names(isas(), true); }
+std::vector<std::string> emulated_cpu_isas() { return names(emulated_isas()); }
 
 void set_cpu_isa(const std::string& isa) { current() = find(isa, "set_cpu_isa"); }
 

@@ -105,7 +105,8 @@ template <class S>
 static Results<S> run(const CellKernels& kernels, const Case& c) {
   const bool lstm = c.cell == CellKind::kLstm;
   const int64_t gates = lstm ? 4 : c.cell == CellKind::kGru ? 3 : 1, states = c.directions * c.batch * c.hidden;
-  const int64_t rows = c.seq_len * c.batch, width = c.directions * c.hidden, padded = (c.hidden + 15) / 16 * 16;
+  const int64_t rows = c.seq_len * c.batch, width = c.directions * c.hidden,
+                padded = (c.hidden + kUnitPadding - 1) / kUnitPadding * kUnitPadding;
   const int64_t matrix[2] = {gates * c.hidden * c.inputs, gates * c.hidden * c.hidden};
   int64_t* const offsets = take<int64_t>(c.seq_len + 1);
   for (int64_t t = 0; t <= c.seq_len; ++t) offsets[t] = t * c.batch;
