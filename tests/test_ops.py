@@ -32,10 +32,13 @@ SHAPES = [
     (1, 1, 96, 64, 1, True, False),  # few rows and whole vectors: weights are read where they lie
     (2, 4, 32, 80, 2, False, False),
     (4, 3, 48, 32, 2, True, True),
-    # More panels of W_ih than threads, with 2 and 3 chunks of rows, and with one that is taken in two parts.
+    # More panels of W_ih than threads: with 2 and 3 chunks of rows, with one that is taken in two parts, with twice as
+    # many inputs as a chunk has rows, and with 2 chunks forward.
     (10, 30, 200, 20, 1, True, False),
     (11, 80, 200, 18, 2, False, True),
     (1, 600, 200, 17, 1, True, False),
+    (7, 100, 400, 17, 1, True, True),
+    (3, 200, 40, 130, 1, True, False),
     (3, 8, 20, 40, 1, True, False),  # a register tile in two parts
 ]
 
