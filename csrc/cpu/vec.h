@@ -239,33 +239,41 @@ SEQKERNELS_INLINE Vec<double> round_to<double>(Vec<double> v) {
   return v;
 }
 
-// ---- transposition -----------------------------------------------------------------------------------------------
+// ---- shuffles ----------------------------------------------------------------------------------------------------
 
-// Lanes of a and b in turn, from their first or their second halves.
+// Lane i of n is lane Source::lane(i, n) of a and b, one after the other.
 #if defined(__clang__)
 template <class Index, Index... i>
 struct Lanes {
-  template <class Raw>
-  SEQKERNELS_INLINE static Raw interleave(Raw a, Raw b, bool high) {
-    constexpr int n = sizeof...(i);
-    return high ? __builtin_shufflevector(a, b, (n / 2 + i / 2 + (i % 2) * n)...)
-                : __builtin_shufflevector(a, b, (i / 2 + (i % 2) * n)...);
+  template <class Source, class Raw>
+  SEQKERNELS_INLINE static Raw shuffle(Raw a, Raw b) {
+    return __builtin_shufflevector(a, b, Source::lane(i, sizeof...(i))...);
   }
 };
-template <class T>
-SEQKERNELS_INLINE typename Vec<T>::Raw interleave(typename Vec<T>::Raw a, typename Vec<T>::Raw b, bool high) {
-  return __make_integer_seq<Lanes, int, Vec<T>::kLanes>::interleave(a, b, high);
+template <class T, class Source>
+SEQKERNELS_INLINE typename Vec<T>::Raw shuffle(typename Vec<T>::Raw a, typename Vec<T>::Raw b) {
+  return __make_integer_seq<Lanes, int, Vec<T>::kLanes>::template shuffle<Source>(a, b);
 }
 #else
-template <class T>
-SEQKERNELS_INLINE typename Vec<T>::Raw interleave(typename Vec<T>::Raw a, typename Vec<T>::Raw b, bool high) {
-  constexpr int n = Vec<T>::kLanes;
+template <class T, class Source>
+SEQKERNELS_INLINE typename Vec<T>::Raw shuffle(typename Vec<T>::Raw a, typename Vec<T>::Raw b) {
   typename Vec<T>::RawInt index;
 #pragma GCC unroll 16
-  for (int lane = 0; lane < n; ++lane) index[lane] = lane / 2 + (lane % 2) * n + (high ? n / 2 : 0);
+  for (int i = 0; i < Vec<T>::kLanes; ++i) index[i] = Source::lane(i, Vec<T>::kLanes);
   return __builtin_shuffle(a, b, index);
 }
 #endif
+
+// Lanes of a and b in turn, from their first halves (part 0) or their second (part 1).
+template <int part>
+struct Interleaved {
+  static constexpr int lane(int i, int n) { return i / 2 + i % 2 * n + part * (n / 2); }
+};
+// The even (part 0) or the odd lanes of a, then those of b.
+template <int part>
+struct Deinterleaved {
+  static constexpr int lane(int i, int) { return 2 * i + part; }
+};
 
 // In-place transpose of a square of lanes x lanes: log2(lanes) perfect shuffles.
 template <class T>
@@ -276,8 +284,8 @@ SEQKERNELS_INLINE void transpose(typename Vec<T>::Raw* v) {
     typename Vec<T>::Raw w[n];
 #pragma GCC unroll 16
     for (int i = 0; i < n / 2; ++i) {
-      w[2 * i] = interleave<T>(v[i], v[i + n / 2], false);
-      w[2 * i + 1] = interleave<T>(v[i], v[i + n / 2], true);
+      w[2 * i] = shuffle<T, Interleaved<0>>(v[i], v[i + n / 2]);
+      w[2 * i + 1] = shuffle<T, Interleaved<1>>(v[i], v[i + n / 2]);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < n; ++i) v[i] = w[i];
