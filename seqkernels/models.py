@@ -45,6 +45,7 @@ class StackedRNN(nn.Module):
     Shapes, as for torch.nn's layers:
         input: [T, B, I], [T, I] or a PackedSequence.
         hx: None for zeros, or h0 [L*D, B, H], for an LSTM (h0, c0).
+        **kwargs: For every layer's forward, such as the `reset_mask` of `FusedLSTM`.
         returns: `(output, h_n)`, for an LSTM `(output, (h_n, c_n))`; output is [T, B, output_size], where
             output_size is D*H or, with "concat", I + L*D*H, and a PackedSequence where the input is one;
             h_n is like h0.
@@ -92,11 +93,11 @@ class StackedRNN(nn.Module):
             for size in sizes
         )
 
-    def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
+    def forward(self, input: Any, hx: Any = None, **kwargs: Any) -> tuple[Any, Any]:
         states = self._split(hx)
         finals = []
         for n, (layer, state) in enumerate(zip(self.layers, states, strict=True)):
-            output, final = layer(input, state)
+            output, final = layer(input, state, **kwargs)
             input = _on_data(self._join, n == self.num_layers - 1, input, output)
             finals.append(final)
         return input, self._gather(finals)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, is_grad_enabled
 from torch.nn.modules import rnn as _torch_rnn
 
-from . import _C, direct, functional, plan
+from . import _C, direct, functional, plan, resets
 
 __all__ = ["FusedGRU", "FusedGRUCell", "FusedLSTM", "FusedLSTMCell", "FusedRNN", "FusedRNNCell"]
 
@@ -174,6 +174,11 @@ class _FusedLayer(_Fused):
     def flatten_parameters(self) -> None:
         """Nothing to do: the kernels read the parameters as they are."""
 
+    def forward(self, input: Any, hx: Any = None, *, reset_mask: Tensor | None = None) -> Any:
+        if reset_mask is None:
+            return self._run(input, hx)
+        return resets.run(self, self._run, input, hx, reset_mask)
+
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
         # torch's own check, on just what it reads: no weight is computed for it, so that a forward computes
         # each once.
@@ -200,17 +205,24 @@ class FusedLSTM(_FusedLayer, torch.nn.LSTM):
         backend: "auto" runs the kernels where they can run, else plain torch; "native" raises where they
             cannot; "reference" always runs plain torch. `seqkernels.explain` says which and why.
 
+    `forward` takes one argument more: `reset_mask`, a bool tensor [T, B] ([B, T] with `batch_first`, [T] for
+    unbatched input, the rows of a PackedSequence's data), makes sequences start anew. Where it is true,
+    nothing passes from step t - 1 to step t, nor gradients back: step t starts from a state of zeros, step 0
+    from zeros instead of `hx`; the backward direction starts from zeros at step t - 1. It is read on the CPU,
+    so a mask on a GPU waits for the GPU, and torch.compile leaves the graph for such a call. The segments
+    between resets run side by side, as one PackedSequence. A mask that is no bool tensor raises TypeError,
+    one of another shape ValueError.
+
     Example:
         >>> lstm = seqkernels.FusedLSTM(8, 16, num_layers=2, bidirectional=True)
         >>> output, (h_n, c_n) = lstm(torch.randn(5, 3, 8))
         >>> output.shape, h_n.shape
         (torch.Size([5, 3, 32]), torch.Size([4, 3, 16]))
+        >>> done = torch.rand(5, 3) < 0.1  # episodes of reinforcement learning that start at a step
+        >>> output, (h_n, c_n) = lstm(torch.randn(5, 3, 8), reset_mask=done)
     """
 
     _torch_forward = _forwards(torch.nn.LSTM)
-
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        return self._run(input, hx)
 
 
 class FusedGRU(_FusedLayer, torch.nn.GRU):
@@ -218,7 +230,7 @@ class FusedGRU(_FusedLayer, torch.nn.GRU):
 
     Args:
         *args, **kwargs: As for `torch.nn.GRU`.
-        backend: As for `FusedLSTM`.
+        backend: As for `FusedLSTM`, as is `reset_mask` of `forward`.
 
     Example:
         >>> output, h_n = seqkernels.FusedGRU(8, 16)(torch.randn(5, 3, 8))
@@ -228,16 +240,13 @@ class FusedGRU(_FusedLayer, torch.nn.GRU):
 
     _torch_forward = _forwards(torch.nn.GRU)
 
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        return self._run(input, hx)
-
 
 class FusedRNN(_FusedLayer, torch.nn.RNN):
     """`torch.nn.RNN` on fused kernels: the same arguments, state_dict, inputs, outputs and errors.
 
     Args:
         *args, **kwargs: As for `torch.nn.RNN`.
-        backend: As for `FusedLSTM`.
+        backend: As for `FusedLSTM`, as is `reset_mask` of `forward`.
 
     Example:
         >>> output, h_n = seqkernels.FusedRNN(8, 16, nonlinearity="relu")(torch.randn(5, 3, 8))
@@ -246,9 +255,6 @@ class FusedRNN(_FusedLayer, torch.nn.RNN):
     """
 
     _torch_forward = _forwards(torch.nn.RNN)
-
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        return self._run(input, hx)
 
 
 class FusedLSTMCell(_Fused, torch.nn.LSTMCell):
