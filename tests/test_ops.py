@@ -32,8 +32,8 @@ SHAPES = [
     (1, 1, 96, 64, 1, True, False),  # few rows and whole vectors: weights are read where they lie
     (2, 4, 32, 80, 2, False, False),
     (4, 3, 48, 32, 2, True, True),
-    # More panels of W_ih than threads: with 2 and 3 chunks of rows, with one that is taken in two parts, with more
-    # inputs than a chunk has rows, and with 2 chunks forward.
+    # More panels of W_ih than threads: with 2 and 3 chunks of rows, with one that is taken in two parts, with
+    # more inputs than a chunk has rows, and with 2 chunks forward.
     (10, 30, 200, 20, 1, True, False),
     (11, 80, 200, 18, 2, False, True),
     (1, 600, 200, 17, 1, True, False),
