@@ -31,6 +31,8 @@ SHAPES = [
     (6, 5, 33, 130, 1, True, False),
     (1, 1, 96, 64, 1, True, False),  # few rows and whole vectors: weights are read where they lie
     (2, 4, 32, 80, 2, False, False),
+    (3, 5, 33, 130, 1, True, False),
+    (2, 6, 17, 260, 2, True, True),
     (4, 3, 48, 32, 2, True, True),
     # More panels of W_ih than threads: with 2 and 3 chunks of rows, with one that is taken in two parts, with
     # more inputs than a chunk has rows, and with 2 chunks forward.
