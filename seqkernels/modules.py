@@ -174,7 +174,7 @@ class _FusedLayer(_Fused):
     def flatten_parameters(self) -> None:
         """Nothing to do: the kernels read the parameters as they are."""
 
-    def forward(self, input: Any, hx: Any = None, *, reset_mask: Tensor | None = None) -> Any:
+    def _run_layer(self, input: Any, hx: Any, reset_mask: Tensor | None) -> Any:
         if reset_mask is None:
             return self._run(input, hx)
         return resets.run(self, self._run, input, hx, reset_mask)
@@ -224,6 +224,9 @@ class FusedLSTM(_FusedLayer, torch.nn.LSTM):
 
     _torch_forward = _forwards(torch.nn.LSTM)
 
+    def forward(self, input: Any, hx: Any = None, *, reset_mask: Tensor | None = None) -> Any:
+        return self._run_layer(input, hx, reset_mask)
+
 
 class FusedGRU(_FusedLayer, torch.nn.GRU):
     """`torch.nn.GRU` on fused kernels: the same arguments, state_dict, inputs, outputs and errors.
@@ -240,6 +243,9 @@ class FusedGRU(_FusedLayer, torch.nn.GRU):
 
     _torch_forward = _forwards(torch.nn.GRU)
 
+    def forward(self, input: Any, hx: Any = None, *, reset_mask: Tensor | None = None) -> Any:
+        return self._run_layer(input, hx, reset_mask)
+
 
 class FusedRNN(_FusedLayer, torch.nn.RNN):
     """`torch.nn.RNN` on fused kernels: the same arguments, state_dict, inputs, outputs and errors.
@@ -255,6 +261,9 @@ class FusedRNN(_FusedLayer, torch.nn.RNN):
     """
 
     _torch_forward = _forwards(torch.nn.RNN)
+
+    def forward(self, input: Any, hx: Any = None, *, reset_mask: Tensor | None = None) -> Any:
+        return self._run_layer(input, hx, reset_mask)
 
 
 class FusedLSTMCell(_Fused, torch.nn.LSTMCell):
