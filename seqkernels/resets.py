@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, invert_permutation
 
 State = Any  # None, h0 [L*D, B, H], or a tuple of such
 
@@ -45,7 +45,7 @@ def run(layer: Any, forward: Callable[[Any, State], Any], input: Any, hx: State,
 
     batch_dim, unbatched = 0 if layer.batch_first else 1, batch_sizes is None and data.dim() == 2
     if batch_sizes is not None:
-        hx = _each(hx, lambda s: _permuted(s, input.sorted_indices))
+        hx = None if hx is None else layer.permute_hidden(hx, input.sorted_indices)
         rows, first = _rows_of_packed(batch_sizes)
     else:
         if any(s.dim() != data.dim() for s in _states(hx)):
@@ -64,7 +64,7 @@ def run(layer: Any, forward: Callable[[Any, State], Any], input: Any, hx: State,
     output = packed.data.index_select(0, segments.position).unflatten(0, data.shape[:-1])
     final = _each(final, lambda s: segments.final(s, directions))
     if batch_sizes is not None:
-        return input._replace(data=output), _each(final, lambda s: _permuted(s, input.unsorted_indices))
+        return input._replace(data=output), layer.permute_hidden(final, input.unsorted_indices)
     if unbatched:
         return output.squeeze(batch_dim), _each(final, lambda s: s.squeeze(1))
     return output, final
@@ -110,27 +110,22 @@ def _segments(rows: Tensor, first: Tensor, reset: Tensor) -> _Segments:
     is_first = first[begin]
     is_last = torch.cat([is_first[1:], torch.ones(1, dtype=torch.bool)])
     longest = torch.argsort(length, descending=True, stable=True)
-    rank = _inverse(longest)
+    rank: Any = invert_permutation(longest)
 
     step = torch.arange(len(rows)) - begin.repeat_interleave(length)  # [R]
     batch_sizes = torch.bincount(step)
     placed = (batch_sizes.cumsum(0) - batch_sizes)[step] + rank.repeat_interleave(length)
     position = torch.empty_like(rows)
     position[rows] = placed
+    order: Any = invert_permutation(position)
     return _Segments(
-        _inverse(position),
+        order,
         position,
         batch_sizes,
         (is_first.cumsum(0) - 1)[longest],
         ((is_first & ~reset[begin])[longest], is_last[longest]),
         (rank[is_last], rank[is_first]),
     )
-
-
-def _inverse(permutation: Tensor) -> Tensor:
-    inverse = torch.empty_like(permutation)
-    inverse[permutation] = torch.arange(len(permutation))
-    return inverse
 
 
 def _rows_of_padded(shape: torch.Size, batch_dim: int) -> tuple[Tensor, Tensor]:
@@ -166,7 +161,3 @@ def _each(state: State, change: Callable[[Tensor], Tensor]) -> State:
     if state is None or isinstance(state, Tensor):
         return None if state is None else change(state)
     return tuple(change(s) for s in state)
-
-
-def _permuted(state: Tensor, indices: Tensor | None) -> Tensor:
-    return state if indices is None else state.index_select(1, indices)

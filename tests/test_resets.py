@@ -22,16 +22,12 @@ def fused(name: str, *args: Any, **kwargs: Any) -> nn.Module:
     return getattr(seqkernels, f"Fused{name}")(*args, **kwargs)
 
 
-def tensors(state: Any) -> tuple[Tensor, ...]:
-    return (state,) if isinstance(state, Tensor) else tuple(state)
-
-
 def by_segments(name: str, layer: nn.Module, x: Tensor, hx: Any, mask: Tensor) -> tuple[Tensor, list[Tensor]]:
     """What is right, of one sequence: x [T, I], state [L*D, H], mask [T]; each segment is run alone."""
     cell, directions = getattr(nn, name), 2 if layer.bidirectional else 1
     cuts = [t for t in range(1, len(x)) if mask[t]]
     bounds = list(zip([0, *cuts], [*cuts, len(x)], strict=True))
-    states, finals = [s.clone() for s in tensors(hx)], []
+    states, finals = [s.clone() for s in flat(hx)], []
     for n in range(layer.num_layers):
         width, outputs = x.size(1), []
         single = cell(width, H, bias=layer.bias, bidirectional=directions == 2, dtype=torch.float64)
@@ -48,7 +44,7 @@ def by_segments(name: str, layer: nn.Module, x: Tensor, hx: Any, mask: Tensor) -
                     s[1] = 0
             output, final = single(x[begin:end], tuple(start) if name == "LSTM" else start[0])
             outputs.append(output)
-            for kept, s in zip(last, tensors(final), strict=True):
+            for kept, s in zip(last, flat(final), strict=True):
                 if end == len(x):
                     kept[0] = s[0]
                 if begin == 0 and directions == 2:
@@ -78,7 +74,7 @@ def expected(name: str, layer: nn.Module, x: Tensor, hx: Any, mask: Tensor, leng
     finals = []
     for b in range(x.size(1)):
         length = x.size(0) if lengths is None else int(lengths[b])
-        state = tuple(s[:, b].double() for s in tensors(hx))
+        state = tuple(s[:, b].double() for s in flat(hx))
         own, final = by_segments(name, layer, x[:length, b].double(), state, mask[:length, b])
         output[:length, b] = own
         finals.append(final)
@@ -118,7 +114,7 @@ def test_against_segments_alone(name: str, directions: int, layout: str, backend
         result, final = layer(x, hx, reset_mask=mask)
     assert result.shape == output.shape
     assert_close(result, output)
-    for got, want in zip(tensors(final), finals, strict=True):
+    for got, want in zip(flat(final), finals, strict=True):
         assert got.shape == want.shape
         assert_close(got, want)
 
@@ -149,7 +145,7 @@ def test_gradients(name: str) -> None:
     """Of first and second order; and nothing of what was before a reset, or of a state never used."""
     x, hx, mask = problem(name, seq_len=4, batch=3, layers=1)
     layer = fused(name, I, H, 1, bidirectional=True).double()
-    inputs = [t.double().requires_grad_() for t in (x, *tensors(hx))]
+    inputs = [t.double().requires_grad_() for t in (x, *flat(hx))]
 
     def run(x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         return tuple(flat(layer(x, state if name == "LSTM" else state[0], reset_mask=mask)))
@@ -186,7 +182,7 @@ def test_dtype_device_and_long_segments(dtype: torch.dtype, target: torch.device
     assert_close(final, finals[0])
 
 
-def test_dropout_between_layers_and_bias() -> None:
+def test_no_bias_and_dropout_in_eval() -> None:
     x, hx, mask = problem("LSTM")
     layer = fused("LSTM", I, H, 2, bidirectional=True, bias=False, dropout=0.5)
     layer.eval()
