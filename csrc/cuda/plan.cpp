@@ -76,14 +76,13 @@ double stepwise_cycles(const PassKernels& kernels, const DeviceLimits& device, c
   return Costs::kLaunches + work / (rate * device.multiprocessors);
 }
 
-// The best cut of the columns for blocks that hold `unit_groups` of the groups of `members`; false if none is possible.
-bool cut_columns(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request,
-                 const ClusterRoom& room, int members, int unit_groups, Candidate& best) {
-  const bool in_grid = best.plan.kind == PlanKind::kPersistentGrid;
+// Adds every cut of the columns for blocks that hold `unit_groups` of the groups of `members`.
+void cut_columns(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request,
+                 const ClusterRoom& room, PlanKind kind, int members, int unit_groups, std::vector<Plan>& cuts) {
+  const bool in_grid = kind == PlanKind::kPersistentGrid;
   Partition part{};
   part.members = members, part.unit_groups = unit_groups, part.splits = kWarps / unit_groups;
   part.exchange = in_grid ? reinterpret_cast<void*>(1) : nullptr;  // not in shared memory
-  bool found = false;
   int64_t last = 0;
   for (int64_t groups = 1; groups <= ceil_div(request.batch, kTileColumns); ++groups) {
     const int64_t columns = up(ceil_div(request.batch, groups), kTileColumns);
@@ -97,19 +96,13 @@ bool cut_columns(const PassKernels& kernels, const DeviceLimits& device, const P
     if (in_grid && blocks > device.multiprocessors) break;  // only more from here on
     const int64_t bytes = kernels.shared_bytes(part);
     if (bytes > device.shared_bytes) continue;
-    const bool in_clusters = best.plan.kind == PlanKind::kPersistentCluster;
+    const bool in_clusters = kind == PlanKind::kPersistentCluster;
     const int64_t groups_at_once = in_clusters && room ? room(part, bytes) : device.multiprocessors / members;
     if (groups_at_once == 0) continue;
-    const double cycles = step_cycles(kernels, request, part, in_grid, groups_at_once * members);
-    if (!best.obstacle.empty() || cycles < best.plan.cycles) {
-      best.obstacle.clear();
-      best.plan.partition = part;
-      best.plan.partition.exchange = nullptr;
-      best.plan.shared_bytes = bytes, best.plan.cycles = cycles;
-    }
-    found = true;
+    Plan plan{kind, part, bytes, step_cycles(kernels, request, part, in_grid, groups_at_once * members)};
+    plan.partition.exchange = nullptr;
+    cuts.push_back(plan);
   }
-  return found;
 }
 
 // What rules out all persistent plans, or nothing.
@@ -130,32 +123,18 @@ Candidate persistent(PlanKind kind, const PassKernels& kernels, const DeviceLimi
     best.obstacle = "thread-block clusters need compute capability 9.0";
   if (!best.obstacle.empty()) return best;
 
-  const bool in_grid = kind == PlanKind::kPersistentGrid;
-  const int64_t needed = ceil_div(request.hidden, kUnitPadding);
-  const int64_t fewest = kind == PlanKind::kPersistentBlock ? 1 : 2;
-  const int64_t most = kind == PlanKind::kPersistentBlock     ? 1
-                       : kind == PlanKind::kPersistentCluster ? kMaxCluster
-                                                              : device.multiprocessors;
-  bool any = false;
-  best.obstacle = "none yet";
-  for (int unit_groups = 1; unit_groups <= std::min(kWarps, kernels.block_tiles); unit_groups *= 2) {
-    int64_t members = std::max(fewest, ceil_div(needed, unit_groups));
-    if (kind == PlanKind::kPersistentCluster)
-      for (int64_t power = 2; power <= kMaxCluster; power *= 2)
-        if (power >= members) {
-          members = power;
-          break;
-        }
-    while (members * unit_groups * kUnitPadding % kernels.chunk != 0) ++members;
-    if (members > most) continue;
-    any |= cut_columns(kernels, device, request, room, static_cast<int>(members), unit_groups, best);
-  }
-  if (!any)
-    best.obstacle =
-        in_grid ? "W_hh, the batch and the directions do not fit on " + std::to_string(device.multiprocessors) +
-                      " multiprocessors at once"
-                : std::string("W_hh and the exchange buffers do not fit in the registers and shared memory of ") +
-                      (most == 1 ? "one multiprocessor" : "a cluster of " + std::to_string(most));
+  const std::vector<Plan> cuts = cuts_of(kind, kernels, device, request, room);
+  const auto cheapest = std::min_element(cuts.begin(), cuts.end(),
+                                         [](const Plan& a, const Plan& b) { return a.cycles < b.cycles; });
+  if (cheapest != cuts.end())
+    best.plan = *cheapest;
+  else if (kind == PlanKind::kPersistentGrid)
+    best.obstacle = "W_hh, the batch and the directions do not fit on " + std::to_string(device.multiprocessors) +
+                    " multiprocessors at once";
+  else
+    best.obstacle = std::string("W_hh and the exchange buffers do not fit in the registers and shared memory of ") +
+                    (kind == PlanKind::kPersistentBlock ? "one multiprocessor"
+                                                        : "a cluster of " + std::to_string(kMaxCluster));
   return best;
 }
 
@@ -185,6 +164,29 @@ PlanKind plan_kind(const std::string& name) {
     names += (i == 0 ? "" : ", ") + std::string(kNames[i]);
   }
   throw std::runtime_error("a plan must be one of " + names + "; got '" + name + "'");
+}
+
+std::vector<Plan> cuts_of(PlanKind kind, const PassKernels& kernels, const DeviceLimits& device,
+                          const PlanRequest& request, const ClusterRoom& room) {
+  const int64_t needed = ceil_div(request.hidden, kUnitPadding);
+  const int64_t fewest = kind == PlanKind::kPersistentBlock ? 1 : 2;
+  const int64_t most = kind == PlanKind::kPersistentBlock     ? 1
+                       : kind == PlanKind::kPersistentCluster ? kMaxCluster
+                                                              : device.multiprocessors;
+  std::vector<Plan> cuts;
+  for (int unit_groups = 1; unit_groups <= std::min(kWarps, kernels.block_tiles); unit_groups *= 2) {
+    int64_t members = std::max(fewest, ceil_div(needed, unit_groups));
+    if (kind == PlanKind::kPersistentCluster)
+      for (int64_t power = 2; power <= kMaxCluster; power *= 2)
+        if (power >= members) {
+          members = power;
+          break;
+        }
+    while (members * unit_groups * kUnitPadding % kernels.chunk != 0) ++members;
+    if (members <= most)
+      cut_columns(kernels, device, request, room, kind, static_cast<int>(members), unit_groups, cuts);
+  }
+  return cuts;
 }
 
 std::vector<Candidate> candidates(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request,

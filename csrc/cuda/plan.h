@@ -40,6 +40,10 @@ struct Candidate {
 // How many clusters of a launch run at once: fewer than multiprocessors would make, for clusters keep to parts of a device.
 using ClusterRoom = std::function<int(const Partition&, int64_t shared_bytes)>;
 
+// Every way to cut a persistent kind of plan that the device has room for.
+std::vector<Plan> cuts_of(PlanKind kind, const PassKernels& kernels, const DeviceLimits& device,
+                          const PlanRequest& request, const ClusterRoom& room = {});
+
 // All kinds, in the order of PlanKind. Without `room`, as many clusters are taken to run at once as multiprocessors make.
 std::vector<Candidate> candidates(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request,
                                   const ClusterRoom& room = {});
