@@ -256,10 +256,15 @@ def ffma(before: str, after: str, **options: Any) -> Mutation:
     return Mutation("product.cuh", before, after, dtype=torch.float32, **options)
 
 
+# Where a buffer begins that is reset: the one after the next.
+RESET_BUFFER = (
+    "written_ >= 2 * layout_.buffer ? written_ - 2 * layout_.buffer : written_ + 2 * layout_.buffer"
+)
+
 MUTATIONS = {
     "none": Mutation("exchange.cuh", "", "", seeds=20),
     "none_ffma": ffma("", "", seeds=20),
-    "reads_before_arrival": Mutation("exchange.cuh", "while (!is_complete(vector)) {", "while (false) {"),
+    "reads_before_arrival": Mutation("slice.cuh", "while (!are_there(chunk, 0, kSlots)) {", "while (false) {"),
     "fragment_rows": Mutation("slice.cuh", "group() + row * Product::kGroups, k", "group(), k"),
     "fragment_words": Mutation("product.cuh", "return word * kRows + row;", "return row * kWords + word;"),
     "sums_of_other_units": Mutation(
@@ -270,14 +275,20 @@ MUTATIONS = {
     "reduced_columns": ffma("shuffle_xor(sums[kHalf + i % kHalf]", "shuffle_xor(sums[i % kHalf]"),
     "reduced_members": ffma("kHalf / Share::kColumns * Share::kGroups", "Share::kGroups"),
     "kept_columns": ffma("[i % Share::kColumns];", "[kTileColumns - 1 - i % Share::kColumns];"),
-    "reset_unfenced": Mutation("exchange.cuh", "    if (members_ > 1) fence(scope_);", "", seeds=50),
+    "reset_unfenced": Mutation("exchange.cuh", "    if (part_.members > 1) fence<kScope>();", "", seeds=50),
+    "reset_ordered_after_the_barrier": Mutation(
+        "persistent.cuh",
+        "    if (column == 0) exchange_.order_resets();\n    block_barrier();\n",
+        "    block_barrier();\n    if (column == 0) exchange_.order_resets();\n",
+        seeds=50,
+    ),
     "reset_of_what_is_read": Mutation(
-        "exchange.cuh", "buffer(iteration + 2)", "buffer(iteration + 3)", seeds=50
+        "exchange.cuh", RESET_BUFFER, "read_", seeds=50
     ),
     "reset_of_what_is_next": Mutation(
-        "exchange.cuh", "buffer(iteration + 2)", "buffer(iteration + 1)", seeds=50
+        "exchange.cuh", RESET_BUFFER, "written_ >= 3 * layout_.buffer ? written_ - 3 * layout_.buffer : written_ + layout_.buffer", seeds=50
     ),
-    "reset_never": Mutation("persistent.cuh", "exchange_.reset(iteration);", "{}"),
+    "reset_never": Mutation("persistent.cuh", "exchange_.reset();", ""),
     "peers_not_awaited": Mutation(
         "exchange.cuh", "= kAbsent;\n      cluster_barrier();", "= kAbsent;", plan="cluster", seeds=50
     ),

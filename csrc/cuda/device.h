@@ -39,8 +39,10 @@ constexpr int kWarpSize = 32;
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 #define SEQKERNELS_HAS_CLUSTERS 1
+#define SEQKERNELS_CLUSTER "cluster"
 #else
 #define SEQKERNELS_HAS_CLUSTERS 0
+#define SEQKERNELS_CLUSTER "cta"
 #endif
 
 namespace seqkernels::cuda {
@@ -48,10 +50,9 @@ namespace seqkernels::cuda {
 // ---------------------------------------------------------------- threads
 
 SEQKERNELS_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
-// Read anew each time: what depends on it is computed anew, too, instead of being kept in registers.
 SEQKERNELS_DEVICE int lane_index() {
   int lane;
-  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  asm("mov.u32 %0, %%laneid;" : "=r"(lane));
   return lane;
 }
 // The same value in every lane, and known to be so by the compiler.
@@ -63,6 +64,8 @@ SEQKERNELS_DEVICE int64_t grid_threads() { return static_cast<int64_t>(gridDim.x
 SEQKERNELS_DEVICE void block_barrier() { __syncthreads(); }
 SEQKERNELS_DEVICE void warp_barrier() { __syncwarp(); }
 
+// Whether it is so in all 32 lanes, which all take part.
+SEQKERNELS_DEVICE bool warp_all(bool value) { return __all_sync(~0u, value); }
 // The value of the lane whose index differs in the bits of `mask`; all 32 lanes take part.
 SEQKERNELS_DEVICE uint32_t shuffle_xor(uint32_t value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
 SEQKERNELS_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
@@ -90,66 +93,92 @@ SEQKERNELS_DEVICE void cluster_barrier() {
           : "memory");
 }
 
-// Where block `rank` of the cluster has what this block has at `own` (shared memory).
-SEQKERNELS_DEVICE uint32_t* peer_shared(uint32_t* own, int rank) {
-  uint64_t peer;
-  asm("mapa.u64 %0, %1, %2;" : "=l"(peer) : "l"(reinterpret_cast<uint64_t>(own)), "r"(rank));
-  return reinterpret_cast<uint32_t*>(peer);
+SEQKERNELS_DEVICE uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// Stores a word where block `rank` of the cluster has what this block has at `own` (shared memory).
+SEQKERNELS_DEVICE void store_peer(uint32_t* own, int rank, uint32_t word) {
+  uint32_t peer;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(peer) : "r"(shared_address(own)), "r"(rank));
+  asm volatile("st.relaxed.cluster.shared::cluster.u32 [%0], %1;" ::"r"(peer), "r"(word) : "memory");
 }
 #else
 SEQKERNELS_DEVICE int cluster_rank() { return 0; }
 SEQKERNELS_DEVICE void cluster_barrier() { block_barrier(); }
-SEQKERNELS_DEVICE uint32_t* peer_shared(uint32_t* own, int) { return own; }
+SEQKERNELS_DEVICE uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+SEQKERNELS_DEVICE void store_peer(uint32_t* own, int, uint32_t word) {
+  asm volatile("st.relaxed.cta.shared.u32 [%0], %1;" ::"r"(shared_address(own)), "r"(word) : "memory");
+}
 #endif
 
 // ---------------------------------------------------------------- memory shared by running blocks
 
-// Each of the four words by itself is as some thread wrote it; together they may be of different writes. The same
-// instruction for both scopes: an address knows whether it is in shared memory.
-SEQKERNELS_DEVICE Words4 load_relaxed(const Words4* from, Scope) {
+// Each of the four words by itself is as some thread wrote it; together they may be of different writes. Memory of kCluster
+// is shared, that of kDevice global.
+template <Scope kScope>
+SEQKERNELS_DEVICE Words4 load_relaxed(const Words4* from) {
   Words4 v;
-  asm volatile("ld.relaxed.gpu.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
-               : "l"(from)
-               : "memory");
+  if constexpr (kScope == Scope::kDevice)
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+                 : "l"(from)
+                 : "memory");
+  else
+    asm volatile("ld.relaxed." SEQKERNELS_CLUSTER ".shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+                 : "r"(shared_address(from))
+                 : "memory");
   return v;
 }
 
-SEQKERNELS_DEVICE void store_relaxed(uint32_t* to, uint32_t word, Scope) {
-  asm volatile("st.relaxed.gpu.u32 [%0], %1;" ::"l"(to), "r"(word) : "memory");
+template <Scope kScope>
+SEQKERNELS_DEVICE void store_relaxed(uint32_t* to, uint32_t word) {
+  static_assert(kScope == Scope::kDevice);  // words of a cluster go to all of it: store_peer
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(word) : "memory");
+}
+
+template <Scope kScope>
+SEQKERNELS_DEVICE void store_relaxed(Words4* to, const Words4& v) {
+  if constexpr (kScope == Scope::kDevice)
+    asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.word[0]), "r"(v.word[1]),
+                 "r"(v.word[2]), "r"(v.word[3])
+                 : "memory");
+  else
+    asm volatile("st.relaxed." SEQKERNELS_CLUSTER ".shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(to)),
+                 "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3])
+                 : "memory");
 }
 
 // This thread's earlier stores come before its later ones for all of the scope; of a cluster, those to the block's own
 // shared memory: a fence for everything would wait for global memory. Stores alone, or else L1 would be emptied each time.
-SEQKERNELS_DEVICE void fence(Scope scope) {
+template <Scope kScope>
+SEQKERNELS_DEVICE void fence() {
 #if SEQKERNELS_HAS_CLUSTERS
-  if (scope == Scope::kDevice)
+  if constexpr (kScope == Scope::kDevice)
     asm volatile("fence.release.gpu;" ::: "memory");
   else
     asm volatile("fence.release.sync_restrict::shared::cta.cluster;" ::: "memory");
 #else
-  if (scope == Scope::kDevice)
+  if constexpr (kScope == Scope::kDevice)
     asm volatile("fence.acq_rel.gpu;" ::: "memory");
   else
     asm volatile("fence.acq_rel.cta;" ::: "memory");
 #endif
 }
 
-// The value, computed by now: the compiler does not leave it until it is needed, behind a barrier perhaps.
-SEQKERNELS_DEVICE int settled(int value) {
+// The value, but the compiler does not know whence: it is kept in a register and not worked out again.
+SEQKERNELS_DEVICE int kept(int value) {
   asm volatile("" : "+r"(value));
   return value;
 }
 
-// The same address, but the compiler does not know: what it makes of it is not kept in registers for when it is needed again.
-template <class T>
-SEQKERNELS_DEVICE T* anew(T* address) {
-  asm volatile("" : "+l"(address));
-  return address;
-}
-
 // Fetches a word into L2, if it is not there.
 SEQKERNELS_DEVICE void prefetch(const void* word) { asm volatile("prefetch.global.L2 [%0];" ::"l"(word)); }
+
+SEQKERNELS_DEVICE uint32_t larger(uint32_t a, uint32_t b) { return max(a, b); }
 
 // Called by a thread that spins.
 SEQKERNELS_DEVICE void pause() {}

@@ -15,17 +15,15 @@ PassKernels stepwise_only() {
 
 template <class Pass, class Operand>
 PassKernels with_persistent() {
-  using Layout = SharedLayout<Pass, Operand>;
-  using Weights = typename Layout::Weights;
+  using Weights = Slice<Operand, Pass::kTiles>;
   PassKernels kernels = stepwise_only<Pass>();
   kernels.chunk = Weights::kChunk;
-  kernels.persistent = reinterpret_cast<const void*>(&persistent_kernel<Pass, Operand>);
+  kernels.persistent = &persistent_kernel_for<Pass, Operand>;
+  kernels.layout = &layout_for<Pass, Operand>;
   kernels.on_tensor_cores = Weights::Product::kOnTensorCores;
   kernels.column_tiles = Weights::Product::kMaxColumnTiles;
   kernels.block_tiles = Weights::Product::kMaxTiles;
   kernels.resident_chunks = Weights::kResident;
-  kernels.shared_bytes = [](const Partition& part) { return Layout(part).bytes(); };
-  kernels.exchange_words = [](const Partition& part) { return Layout(part).exchange_words(part); };
   return kernels;
 }
 

@@ -14,14 +14,13 @@ struct PassKernels {
 
   const void* stepwise;  // (Problem, StepBuffers, int64_t iteration)
 
-  // (Problem, Partition); null where there are none.
-  const void* persistent = nullptr;
+  // The kernel (Problem, Partition, SharedLayout) for a launch that is cut so; null where there are none.
+  const void* (*persistent)(const Partition&) = nullptr;
+  SharedLayout (*layout)(const Partition&) = nullptr;
   bool on_tensor_cores = false;  // its products; or by FFMA, float32 as it is
   int column_tiles = 0;          // of 8 columns, that a warp takes in one pass over K at most
   int block_tiles = 0;           // unit groups times column tiles of a block in one such pass at most
   int resident_chunks = 0;       // of each warp, in registers
-  int64_t (*shared_bytes)(const Partition&) = nullptr;
-  int64_t (*exchange_words)(const Partition&) = nullptr;  // of one group
 };
 
 struct CellKernels {

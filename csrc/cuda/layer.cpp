@@ -37,6 +37,7 @@ cuda::Shape shape_of(const Layer& layer, const std::optional<Tensor>& offsets) {
   return {static_cast<int>(layer.directions()),
           static_cast<int>(layer.batch()),
           static_cast<int>(layer.hidden_size()),
+          static_cast<int>(layer.padded_hidden()),
           layer.seq_len(),
           layer.rows(),
           offsets ? static_cast<const int64_t*>(offsets->data_ptr()) : nullptr};

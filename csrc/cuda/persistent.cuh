@@ -1,12 +1,12 @@
 // A whole sequence in one launch: W_hh stays on chip, and each step costs one exchange of what the next one reads.
 //
 // One iteration of a block with a slice of the hidden units:
-//   1  every thread asks memory for the inputs of its units' pointwise part
-//   2  every warp waits for its chunks of what the group published last, and multiplies: MMAs with resident weights
-//   3  warps that share units leave partial sums in shared memory; block_barrier
-//   4  every thread adds them up for its units, does the pointwise part and publishes
-//   5  a buffer of the exchange is made ready, and only then are results written: its fence waits for all stores before
-// Columns beyond kMaxColumnTiles tiles take steps 1 to 4 again; partial sums have two buffers, so one barrier each will do.
+//   1  every warp waits for its chunks of what the group published last, and multiplies: MMAs with resident weights
+//   2  warps that share units leave partial sums in shared memory; block_barrier
+//   3  every thread adds them up for its units, does the pointwise part and publishes: the others wait for this
+//   4  what nobody waits for comes after: results are written, the next inputs loaded, a buffer of the exchange made ready
+// Columns beyond kMaxColumnTiles tiles take steps 1 to 3 again; partial sums have two buffers, so one barrier each will do.
+// Iteration 0 has no product. The last one publishes, too, though nobody reads it: a test would cost more.
 #pragma once
 #include "pointwise.cuh"
 #include "slice.cuh"
@@ -17,65 +17,60 @@ constexpr int kTileUnits = kTileRows;
 static_assert(kThreads == kWarps * kWarpSize && kTileUnits == kUnitPadding);
 // A warp's share of the pointwise part is counted in quarters of a tile: 32 units, one a lane.
 constexpr int kQuarters = kTileUnits * kTileColumns / kWarpSize;
-template <class Weights>
-constexpr int kMaxQuarters = Weights::Product::kMaxTiles * kQuarters / kWarps;
+constexpr int kNowhere = 0x7FFFFFFF;  // a column that no sequence has
 
-// Where a block has what in shared memory; in words.
-template <class Pass, class Operand>
-struct SharedLayout {
-  using Weights = Slice<Operand, Pass::kTiles>;
-  // Partial sums are [column][unit][tile] where one access takes all tiles of a unit, else [column][tile][unit]. The stride of
-  // a column is 4 mod 16, so that neither the MMA's result nor a quarter's columns meet in a bank.
-  static constexpr int kTogether = Pass::kTiles == 4 ? 4 : 1;  // tiles
-  static constexpr int kPartialStride = Pass::kTiles * kTileUnits + 4;
-  SEQKERNELS_DEVICE static constexpr int partial_at(int column, int tile, int unit) {
-    return column * kPartialStride + tile * kTileUnits + unit * kTogether;
-  }
-  static_assert(Weights::kStage <= 2 * kTileColumns * kPartialStride);  // weights are staged where partial sums will be
-
-  int chunks, chunks_per_warp;
-  int slice, partial;                            // sizes: one warp's weights, one warp's partial sums
-  int weights, states, biases, exchange, total;  // beginnings; partial sums begin at 0
-
-  SEQKERNELS_HOST_DEVICE explicit SharedLayout(const Partition& part) {
-    chunks = Pass::kPublished * part.units() / Weights::kChunk;
-    chunks_per_warp = (chunks + part.splits - 1) / part.splits;
-    slice = Weights::shared_words(chunks_per_warp);
-    partial = part.column_tiles * kTileColumns * kPartialStride;
-    if (partial < Weights::kProductStage) partial = Weights::kProductStage;  // which is where the sums will be
-    weights = 2 * kWarps * partial;
-    states = weights + kWarps * slice;
-    biases = states + part.units_of_block() * part.columns * words<typename Pass::State>();
-    exchange = (biases + part.units_of_block() * words<typename Pass::Biases>() + 3) / 4 * 4;
-    total = exchange + (part.exchange ? 0 : kBuffers * chunks * part.columns * kChunkWords);
-  }
-
-  SEQKERNELS_HOST_DEVICE int64_t bytes() const { return int64_t{4} * total; }
-  // Of the buffers of all groups in global memory.
-  SEQKERNELS_HOST_DEVICE int64_t exchange_words(const Partition& part) const {
-    return int64_t{kBuffers} * chunks * part.columns * kChunkWords;
-  }
-
- private:
-  template <class S>
-  SEQKERNELS_HOST_DEVICE static constexpr int words() {
-    return (sizeof(S) + 3) / 4;
+// Partial sums are [column][unit][tile] where one access takes all tiles of a unit, else [column][tile][unit]. The stride of a
+// column is 4 mod 16, so that neither the MMA's result nor a quarter's columns meet in a bank.
+template <int kTiles>
+struct PartialSums {
+  static constexpr int kTogether = kTiles == 4 ? 4 : 1;  // tiles
+  static constexpr int kStride = kTiles * kTileUnits + 4;
+  SEQKERNELS_DEVICE static constexpr int at(int column, int tile, int unit) {
+    return column * kStride + tile * kTileUnits + unit * kTogether;
   }
 };
 
 template <class Pass, class Operand>
+SharedLayout layout_for(const Partition& part) {
+  using Weights = Slice<Operand, Pass::kTiles>;
+  constexpr int kStride = PartialSums<Pass::kTiles>::kStride;
+  static_assert(Weights::kStage <= 2 * kTileColumns * kStride);  // weights are staged where partial sums will be
+  const auto words = [](size_t bytes) { return static_cast<int>((bytes + 3) / 4); };
+  SharedLayout layout{};
+  layout.chunks = Pass::kPublished * part.units() / Weights::kChunk;
+  layout.chunks_per_warp = (layout.chunks + part.splits - 1) / part.splits;
+  layout.slice = Weights::shared_words(layout.chunks_per_warp);
+  layout.partial = part.column_tiles * kTileColumns * kStride;
+  if (layout.partial < Weights::kProductStage) layout.partial = Weights::kProductStage;  // which is where the sums will be
+  layout.buffer = layout.chunks * part.columns * kChunkWords;
+  layout.reset = (part.exchange ? layout.buffer / part.members : layout.buffer) / 4;
+  layout.weights = 2 * kWarps * layout.partial;
+  layout.states = layout.weights + kWarps * layout.slice;
+  layout.biases = layout.states + part.units_of_block() * part.columns * words(sizeof(typename Pass::State));
+  layout.exchange = (layout.biases + part.units_of_block() * words(sizeof(typename Pass::Biases)) + 3) / 4 * 4;
+  layout.total = layout.exchange + (part.exchange ? 0 : kBuffers * layout.buffer);
+  return layout;
+}
+
+// With kTiles > 0, the only pass over the columns has so many tiles, and a warp one quarter at most: states and biases need no
+// memory. With kTiles = 0, there may be several of either.
+template <class Pass, class Operand, Scope kScope, int kTiles>
 class PersistentBlock {
   using Problem = typename Pass::Problem;
-  using Layout = SharedLayout<Pass, Operand>;
-  using Weights = typename Layout::Weights;
+  using Weights = Slice<Operand, Pass::kTiles>;
+  using Product = typename Weights::Product;
   using Traits = OperandTraits<Operand>;
-  using Together = Words<Layout::kTogether>;  // partial sums of one access
+  using Sums = PartialSums<Pass::kTiles>;
+  using Together = Words<Sums::kTogether>;  // partial sums of one access
+  static constexpr bool kOneQuarter = kTiles > 0;
+  static constexpr int kQuarterCount = kOneQuarter ? 1 : Product::kMaxTiles * kQuarters / kWarps;
+  static_assert(Product::kMaxColumnTiles <= 2 && kWarps / kQuarters == 2);
 
  public:
-  SEQKERNELS_DEVICE PersistentBlock(const Problem& problem, const Partition& part)
+  SEQKERNELS_DEVICE PersistentBlock(const Problem& problem, const Partition& part, const SharedLayout& layout)
       : p_(problem),
         part_(part),
-        layout_(part),
+        layout_(layout),
         memory_(reinterpret_cast<uint32_t*>(shared_memory())),
         group_(block_index() / part.members),
         member_(block_index() % part.members),
@@ -83,54 +78,58 @@ class PersistentBlock {
         first_column_(group_ % part.column_groups * part.columns),
         first_unit_(member_ * part.units_of_block()),
         warp_(warp_index()),
-        exchange_(part.exchange ? Scope::kDevice : Scope::kCluster,
-                  part.exchange ? static_cast<uint32_t*>(part.exchange) + group_ * layout_.exchange_words(part)
-                                : memory_ + layout_.exchange,
-                  layout_.chunks, part.columns, member_, part.members),
-        states_(reinterpret_cast<typename Pass::State*>(memory_ + layout_.states)),
-        biases_(reinterpret_cast<typename Pass::Biases*>(memory_ + layout_.biases)) {}
+        exchange_(kScope == Scope::kDevice ? static_cast<uint32_t*>(part.exchange) + group_ * layout.exchange_words()
+                                           : memory_ + layout.exchange,
+                  part, layout, member_),
+        states_(reinterpret_cast<typename Pass::State*>(memory_ + layout.states)),
+        biases_(reinterpret_cast<typename Pass::Biases*>(memory_ + layout.biases)) {}
 
   SEQKERNELS_DEVICE void run() {
     exchange_.initialise();
     load_weights();
-    load_biases();
-    load_states();
-    const int steps = static_cast<int>(Pass::steps(p_));
-    int turn = 0;
-    for (int i = 0; i <= steps; ++i) {
-      for (int column = 0; column < part_.columns; column += part_.column_tiles * kTileColumns)
-        iterate(i, i == steps, column, turn ^= 1);
+    if constexpr (!kOneQuarter) {
+      load_biases();
+      load_states();
     }
+    run_steps();
     exchange_.finish();
   }
 
  private:
-  // What lane `lane` of quarter `quarter` of a pass over `tiles` column tiles stands for; units and columns of the block.
-  struct Spot {
-    int unit_group, tile, unit, column;
+  // What this lane has in a pass over some columns. Its quarters, every kWarps-th of the pass, have the same column, for
+  // passes have one tile of columns or two; its units are `next` apart.
+  struct Lane {
+    int tiles, quarters;  // of the pass
+    int unit, column;     // the first unit, within the block; the column, within the group
+    int next;
 
-    // Of one tile or two: to divide by any other number would take longer than all the rest.
-    SEQKERNELS_DEVICE Spot(int quarter, int tiles)
-        : unit_group(quarter / kQuarters >> (tiles - 1)),
-          tile(quarter / kQuarters & (tiles - 1)),
-          unit(lane_index() % kTileUnits),
-          column(quarter % kQuarters + kQuarters * (lane_index() / kTileUnits)) {}
+    SEQKERNELS_DEVICE Lane(const Partition& part, int warp, int column) : tiles(kOneQuarter ? kTiles : 1) {
+      if constexpr (!kOneQuarter && Product::kMaxColumnTiles > 1) {
+        const int left = (part.columns - column) / kTileColumns;
+        tiles = left < part.column_tiles ? left : part.column_tiles;
+      }
+      quarters = part.unit_groups * tiles * kQuarters;
+      const int tile = warp / kQuarters;
+      unit = (tile >> (tiles - 1)) * kTileUnits + lane_index() % kTileUnits;
+      this->column = column + (tile & (tiles - 1)) * kTileColumns + warp % kQuarters +
+                     kQuarters * (lane_index() / kTileUnits);
+      next = 2 * kTileUnits >> (tiles - 1);
+    }
   };
 
-  SEQKERNELS_DEVICE Place place(const Spot& spot, int column) const {
-    return {direction_, first_column_ + column + spot.tile * kTileColumns + spot.column,
-            first_unit_ + spot.unit_group * kTileUnits + spot.unit};
+  SEQKERNELS_DEVICE Place place(const Lane& lane, int n) const {
+    return {direction_, first_column_ + lane.column, first_unit_ + lane.unit + n * lane.next};
   }
   SEQKERNELS_DEVICE bool exists(const Place& at) const {
     return at.column < p_.shape.batch && at.unit < p_.shape.hidden;
   }
-  SEQKERNELS_DEVICE int tiles_at(int column) const {
-    if constexpr (Weights::Product::kMaxColumnTiles == 1) return 1;
-    const int left = (part_.columns - column) / kTileColumns;
-    return left < part_.column_tiles ? left : part_.column_tiles;
+  // Units from where reader and writer stand to those of quarter n.
+  SEQKERNELS_DEVICE int further(const Lane& lane, int n) const {
+    return kOneQuarter ? 0 : lane.unit + n * lane.next;
   }
-  SEQKERNELS_DEVICE int state_index(int quarter, int column) const {
-    return (column / kTileColumns * part_.unit_groups * kQuarters + quarter) * kWarpSize + lane_index();
+  SEQKERNELS_DEVICE bool has_quarter(const Lane& lane, int n) const { return warp_ + n * kWarps < lane.quarters; }
+  SEQKERNELS_DEVICE int state_index(int column, int n) const {
+    return (column / kTileColumns * part_.unit_groups * kQuarters + warp_ + n * kWarps) * kWarpSize + lane_index();
   }
 
   SEQKERNELS_DEVICE void load_weights() {
@@ -170,111 +169,172 @@ class PersistentBlock {
       if (first_unit_ + unit < p_.shape.hidden) biases_[unit] = Pass::load_biases(p_, direction_, first_unit_ + unit);
   }
 
-  SEQKERNELS_DEVICE void load_states() {
+  SEQKERNELS_DEVICE typename Pass::State initial(const Place& at) const {
+    return exists(at) ? Pass::initial(p_, at) : typename Pass::State{};
+  }
+
+  // visit(place, column, n) for every unit of this lane, in all passes.
+  template <class Visit>
+  SEQKERNELS_DEVICE void for_each_unit(const Visit& visit) const {
     for (int column = 0; column < part_.columns; column += part_.column_tiles * kTileColumns) {
-      const int tiles = tiles_at(column);
-      for (int quarter = warp_; quarter < part_.unit_groups * tiles * kQuarters; quarter += kWarps) {
-        const Place at = place(Spot(quarter, tiles), column);
-        states_[state_index(quarter, column)] = exists(at) ? Pass::initial(p_, at) : typename Pass::State{};
-      }
+      const Lane lane(part_, warp_, column);
+      for (int n = 0; has_quarter(lane, n); ++n) visit(place(lane, n), column, n);
     }
   }
 
-  // Iteration `iteration` for the columns from `column` on.
-  SEQKERNELS_DEVICE void iterate(int iteration, bool is_last, int column, int turn) {
-    const int tiles = tiles_at(column), quarters = part_.unit_groups * tiles * kQuarters;
-    const int64_t step = Pass::step_of(p_, iteration);
-    const bool has_step = Pass::has_step(p_, iteration);
-    const int active = has_step ? p_.shape.active(Pass::time_of(p_, direction_, step)) : 0;
-
-    typename Pass::Inputs inputs[kMaxQuarters<Weights>];
-    SEQKERNELS_UNROLL
-    for (int n = 0; n < kMaxQuarters<Weights>; ++n)
-      if (const int quarter = warp_ + n * kWarps; quarter < quarters) {
-        const Place at = place(Spot(quarter, tiles), column);
-        if (exists(at) && at.column < active) inputs[n] = Pass::load(p_, at, step);
-      }
-
-    // FFMA's steps are long enough to load in time, and its registers too few.
-    if constexpr (Weights::Product::kOnTensorCores)
-      if (!is_last && Pass::has_step(p_, iteration + 1)) prefetch_inputs(column, tiles, step + 1);
-
-    const int partials = turn * kWarps * layout_.partial;
-    if (iteration > 0) {
-      constexpr int kMost = Weights::Product::kMaxColumnTiles;
-      static_assert(kMost <= 2);
-      if (tiles < kMost)
-        multiply<1>(iteration - 1, column, memory_ + partials + warp_ * layout_.partial);
-      else
-        multiply<kMost>(iteration - 1, column, memory_ + partials + warp_ * layout_.partial);
-    }
-    // Of the first quarter alone: registers for more are not there, and for most plans there are no more. The branch is what
-    // keeps ptxas from moving all of it behind the barrier; for FFMA, it costs registers.
-    Ready first{};
-    if (!Weights::Product::kOnTensorCores || warp_ < quarters)
-      first = prepare(iteration, warp_, tiles, column, active, partials);
-    block_barrier();
-
-    typename Pass::Results results[kMaxQuarters<Weights>];
-    SEQKERNELS_UNROLL
-    for (int n = 0; n < kMaxQuarters<Weights>; ++n)
-      if (const int quarter = warp_ + n * kWarps; quarter < quarters) {
-        const Ready unit = n == 0 ? first : prepare(iteration, quarter, tiles, column, active, partials);
-        const typename Pass::Biases biases = biases_[unit.biases];
-        typename Pass::State state = states_[unit.state];
-        float product[Pass::kTiles] = {}, published[Pass::kPublished];
-        if (iteration > 0) collect(reinterpret_cast<const float*>(memory_) + unit.partials, product);
-        if (unit.has_step)
-          results[n] = Pass::step(biases, inputs[n], product, state, published);
-        else
-          Pass::idle(product, state, published);
-        if (!is_last)
-          publish(unit.publication, published);
-        else if (const Place at = place(Spot(quarter, tiles), column); exists(at))
-          Pass::finish(p_, at, state);
-        states_[unit.state] = state;
-      }
-
-    if (!is_last && column + tiles * kTileColumns == part_.columns) exchange_.reset(iteration);
-    SEQKERNELS_UNROLL
-    for (int n = 0; n < kMaxQuarters<Weights>; ++n)
-      if (const int quarter = warp_ + n * kWarps; quarter < quarters) {
-        const Place at = place(Spot(quarter, tiles), column);
-        if (exists(at) && at.column < active)
-          Pass::write_results(p_, at, step, states_[state_index(quarter, column)], results[n]);
-      }
+  SEQKERNELS_DEVICE void load_states() {
+    for_each_unit([&](const Place& at, int column, int n) { states_[state_index(column, n)] = initial(at); });
   }
 
-  SEQKERNELS_DEVICE void prefetch_inputs(int column, int tiles, int64_t step) const {
-    const int active = p_.shape.active(Pass::time_of(p_, direction_, step));
-    for (int quarter = warp_; quarter < part_.unit_groups * tiles * kQuarters; quarter += kWarps) {
-      const Place at = place(Spot(quarter, tiles), column);
-      if (exists(at) && at.column < active) Pass::template load<Prefetches>(p_, at, step);
-    }
-  }
-
-  // What a lane can know of its unit before the product is complete: less to do between a step's barrier and what it publishes.
-  struct Ready {
-    int has_step, partials, publication, state, biases;  // where these are, as values from their beginnings
+  // What a lane takes from one step to the next. Reader and writer stand at the one quarter's unit, or else where the block's
+  // units and columns begin, for what a lane has is not the same in all passes.
+  struct Cursor {
+    Walk walk;  // of the step at hand
+    typename Pass::Reader reader;
+    typename Pass::Writer writer;
+    typename Pass::Inputs inputs[kQuarterCount];  // of the coming pass
+    typename Pass::State state;                   // of the one quarter, where there is no more
+    typename Pass::Biases biases;
+    int column;   // of the launch, or kNowhere: the lane's unit does not exist; of the one quarter, as the next two
+    int place;    // where it publishes
+    int partial;  // where its sums are in the first buffer
   };
 
-  SEQKERNELS_DEVICE Ready prepare(int iteration, int quarter, int tiles, int column, int active, int partials) const {
-    const Spot spot(quarter, tiles);
-    const Place at = place(spot, column);
-    return {settled(exists(at) && at.column < active),
-            settled(partials + spot.unit_group * part_.splits * layout_.partial +
-                    Layout::partial_at(spot.tile * kTileColumns + spot.column, 0, spot.unit)),
-            settled(exchange_.place(iteration, static_cast<uint32_t>(at.unit) / Traits::kPerWord,
-                                    at.column - first_column_)),
-            settled(state_index(quarter, column)), settled(at.unit - first_unit_)};
+  SEQKERNELS_DEVICE void run_steps() {
+    const int steps = static_cast<int>(Pass::steps(p_));
+    const Lane lane(part_, warp_, 0);
+    const int64_t first_step = Pass::step_of(p_, Pass::has_step(p_, 0) ? 0 : 1);
+    const int64_t time = steps > 0 ? Pass::time_of(p_, direction_, first_step) : 0;
+    const Place at = place(lane, 0);
+    const Place begin = kOneQuarter ? at : Place{direction_, first_column_, first_unit_};
+    Cursor cursor{Pass::walk(p_, direction_, first_step), {p_, begin, time}, {p_, begin, time}};
+    if constexpr (kOneQuarter) {
+      cursor.state = initial(at);
+      cursor.column = kNowhere;
+      if (has_quarter(lane, 0) && exists(at)) {
+        cursor.column = at.column;
+        cursor.biases = Pass::load_biases(p_, direction_, at.unit);
+      }
+      cursor.column = kept(cursor.column);
+      cursor.place = kept(exchange_.place(at.unit / Traits::kPerWord, lane.column));
+      cursor.partial = kept(partial_of(lane, 0));
+    }
+    if (Pass::has_step(p_, 0)) load_inputs(lane, cursor);
+
+    iterate<false>(lane, cursor);
+    for (int i = 0; i < steps; ++i) iterate<true>(lane, cursor);
+
+    if constexpr (kOneQuarter) {
+      if (cursor.column != kNowhere) Pass::finish(p_, at, cursor.state);
+    } else {
+      for_each_unit([&](const Place& at, int column, int n) {
+        if (exists(at)) Pass::finish(p_, at, states_[state_index(column, n)]);
+      });
+    }
+  }
+
+  template <bool kHasProduct>
+  SEQKERNELS_DEVICE void iterate(const Lane& first_lane, Cursor& cursor) {
+    if constexpr (kOneQuarter) {
+      do_columns<kHasProduct>(first_lane, 0, true, cursor);
+    } else {
+      const int columns = part_.column_tiles * kTileColumns;
+      for (int column = 0; column < part_.columns; column += columns)
+        do_columns<kHasProduct>(Lane(part_, warp_, column), column, column + columns >= part_.columns, cursor);
+    }
+    exchange_.advance();
+  }
+
+  // One iteration for the columns of a pass; `is_last`: pass of the iteration.
+  template <bool kHasProduct>
+  SEQKERNELS_DEVICE void do_columns(const Lane& lane, int column, bool is_last, Cursor& cursor) {
+    uint32_t* const partials = memory_ + partials_;
+    partials_ = kWarps * layout_.partial - partials_;
+    if constexpr (kHasProduct) {
+      uint32_t* const own = partials + warp_ * layout_.partial;
+      constexpr int kMost = Product::kMaxColumnTiles;
+      if constexpr (kOneQuarter)
+        multiply<kTiles>(column, own);
+      else if (lane.tiles < kMost)
+        multiply<1>(column, own);
+      else
+        multiply<kMost>(column, own);
+    }
+    if (column == 0) exchange_.order_resets();
+    block_barrier();
+
+    const bool has_step = kHasProduct || Pass::has_step(p_, 0);
+    const bool is_active = has_step && (kOneQuarter ? cursor.column : place(lane, 0).column) < cursor.walk.active();
+    typename Pass::Writer writer = cursor.writer;
+    if constexpr (!kOneQuarter) writer.move(p_, lane.column);
+    SEQKERNELS_UNROLL
+    for (int n = 0; n < kQuarterCount; ++n)
+      if (has_quarter(lane, n)) {
+        const int unit = first_unit_ + lane.unit + n * lane.next;
+        typename Pass::State state = kOneQuarter ? cursor.state : states_[state_index(column, n)];
+        float product[Pass::kTiles] = {}, published[Pass::kPublished];
+        if constexpr (kHasProduct)
+          collect(reinterpret_cast<const float*>(partials) + (kOneQuarter ? cursor.partial : partial_of(lane, n)), product);
+        const bool steps = is_active && (kOneQuarter || unit < p_.shape.hidden);
+        typename Pass::Results results{};
+        if (steps)
+          results = Pass::step(kOneQuarter ? cursor.biases : biases_[unit - first_unit_], cursor.inputs[n], product, state,
+                               published);
+        else
+          Pass::idle(product, state, published);
+        publish(kOneQuarter ? cursor.place : exchange_.place(unit / Traits::kPerWord, lane.column), published);
+        if (steps) writer.write(p_, further(lane, n), state, results);
+        if constexpr (kOneQuarter)
+          cursor.state = state;
+        else
+          states_[state_index(column, n)] = state;
+      }
+
+    if (!is_last) {
+      const int next = column + lane.tiles * kTileColumns;
+      if (has_step) load_inputs(Lane(part_, warp_, next), cursor);
+      return;
+    }
+    if (has_step) {
+      const int rows = cursor.walk.rows();
+      cursor.reader.move(p_, rows), cursor.writer.move(p_, rows);
+      cursor.walk.advance();
+    }
+    if constexpr (kOneQuarter)
+      load_inputs(lane, cursor);
+    else
+      load_inputs(Lane(part_, warp_, 0), cursor);
+    exchange_.reset();
+  }
+
+  // Of the step at hand, for the lane's pass.
+  SEQKERNELS_DEVICE void load_inputs(const Lane& lane, Cursor& cursor) const {
+    typename Pass::Reader reader = cursor.reader;
+    if constexpr (!kOneQuarter) reader.move(p_, lane.column);
+    const auto for_those_of = [&](int active, const auto& visit) {
+      SEQKERNELS_UNROLL
+      for (int n = 0; n < kQuarterCount; ++n) {
+        const Place at = place(lane, n);
+        if (kOneQuarter ? cursor.column < active
+                        : has_quarter(lane, n) && at.unit < p_.shape.hidden && at.column < active)
+          visit(at, n);
+      }
+    };
+    for_those_of(cursor.walk.active(), [&](const Place& at, int n) {
+      cursor.inputs[n] = reader.load(p_, cursor.walk, at, further(lane, n));
+    });
+    // What the next step will load, from far away. FFMA's steps are long enough to load in time.
+    if constexpr (Product::kOnTensorCores) {
+      reader.move(p_, cursor.walk.rows());
+      for_those_of(cursor.walk.next(), [&](const Place&, int n) { reader.prefetch(p_, further(lane, n)); });
+    }
   }
 
   // Leaves this warp's partial sums.
   template <int kColumnTiles>
-  SEQKERNELS_DEVICE void multiply(int publication, int column, uint32_t* partial) const {
-    using Product = typename Weights::Product;
+  SEQKERNELS_DEVICE void multiply(int column, uint32_t* partial) const {
     float sum[Pass::kTiles][kColumnTiles][Product::kResults];
-    slice_.multiply(exchange_, publication, column, partial, sum);
+    slice_.multiply(exchange_, column, partial, sum);
     const int group = Product::group(), member = Product::member();
     SEQKERNELS_UNROLL
     for (int i = 0; i < kColumnTiles * Product::kResults; ++i) {
@@ -282,16 +342,28 @@ class PersistentBlock {
       const int unit = group + result / Product::kColumns * Product::kGroups;
       const int column = n * kTileColumns + member * Product::kColumns + result % Product::kColumns;
       SEQKERNELS_UNROLL
-      for (int tile = 0; tile < Pass::kTiles; tile += Layout::kTogether) {
+      for (int tile = 0; tile < Pass::kTiles; tile += Sums::kTogether) {
         Together words;
         SEQKERNELS_UNROLL
-        for (int t = 0; t < Layout::kTogether; ++t) words.word[t] = bits_of(sum[tile + t][n][result]);
-        *reinterpret_cast<Together*>(partial + Layout::partial_at(column, tile, unit)) = words;
+        for (int t = 0; t < Sums::kTogether; ++t) words.word[t] = bits_of(sum[tile + t][n][result]);
+        *reinterpret_cast<Together*>(partial + Sums::at(column, tile, unit)) = words;
       }
     }
   }
 
+  // Where the sums of a lane's quarter are, of the first of the warps that have them.
+  SEQKERNELS_DEVICE int partial_of(const Lane& lane, int n) const {
+    const int unit = lane.unit + n * lane.next;
+    return unit / kTileUnits * part_.splits * layout_.partial +
+           Sums::at(lane.column % (part_.column_tiles * kTileColumns), 0, unit % kTileUnits);
+  }
+
   SEQKERNELS_DEVICE void collect(const float* partials, float (&product)[Pass::kTiles]) const {
+    if constexpr (kOneQuarter) {  // whose blocks have one or two groups of units
+      add_up<4>(partials, product);
+      if (part_.splits == 8) add_up<4>(partials + 4 * layout_.partial, product);
+      return;
+    }
     switch (part_.splits) {
       case 8:
         add_up<4>(partials, product);
@@ -308,52 +380,70 @@ class PersistentBlock {
   // All loads are under way at once, but for those of 8 splits, which would take too many registers.
   template <int kSplits>
   SEQKERNELS_DEVICE void add_up(const float* partials, float (&product)[Pass::kTiles]) const {
-    Together words[kSplits][Pass::kTiles / Layout::kTogether];
+    Together words[kSplits][Pass::kTiles / Sums::kTogether];
     SEQKERNELS_UNROLL
     for (int split = 0; split < kSplits; ++split) {
       SEQKERNELS_UNROLL
-      for (int tile = 0; tile < Pass::kTiles; tile += Layout::kTogether)
-        words[split][tile / Layout::kTogether] =
+      for (int tile = 0; tile < Pass::kTiles; tile += Sums::kTogether)
+        words[split][tile / Sums::kTogether] =
             *reinterpret_cast<const Together*>(partials + split * layout_.partial + tile * kTileUnits);
     }
     SEQKERNELS_UNROLL
     for (int i = 0; i < kSplits * Pass::kTiles; ++i) {
       const int split = i / Pass::kTiles, tile = i % Pass::kTiles;
-      product[tile] += float_of(words[split][tile / Layout::kTogether].word[tile % Layout::kTogether]);
+      product[tile] += float_of(words[split][tile / Sums::kTogether].word[tile % Sums::kTogether]);
     }
   }
 
-  SEQKERNELS_DEVICE void publish(int publication, const float (&published)[Pass::kPublished]) const {
-    constexpr bool kUnrolled = Weights::Product::kOnTensorCores;
+  SEQKERNELS_DEVICE void publish(int place, const float (&published)[Pass::kPublished]) const {
     const int stride = part_.units() / Traits::kPerWord * part_.columns;  // from one block of K to the next
     SEQKERNELS_UNROLL
     for (int block = 0; block < Pass::kPublished; ++block) {
       if constexpr (Traits::kPerWord == 2) {
         const float neighbour = shuffle_xor(published[block], 1);
         if (lane_index() % 2 == 0)
-          exchange_.publish<kUnrolled>(publication + block * stride, word_of<Operand>(published[block], neighbour));
+          exchange_.publish(place + block * stride, word_of<Operand>(published[block], neighbour));
       } else {
-        exchange_.publish<kUnrolled>(publication + block * stride, Traits::bits(published[block]));
+        exchange_.publish(place + block * stride, Traits::bits(published[block]));
       }
     }
   }
 
   const Problem& p_;
   const Partition& part_;
-  const Layout layout_;
+  const SharedLayout& layout_;
   uint32_t* const memory_;
   const int group_, member_;  // of the launch, of the group
   const int direction_, first_column_, first_unit_, warp_;
-  const Exchange exchange_;
+  int partials_ = 0;  // where the coming pass leaves its sums: two buffers, by turns
+  Exchange<kScope> exchange_;
   typename Pass::State* const states_;
   typename Pass::Biases* const biases_;
-  typename Layout::Weights slice_;
+  Weights slice_;
 };
 
-template <class Pass, class Operand>
+template <class Pass, class Operand, Scope kScope, int kTiles>
 SEQKERNELS_KERNEL SEQKERNELS_LAUNCH_BOUNDS(kThreads, 1)
-    persistent_kernel(const typename Pass::Problem problem, const Partition part) {
-  PersistentBlock<Pass, Operand>(problem, part).run();
+    persistent_kernel(const typename Pass::Problem problem, const Partition part, const SharedLayout layout) {
+  PersistentBlock<Pass, Operand, kScope, kTiles>(problem, part, layout).run();
+}
+
+template <class Pass, class Operand, Scope kScope>
+const void* persistent_kernel_for(const Partition& part) {
+  const bool one_quarter =
+      part.columns == part.column_tiles * kTileColumns && part.unit_groups * part.column_tiles * kQuarters <= kWarps;
+  if constexpr (Product<Operand, Pass::kTiles>::kMaxColumnTiles > 1)
+    if (one_quarter && part.column_tiles == 2)
+      return reinterpret_cast<const void*>(&persistent_kernel<Pass, Operand, kScope, 2>);
+  return one_quarter ? reinterpret_cast<const void*>(&persistent_kernel<Pass, Operand, kScope, 1>)
+                     : reinterpret_cast<const void*>(&persistent_kernel<Pass, Operand, kScope, 0>);
+}
+
+// The kernel for a launch that is cut so.
+template <class Pass, class Operand>
+const void* persistent_kernel_for(const Partition& part) {
+  return part.exchange ? persistent_kernel_for<Pass, Operand, Scope::kDevice>(part)
+                       : persistent_kernel_for<Pass, Operand, Scope::kCluster>(part);
 }
 
 }  // namespace seqkernels::cuda

@@ -94,7 +94,7 @@ void cut_columns(const PassKernels& kernels, const DeviceLimits& device, const P
         std::min<int64_t>({kernels.column_tiles, kernels.block_tiles / unit_groups, columns / kTileColumns}));
     const int64_t blocks = request.directions * part.column_groups * members;
     if (in_grid && blocks > device.multiprocessors) break;  // only more from here on
-    const int64_t bytes = kernels.shared_bytes(part);
+    const int64_t bytes = kernels.layout(part).bytes();
     if (bytes > device.shared_bytes) continue;
     const bool in_clusters = kind == PlanKind::kPersistentCluster;
     const int64_t groups_at_once = in_clusters && room ? room(part, bytes) : device.multiprocessors / members;

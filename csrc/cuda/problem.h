@@ -24,6 +24,7 @@ struct Shape {
   int directions;
   int batch;
   int hidden;
+  int padded;  // units: Hp
   int64_t seq_len;
   int64_t rows;
   const int64_t* offsets;  // [T + 1] first row of each time of a packed sequence; null: `batch` rows each
@@ -100,6 +101,22 @@ struct Partition {
 
   SEQKERNELS_HOST_DEVICE int units_of_block() const { return unit_groups * kUnitPadding; }
   SEQKERNELS_HOST_DEVICE int units() const { return members * units_of_block(); }
+};
+
+constexpr int kBuffers = 4;  // of an exchange
+
+// Where a block of a persistent kernel has what in shared memory, and how much; in words. The host works it out once: a kernel
+// that reads it from its parameters has nothing to compute.
+struct SharedLayout {
+  int chunks, chunks_per_warp;  // of K, of the group and of a warp
+  int slice, partial;           // sizes: one warp's weights, one warp's partial sums
+  int buffer;                   // size of one of the exchange's
+  int reset;                    // groups of 4 words that a block makes ready in a step: of its own buffer, or its share
+  int weights, states, biases, exchange, total;  // beginnings; partial sums begin at 0
+
+  SEQKERNELS_HOST_DEVICE int64_t bytes() const { return int64_t{4} * total; }
+  // Of a group's exchange in global memory.
+  SEQKERNELS_HOST_DEVICE int64_t exchange_words() const { return int64_t{kBuffers} * buffer; }
 };
 
 // Offsets come as kernel arguments: no copy from host memory that somebody would have to wait for.

@@ -60,8 +60,8 @@ class TensorProduct : public LaneShare<4> {
    public:
     SEQKERNELS_DEVICE explicit Sums(uint32_t*) {}
 
-    // This lane's part of the vectors is there. Afterwards, all lanes' are. `turn` counts the chunks.
-    SEQKERNELS_DEVICE void take(int, const Words4 (&)[kColumnTiles]) const { warp_barrier(); }
+    // `turn` counts the chunks, whose vectors are there.
+    SEQKERNELS_DEVICE void take(int, const Words4 (&)[kColumnTiles]) const {}
 
     // fragment(quad, tile): four words of this lane's weights.
     template <class Fragment>

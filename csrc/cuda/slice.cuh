@@ -48,49 +48,80 @@ class Slice {
     for (int c = kResident; c < chunks; ++c) load_chunk(in_shared(c, 0, 0), c, words);
   }
 
-  // sum[tile][column tile] = the product with kColumnTiles times eight columns of a publication, from `column` on.
-  template <int kColumnTiles>
-  SEQKERNELS_DEVICE void multiply(const Exchange& exchange, int publication, int column, uint32_t* stage,
+  // sum[tile][column tile] = the product with kColumnTiles times eight columns of what was published last, from `column` on.
+  //
+  // Vectors come kSlots chunks at a time, whose loads are under way at once: one wait for all of them, then all their
+  // products, then the loads of the next ones. Waiting for each by itself would take as long for the first as for all.
+  template <int kColumnTiles, class Exchange>
+  SEQKERNELS_DEVICE void multiply(const Exchange& exchange, int column, uint32_t* stage,
                                   float (&sum)[kTiles][kColumnTiles][Product::kResults]) const {
     typename Product::template Sums<kColumnTiles> sums(stage);
     constexpr int kSlots = Product::kAhead / kColumnTiles;
-    Words4 vectors[kSlots][kColumnTiles];
-    const Words4* const parts = exchange.part(publication, first_chunk_, column);
-    const int stride = exchange.stride();
     constexpr int kTurns = kSlots < 2 ? 2 : kSlots;
-    // `turn` is chunk % kTurns; spelled out, since registers need an index that the compiler knows. Asks for vectors `begin`
-    // to `end` from those of this chunk on, which are at `part`.
-    const auto fetch = [&](const Words4* part, int turn, int chunk, int begin, int end) {
-      SEQKERNELS_UNROLL
-      for (int i = begin; i < end; ++i)
-        if (chunk + i / kColumnTiles < chunks_)
-          vectors[(turn + i / kColumnTiles) % kSlots][i % kColumnTiles] =
-              exchange.load(part + i / kColumnTiles * stride + i % kColumnTiles * kWarpSize);
-    };
-    // fragment(quad, tile): this lane's words of the weights.
-    const auto add = [&](int turn, int chunk, const auto& fragment) {
-      if (chunk >= chunks_) return;
+    static_assert(kTurns % kSlots == 0);
+    Words4 vectors[kSlots][kColumnTiles];
+    const Words4* part = exchange.part(first_chunk_, column);  // of the chunk in the first slot
+    const int stride = exchange.stride();
+
+    // Asks for what belongs into a slot where `chunk` is in the first one.
+    const auto fetch = [&](int chunk, int slot) {
+      if (chunk + slot >= chunks_) return;
       SEQKERNELS_UNROLL
       for (int n = 0; n < kColumnTiles; ++n)
-        // Who had to wait asked too early for the others under way, too: again, at once and not one after another.
-        if (exchange.wait(vectors[turn % kSlots][n], parts + chunk * stride + n * kWarpSize))
-          fetch(anew(parts + chunk * stride), turn, chunk, n + 1, kSlots * kColumnTiles);
-      const Words4* const next = parts + (chunk + kSlots) * stride;
-      sums.take(turn, vectors[turn % kSlots]);
-      if (Product::kCopies) fetch(next, turn, chunk + kSlots, 0, kColumnTiles);
-      sums.add(turn, vectors[turn % kSlots], fragment);
-      if (!Product::kCopies) fetch(next, turn, chunk + kSlots, 0, kColumnTiles);
+        vectors[slot][n] = exchange.load(part + slot * stride + n * kWarpSize);
+    };
+    const auto fetch_from = [&](int chunk, int first_slot) {
+      SEQKERNELS_UNROLL
+      for (int slot = first_slot; slot < kSlots; ++slot) fetch(chunk, slot);
+    };
+    const auto are_there = [&](int chunk, int begin, int end) {
+      uint32_t most = 0;
+      SEQKERNELS_UNROLL
+      for (int slot = begin; slot < end; ++slot)
+        if (chunk + slot < chunks_) {
+          SEQKERNELS_UNROLL
+          for (int n = 0; n < kColumnTiles; ++n) most = larger(most, largest(vectors[slot][n]));
+        }
+      return warp_all(most != kAbsent);
+    };
+    // Spins on the first slot alone: on all, it would be more than L2 can bring. Who had to wait asked too early for the
+    // others, too.
+    const auto await = [&](int chunk) {
+      while (!are_there(chunk, 0, kSlots)) {
+        while (!are_there(chunk, 0, 1)) {
+          pause();
+          fetch(chunk, 0);
+        }
+        pause();
+        fetch_from(chunk, 1);
+      }
+    };
+    // The products of the chunks in all slots. `turn` is chunk % kTurns, spelled out: registers need an index that the
+    // compiler knows. fragment(slot, quad, tile): this lane's words of the weights.
+    const auto add = [&](int turn, int chunk, const auto& fragment) {
+      if (chunk >= chunks_) return;
+      await(chunk);
+      part += kSlots * stride;
+      SEQKERNELS_UNROLL
+      for (int slot = 0; slot < kSlots; ++slot)
+        if (chunk + slot < chunks_) {
+          sums.take(turn + slot, vectors[slot]);
+          if (Product::kCopies) fetch(chunk + kSlots, slot);
+          sums.add(turn + slot, vectors[slot], [&](int quad, int tile) -> const auto& { return fragment(slot, quad, tile); });
+        }
+      if (!Product::kCopies) fetch_from(chunk + kSlots, 0);
     };
 
-    fetch(parts, 0, 0, 0, kSlots * kColumnTiles);
+    fetch_from(0, 0);
+    static_assert(kResident % kSlots == 0);
     SEQKERNELS_UNROLL
-    for (int c = 0; c < kResident; ++c)
-      add(c % kTurns, c, [&](int quad, int tile) -> const auto& { return resident_[c][quad][tile]; });
+    for (int c = 0; c < kResident; c += kSlots)
+      add(c % kTurns, c, [&](int slot, int quad, int tile) -> const auto& { return resident_[c + slot][quad][tile]; });
     for (int first = kResident; first < chunks_; first += kTurns) {
       SEQKERNELS_UNROLL
-      for (int n = 0; n < kTurns; ++n)
+      for (int n = 0; n < kTurns; n += kSlots)
         add((kResident + n) % kTurns, first + n,
-            [&](int quad, int tile) -> const auto& { return *in_shared(first + n, quad, tile); });
+            [&](int slot, int quad, int tile) -> const auto& { return *in_shared(first + n + slot, quad, tile); });
     }
     sums.finish(sum);
   }

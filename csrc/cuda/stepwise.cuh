@@ -26,10 +26,12 @@ SEQKERNELS_KERNEL SEQKERNELS_LAUNCH_BOUNDS(kStepThreads, 1)
     for (int tile = 0; tile < Pass::kTiles; ++tile)
       product[tile] = products[static_cast<int64_t>(tile) * p.shape.hidden];
 
-    if (Pass::has_step(p, iteration) && at.column < p.shape.active(Pass::time_of(p, at.direction, step))) {
+    const int64_t time = Pass::time_of(p, at.direction, step);
+    if (Pass::has_step(p, iteration) && at.column < p.shape.active(time)) {
+      const auto inputs = typename Pass::Reader(p, at, time).load(p, Pass::walk(p, at.direction, step), at, 0);
       const auto results =
-          Pass::step(Pass::load_biases(p, at.direction, at.unit), Pass::load(p, at, step), product, state, published);
-      Pass::write_results(p, at, step, state, results);
+          Pass::step(Pass::load_biases(p, at.direction, at.unit), inputs, product, state, published);
+      typename Pass::Writer(p, at, time).write(p, 0, state, results);
     } else {
       Pass::idle(product, state, published);
       // The next product may leave out rows that have no step.

@@ -19,15 +19,21 @@ Device::LaunchShape launch_shape(const Plan& plan, int64_t directions) {
           plan.kind == PlanKind::kPersistentCluster ? part.members : 1, plan.kind == PlanKind::kPersistentGrid};
 }
 
+const void* kernel_of(const PassKernels& kernels, const Plan& plan) {
+  Partition part = plan.partition;
+  if (plan.kind == PlanKind::kPersistentGrid) part.exchange = &part;  // anything: it is not in shared memory
+  return kernels.persistent(part);
+}
+
 Plan choose(const Device& device, const PassKernels& kernels, const PlanRequest& request) {
   const ClusterRoom room = [&](const Partition& part, int64_t shared_bytes) {
     const Plan plan{PlanKind::kPersistentCluster, part, shared_bytes};
-    return device.clusters_at_once(kernels.persistent, launch_shape(plan, request.directions));
+    return device.clusters_at_once(kernels.persistent(part), launch_shape(plan, request.directions));
   };
   std::vector<Candidate> all = candidates(kernels, device.limits(), request, room);
   for (Candidate& candidate : all)
     if (candidate.plan.kind != PlanKind::kStepwise && candidate.obstacle.empty() &&
-        !device.can_launch(kernels.persistent, launch_shape(candidate.plan, request.directions)))
+        !device.can_launch(kernel_of(kernels, candidate.plan), launch_shape(candidate.plan, request.directions)))
       candidate.obstacle = "its blocks would not all run at once on this device";
   if (const char* const wanted = std::getenv("SEQKERNELS_CUDA_PLAN"); wanted && *wanted) {
     const Candidate& forced = all[size_t(plan_kind(wanted))];
@@ -83,7 +89,7 @@ void TimeLoop::run_persistent(Problem& problem) const {
   std::optional<Tensor> exchange;
   if (plan_.kind == PlanKind::kPersistentGrid) {
     part.exchange = &part;  // anything: the exchange is not in shared memory
-    const int64_t bytes = 4 * kernels_.exchange_words(part) * part.column_groups * layer_.directions();
+    const int64_t bytes = 4 * kernels_.layout(part).exchange_words() * part.column_groups * layer_.directions();
     exchange = new_tensor({bytes}, ScalarType::Byte, layer_.x());
     part.exchange = data(*exchange);
     check(cudaMemsetAsync(part.exchange, 0xFF, static_cast<size_t>(bytes), device_.stream()), "filling memory");
@@ -91,8 +97,9 @@ void TimeLoop::run_persistent(Problem& problem) const {
   const size_t bytes = static_cast<size_t>(layer_.weight_tensor(0, 1).numel()) * layer_.x().element_size();
   for (int64_t d = 0; d < layer_.directions(); ++d)
     problem.weights[d] = weights_ ? data(*weights_) + static_cast<size_t>(d) * bytes : layer_.weight(d, 1);
-  void* arguments[] = {&problem, &part};
-  device_.launch(kernels_.persistent, launch_shape(plan_, layer_.directions()), arguments);
+  SharedLayout layout = kernels_.layout(part);
+  void* arguments[] = {&problem, &part, &layout};
+  device_.launch(kernels_.persistent(part), launch_shape(plan_, layer_.directions()), arguments);
 }
 
 // Stepwise products read [D, deep, wide]; persistent kernels read rows of W_hh going forward, and of its transpose, [D, H,

@@ -53,6 +53,7 @@ enum class Group { kWarp, kBlock, kCluster };
 
 void barrier(Group group, Where where);
 uint64_t exchange(uint64_t value, int mask, Where where);  // what lane ^ mask gave
+bool all(bool value, Where where);                         // whether all lanes gave true
 
 enum class Operands { kBFloat16, kFloat16, kTFloat32 };
 void multiply(Operands operands, float* d, const uint32_t* a, uint32_t b0, uint32_t b1, Where where);
@@ -94,6 +95,9 @@ inline int64_t grid_threads() { return static_cast<int64_t>(emulator::current->b
 inline void block_barrier(Where where = Where::current()) { emulator::barrier(emulator::Group::kBlock, where); }
 inline void warp_barrier(Where where = Where::current()) { emulator::barrier(emulator::Group::kWarp, where); }
 
+inline bool warp_all(bool value, Where where = Where::current()) {
+  return emulator::all(value, where);
+}
 inline uint32_t shuffle_xor(uint32_t value, int mask, Where where = Where::current()) {
   return static_cast<uint32_t>(emulator::exchange(value, mask, where));
 }
@@ -106,14 +110,12 @@ inline float shuffle_xor(float value, int mask, Where where = Where::current()) 
 inline char* shared_memory() { return emulator::current->shared; }
 inline int cluster_rank() { return emulator::current->cluster_rank; }
 inline void cluster_barrier(Where where = Where::current()) { emulator::barrier(emulator::Group::kCluster, where); }
-inline uint32_t* peer_shared(uint32_t* own, int rank, Where where = Where::current()) {
-  return emulator::peer(own, rank, where);
-}
 
 // ---------------------------------------------------------------- memory shared by running blocks
 
-inline Words4 load_relaxed(const Words4* from, Scope scope, Where where = Where::current()) {
-  emulator::check_address(from, sizeof(Words4), scope, where);
+template <Scope kScope>
+Words4 load_relaxed(const Words4* from, Where where = Where::current()) {
+  emulator::check_address(from, sizeof(Words4), kScope, where);
   Words4 v;
   const uint32_t order = emulator::draw(4);
   for (uint32_t i = 0; i < 4; ++i) {
@@ -125,22 +127,42 @@ inline Words4 load_relaxed(const Words4* from, Scope scope, Where where = Where:
   return v;
 }
 
-inline void store_relaxed(uint32_t* to, uint32_t word, Scope scope, Where where = Where::current()) {
-  emulator::check_address(to, sizeof(uint32_t), scope, where);
+namespace {  // which file's, a report of ThreadSanitizer does not mind
+
+inline void store_word(uint32_t* to, uint32_t word) {
   if (!emulator::hold(to, word)) std::atomic_ref(*to).store(word, std::memory_order_relaxed);
   emulator::interleave();
 }
 
-inline void fence(Scope) { emulator::store_held(); }
+}  // namespace
 
-inline int settled(int value) { return value; }
-template <class T>
-T* anew(T* address) {
-  return address;
+template <Scope kScope>
+void store_relaxed(uint32_t* to, uint32_t word, Where where = Where::current()) {
+  emulator::check_address(to, sizeof(uint32_t), kScope, where);
+  store_word(to, word);
 }
+template <Scope kScope>
+void store_relaxed(Words4* to, const Words4& v, Where where = Where::current()) {
+  emulator::check_address(to, sizeof(Words4), kScope, where);
+  for (int i = 0; i < 4; ++i) store_word(&to->word[i], v.word[i]);
+}
+inline void store_peer(uint32_t* own, int rank, uint32_t word, Where where = Where::current()) {
+  uint32_t* const to = emulator::peer(own, rank, where);
+  emulator::check_address(to, sizeof(uint32_t), Scope::kCluster, where);
+  store_word(to, word);
+}
+
+template <Scope kScope>
+void fence() {
+  emulator::store_held();
+}
+
+inline int kept(int value) { return value; }
 
 // Has the address checked.
 inline void prefetch(const void* word) { (void)*static_cast<const volatile char*>(word); }
+
+inline uint32_t larger(uint32_t a, uint32_t b) { return a > b ? a : b; }
 
 inline void pause(Where where = Where::current()) { emulator::pause(where); }
 

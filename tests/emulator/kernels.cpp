@@ -106,6 +106,7 @@ class Host {
     shape_ = {.directions = static_cast<int>(in_.integer("directions")),
               .batch = static_cast<int>(in_.integer("batch")),
               .hidden = static_cast<int>(in_.integer("hidden")),
+              .padded = padded_units(static_cast<int>(in_.integer("hidden"))),
               .seq_len = in_.integer("seq_len"),
               .rows = 0,
               .offsets = nullptr};
@@ -160,18 +161,20 @@ class Host {
   template <class Problem>
   void run_persistent(const PassKernels& kernels, const Problem& problem) {
     const bool is_cluster = plan_ == Plan::kCluster;
-    const auto kernel = function<void(Problem, Partition)>(kernels.persistent);
     const int groups = shape_.directions * part_.column_groups;
     Partition part = part_;
     Memory exchange;
-    if (!is_cluster) exchange = Memory(groups * kernels.exchange_words(part) * sizeof(uint32_t));
+    part.exchange = is_cluster ? nullptr : &part;  // not in shared memory
+    if (!is_cluster) exchange = Memory(groups * kernels.layout(part).exchange_words() * sizeof(uint32_t));
     part.exchange = exchange.data();
+    const SharedLayout layout = kernels.layout(part);
+    const auto kernel = function<void(Problem, Partition, SharedLayout)>(kernels.persistent(part));
     emulator::launch({.blocks = groups * part.members,
                       .threads = kThreads,
                       .cluster = is_cluster ? part.members : 1,
-                      .shared_bytes = static_cast<size_t>(kernels.shared_bytes(part)),
+                      .shared_bytes = static_cast<size_t>(layout.bytes()),
                       .seed = seed_++},
-                     [&] { kernel(problem, part); });
+                     [&] { kernel(problem, part, layout); });
   }
 
   // active(step): sequences that have the step, as the pass counts them, in some direction.

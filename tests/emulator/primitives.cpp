@@ -11,6 +11,12 @@ void shuffle(CudaThread* const* lanes) {
   for (int i = 0; i < cuda::kWarpSize; ++i) lanes[i]->value = values[i ^ lanes[i]->mask];
 }
 
+void conjoin(CudaThread* const* lanes) {
+  uint64_t all = 1;
+  for (int i = 0; i < cuda::kWarpSize; ++i) all &= lanes[i]->value;
+  for (int i = 0; i < cuda::kWarpSize; ++i) lanes[i]->value = all;
+}
+
 }  // namespace
 
 void barrier(Group group, Where where) {
@@ -26,6 +32,13 @@ uint64_t exchange(uint64_t value, int mask, Where where) {
   return thread.value;
 }
 
+bool all(bool value, Where where) {
+  CudaThread& thread = machine->me();
+  thread.value = value;
+  machine->meet(Group::kWarp, Primitive::kShuffle, where, conjoin);
+  return thread.value != 0;
+}
+
 void multiply(Operands operands, float* d, const uint32_t* a, uint32_t b0, uint32_t b1, Where where) {
   CudaThread& thread = machine->me();
   thread.operands = operands, thread.d = d, thread.a = a, thread.b[0] = b0, thread.b[1] = b1;
@@ -35,8 +48,8 @@ void multiply(Operands operands, float* d, const uint32_t* a, uint32_t b0, uint3
 uint32_t* peer(uint32_t* own, int rank, Where where) {
   CudaThread& thread = machine->me();
   thread.primitive = Primitive::kAccess, thread.where = where;
-  if (machine->arena.block_of(own) != thread.block) machine->fail("peer_shared of what is not in own shared memory");
-  if (rank < 0 || rank >= machine->launch.cluster) machine->fail("peer_shared of rank " + std::to_string(rank));
+  if (machine->arena.block_of(own) != thread.block) machine->fail("a peer's copy of what is not in own shared memory");
+  if (rank < 0 || rank >= machine->launch.cluster) machine->fail("a peer of rank " + std::to_string(rank));
   const char* theirs = machine->arena.at(thread.block - thread.cluster_rank + rank);
   return reinterpret_cast<uint32_t*>(const_cast<char*>(theirs) + (reinterpret_cast<char*>(own) - thread.shared));
 }

@@ -140,7 +140,7 @@ void clusters() {
   launch({.blocks = 8, .threads = 32, .cluster = 4, .shared_bytes = 4 * sizeof(uint32_t), .seed = seed}, [] {
     uint32_t* own = shared<uint32_t>();
     cluster_barrier();
-    if (thread_index() < 4) peer_shared(own, thread_index())[cluster_rank()] = block_index() * 10 + thread_index();
+    if (thread_index() < 4) peer_of(own, thread_index())[cluster_rank()] = block_index() * 10 + thread_index();
     cluster_barrier();
     for (int i = 0; i < 4; ++i) expect(own[i] == uint32_t((block_index() - cluster_rank() + i) * 10 + cluster_rank()));
   });
@@ -162,11 +162,14 @@ void exchange_words(int cluster) {
     for (int step = 1; step <= kSteps; ++step) {
       uint32_t* current = words + step % 2 * kWords;
       const int index = block_index() * 32 + thread_index();
-      for (int rank = 0; rank < (kIsNear ? kBlocks : 1); ++rank)
-        store_relaxed((kIsNear ? peer_shared(current, rank) : current) + index, uint32_t(step << 16 | index), kScope);
+      const uint32_t word = uint32_t(step << 16 | index);
+      if (kIsNear)
+        for (int rank = 0; rank < kBlocks; ++rank) store_peer(current + index, rank, word);
+      else
+        store_relaxed<Scope::kDevice>(current + index, word);
       for (int i = 0; i < kWords; i += 4)
         for (bool all = false; !all; pause()) {
-          const Words4 v = load_relaxed(reinterpret_cast<const Words4*>(current + i), kScope);
+          const Words4 v = load_relaxed<kScope>(reinterpret_cast<const Words4*>(current + i));
           all = true;
           for (int j = 0; j < 4; ++j) {
             expect((v.word[j] >> 16) <= uint32_t(step));
@@ -229,13 +232,13 @@ int late_words() {
     launch({.blocks = 2, .threads = 32, .seed = seed * 200 + i}, [&] {
       if (thread_index() != 0) return;
       if (block_index() == 0) {
-        store_relaxed(&data.word[0], 1, Scope::kDevice);
-        if (kFenced) fence(Scope::kDevice);
-        store_relaxed(&flag.word[0], 1, Scope::kDevice);
+        store_relaxed<Scope::kDevice>(&data.word[0], 1);
+        if (kFenced) fence<Scope::kDevice>();
+        store_relaxed<Scope::kDevice>(&flag.word[0], 1);
       } else {
-        while (load_relaxed(&flag, Scope::kDevice).word[0] == 0) pause();
-        fence(Scope::kDevice);
-        late += load_relaxed(&data, Scope::kDevice).word[0] == 0;
+        while (load_relaxed<Scope::kDevice>(&flag).word[0] == 0) pause();
+        fence<Scope::kDevice>();
+        late += load_relaxed<Scope::kDevice>(&data).word[0] == 0;
       }
     });
   }

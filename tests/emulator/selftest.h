@@ -22,4 +22,9 @@ T* shared() {
   return reinterpret_cast<T*>(shared_memory());
 }
 
+// What block `rank` of the cluster has where this block has `own`, for plain accesses.
+inline uint32_t* peer_of(uint32_t* own, int rank, Where where = Where::current()) {
+  return emulator::peer(own, rank, where);
+}
+
 }  // namespace seqkernels::cuda

@@ -41,7 +41,7 @@ void endless_spin() {
   launch(two_blocks(), [&] {
     if (block_index() == 1) return;
     if (thread_index() > 0) return block_barrier();
-    while (load_relaxed(&word, Scope::kDevice).word[0] == 0)
+    while (load_relaxed<Scope::kDevice>(&word).word[0] == 0)
       if (kPauses) pause();
   });
 }
@@ -70,7 +70,7 @@ void peer_ended() {
     cluster_barrier();
     if (block_index() == 0 && thread_index() == 0) {
       for (int i = 0; i < 100; ++i) pause();
-      peer_shared(shared<uint32_t>(), 1)[0] = 1;
+      peer_of(shared<uint32_t>(), 1)[0] = 1;
     }
   });
 }
@@ -89,7 +89,7 @@ void stack_overflow() {
 
 void misaligned_words() {
   alignas(16) static uint32_t words[8];
-  launch(two_blocks(), [] { load_relaxed(reinterpret_cast<const Words4*>(words + 1), Scope::kDevice); });
+  launch(two_blocks(), [] { load_relaxed<Scope::kDevice>(reinterpret_cast<const Words4*>(words + 1)); });
 }
 
 // What a missing barrier lets race, for ThreadSanitizer. The writer may be in the reader's warp or in another one.
@@ -113,7 +113,7 @@ void race_with_shuffle() {
   handed_over(20, [] { shuffle_xor(1u, 1); });
 }
 void race_with_fence() {
-  handed_over(20, [] { fence(Scope::kDevice); });
+  handed_over(20, [] { fence<Scope::kDevice>(); });
 }
 void no_race_with_warp_barrier() {
   handed_over(20, [] { warp_barrier(); });
@@ -135,7 +135,7 @@ void race_after_barrier() {
 void race_after_cluster_exchange() {
   launch(two_blocks(), [] {
     cluster_barrier();
-    if (thread_index() == 0) peer_shared(shared<uint32_t>(), 1 - cluster_rank())[0] = 7;
+    if (thread_index() == 0) peer_of(shared<uint32_t>(), 1 - cluster_rank())[0] = 7;
     block_barrier();
     if (thread_index() == 1 && shared<uint32_t>()[0] == 8) std::abort();
     cluster_barrier();

@@ -32,7 +32,14 @@ void call(const void* kernel, void** arguments) {
 template <class Problem>
 void add(std::map<const void*, Call>& calls, const PassKernels& kernels) {
   calls[kernels.stepwise] = &call<Problem, StepBuffers, int64_t>;
-  if (kernels.persistent) calls[kernels.persistent] = &call<Problem, Partition>;
+  if (!kernels.persistent) return;
+  for (const int tiles : {1, 2, kWarps})
+    for (const bool in_grid : {false, true}) {
+      Partition part{};
+      part.unit_groups = 1, part.columns = tiles * kTileColumns, part.column_tiles = tiles;
+      part.exchange = in_grid ? &part : nullptr;
+      calls[kernels.persistent(part)] = &call<Problem, Partition, SharedLayout>;
+    }
 }
 
 // How each kernel wants to be called.

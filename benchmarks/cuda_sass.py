@@ -1,0 +1,294 @@
+"""What a step of the persistent kernels costs, read off their machine code: no GPU needed.
+
+    python -m benchmarks.cuda_sass                   a line for every persistent kernel of the last build
+    python -m benchmarks.cuda_sass --listing NAME    the loop of one, with stalls and scoreboards
+
+A persistent kernel has one loop over time steps, and in each step publishes, polls for what others published,
+multiplies, meets at a barrier and does the pointwise part. Instructions are counted along the longest way
+through the loop's code that repeats nothing, so spinning counts once and of two branches the longer: more than
+most steps take, never less than any.
+
+Needs cuobjdump and nvdisasm: of the CUDA toolkit, or the wheels nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TOOLS = ("cuobjdump", "nvdisasm")
+
+
+@dataclass
+class Instruction:
+    """One of a kernel's, and what the 128 bits say beside its text."""
+
+    address: int
+    guard: str  # such as "@!P0", or empty
+    opcode: str  # with its modifiers
+    operands: str
+    stall: int  # cycles until the next one of the warp
+    sets: int | None  # the scoreboard that its result releases
+    waits: int  # mask of the scoreboards that it waits for
+    target: int | None = None  # of a branch
+
+    @property
+    def publishes(self) -> bool:
+        """Whether it stores a word that other blocks wait for: one lane, one word, strong."""
+        return bool(re.match(r"(ST|STG)\.E\.STRONG", self.opcode)) and ".128" not in self.opcode or self.opcode.startswith(
+            "STAS"
+        )
+
+    @property
+    def ends(self) -> bool:
+        return not self.guard and (self.opcode.split(".")[0] in ("EXIT", "RET", "BRX", "JMX") or self.jumps)
+
+    @property
+    def jumps(self) -> bool:
+        """Whether it goes elsewhere for certain."""
+        return not self.guard and self.opcode in ("BRA", "BRA.U.ANY") and not re.match(r"!?U?P\d", self.operands)
+
+
+@dataclass
+class Kernel:
+    name: str  # as the compiler mangled it
+    target: str  # "sm_90a"
+    code: list[Instruction] = field(default_factory=list)
+
+    # ------------------------------------------------------------ what it is
+
+    @property
+    def is_persistent(self) -> bool:
+        return "persistent_kernel" in self.name
+
+    @property
+    def title(self) -> str:
+        """Such as "forward LSTM bf16 cluster, one quarter"."""
+        cells = {"4Lstm": "LSTM", "3Gru": "GRU", "4Tanh": "RNN tanh", "4Relu": "RNN relu"}
+        operands = {"8TFloat32": "tf32", "8BFloat16": "bf16", "7Float16": "fp16"}
+        cell = next(title for key, title in cells.items() if key in self.name)
+        operand = next((title for key, title in operands.items() if key in self.name), "fp32")
+        direction = "forward" if "7Forward" in self.name else "backward"
+        scope = "cluster" if "ScopeE0E" in self.name else "grid"
+        tiles = {"1": "one tile", "2": "two tiles", "0": "several"}[re.findall(r"Li(\d)E", self.name)[-1]]
+        return f"{direction} {cell} {operand} {scope}, {tiles}"
+
+    # ------------------------------------------------------------ ways through it
+
+    @cached_property
+    def _index(self) -> dict[int, int]:
+        return {instruction.address: n for n, instruction in enumerate(self.code)}
+
+    def _next(self, n: int) -> Iterator[int]:
+        """Where instruction n may go, but for the detours of warps whose lanes have parted (BRA.DIV)."""
+        instruction = self.code[n]
+        if instruction.target is not None and "DIV" not in instruction.opcode and instruction.opcode != "BSSY":
+            yield self._index[instruction.target]
+        if not instruction.ends and n + 1 < len(self.code):
+            yield n + 1
+
+    @cached_property
+    def _order(self) -> list[int]:
+        """What can be reached, each before all that it goes to, loops cut where they close."""
+        state: dict[int, int] = {}
+        order: list[int] = []
+        stack: list[tuple[int, Iterator[int]]] = [(0, self._next(0))]
+        state[0] = 1
+        while stack:
+            n, following = stack[-1]
+            for m in following:
+                if m not in state:
+                    state[m] = 1
+                    stack.append((m, self._next(m)))
+                    break
+                if state[m] == 1:
+                    self._closing.add((n, m))
+            else:
+                state[n] = 2
+                order.append(n)
+                stack.pop()
+        return order[::-1]
+
+    @cached_property
+    def _closing(self) -> set[tuple[int, int]]:
+        return set()
+
+    @cached_property
+    def loop(self) -> tuple[int, int]:
+        """First and last instruction of the loop over the steps: the outermost that has the products and a barrier."""
+        _ = self._order
+        barriers = [n for n, i in enumerate(self.code) if i.opcode.startswith("BAR.SYNC")]
+        found = [(m, n) for n, m in self._closing if any(m <= b <= n for b in barriers)]
+        return max(found, key=lambda edge: edge[1] - edge[0])
+
+    def _longest(self, sources: set[int], sinks: set[int]) -> int | None:
+        """Instructions on the longest way from one of the first to one of the second, past no other of either; the
+        first not counted."""
+        first, last = self.loop
+        length: dict[int, int] = dict.fromkeys(sources, 0)
+        best = None
+        for n in self._order:
+            if n not in length or not first <= n <= last:
+                continue
+            for m in self._next(n):
+                if (n, m) in self._closing or not first <= m <= last:
+                    continue
+                if m in sinks:
+                    best = max(best or 0, length[n] + 1)
+                elif m not in sources:
+                    length[m] = max(length.get(m, 0), length[n] + 1)
+        return best
+
+    def between(self, begin: set[int], end: set[int]) -> int:
+        """Instructions from one of `begin` to the first of `end` in the same step; -1 if there is no way."""
+        way = self._longest(begin, end)
+        return -1 if way is None else way
+
+    def between_steps(self, begin: set[int], end: set[int]) -> int:
+        """Likewise, in the next step."""
+        first, last = self.loop
+        before, after = self._longest(begin, {last}), self._longest({first}, end)
+        return -1 if before is None or after is None else before + after + 1
+
+    def at(self, pattern: str) -> set[int]:
+        """Of the loop, those whose opcode and operands begin so."""
+        first, last = self.loop
+        return {
+            n
+            for n in range(first, last + 1)
+            if re.match(pattern, f"{self.code[n].opcode} {self.code[n].operands}")
+        }
+
+
+def parse(listing: str, target: str) -> list[Kernel]:
+    """The kernels in what `nvdisasm -hex` printed."""
+    kernels: list[Kernel] = []
+    labels: dict[str, int] = {}
+    pending: list[tuple[Instruction, str]] = []
+    waiting_labels: list[str] = []
+    word = r"/\* (0x[0-9a-f]{16}) \*/"
+
+    def finish() -> None:
+        for instruction, label in pending:
+            instruction.target = labels.get(label)
+        labels.clear(), pending.clear(), waiting_labels.clear()
+
+    for line in listing.splitlines():
+        if found := re.match(r"\.text\.(\S+):", line):
+            finish()
+            kernels.append(Kernel(found[1], target))
+        elif found := re.match(r"(\.L_\S+):", line):
+            waiting_labels.append(found[1])
+        elif kernels and (
+            found := re.match(rf"\s+/\*([0-9a-f]+)\*/\s+(@!?U?P\w+)?\s*([A-Z]\S*)\s*(.*?)\s*;\s+{word}", line)
+        ):
+            address, guard, opcode, operands = int(found[1], 16), found[2] or "", found[3], found[4]
+            instruction = Instruction(address, guard, opcode, operands, 0, None, 0)
+            for label in waiting_labels:
+                labels[label] = address
+            waiting_labels.clear()
+            if branch := re.search(r"`\((\.L_\S+)\)", operands):
+                pending.append((instruction, branch[1]))
+            kernels[-1].code.append(instruction)
+        elif kernels and kernels[-1].code and (found := re.match(rf"\s+{word}\s*$", line)):
+            bits = int(found[1], 16) >> 41
+            instruction = kernels[-1].code[-1]
+            instruction.stall, instruction.waits = bits & 15, bits >> 11 & 63
+            instruction.sets = None if (bits >> 5 & 7) == 7 else bits >> 5 & 7
+    finish()
+    return [kernel for kernel in kernels if kernel.code]
+
+
+def find_tool(name: str) -> str | None:
+    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+    places = [os.path.join(home, "bin") for home in homes if home]
+    places += [str(path) for path in Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin")]
+    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(places))
+
+
+def kernels_of(objects: Iterable[Path]) -> list[Kernel]:
+    """All kernels in some object files; an error where the tools are missing."""
+    cuobjdump, nvdisasm = (find_tool(tool) for tool in TOOLS)
+    if cuobjdump is None or nvdisasm is None:
+        raise FileNotFoundError(f"reading machine code needs {' and '.join(TOOLS)}")
+    found = []
+    for path in objects:
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run([cuobjdump, "-xelf", "all", path.resolve()], cwd=folder, check=True, capture_output=True)
+            for image in sorted(Path(folder).glob("*.cubin")):
+                listing = subprocess.run(
+                    [nvdisasm, "-c", "-hex", image], check=True, capture_output=True, text=True
+                ).stdout
+                found += parse(listing, re.findall(r"sm_\d+a?", image.name)[-1])
+    return found
+
+
+# ---------------------------------------------------------------- what is counted
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one persistent kernel, in instructions of a warp."""
+
+    loop: int  # in the whole code of the loop
+    publish_to_poll: int  # from the last word that is published to the first that is polled for
+    poll_to_barrier: int
+    barrier_to_publish: int
+    waits: int  # at most, for scoreboards, from a poll's loads to the products of what they bring
+    fences_after_publish: int  # between the last publication and the next poll: none should be there
+    invalidations: int  # of L1: none should be there
+
+
+def figures(kernel: Kernel) -> Figures:
+    first, last = kernel.loop
+    publishes = {n for n in range(first, last + 1) if kernel.code[n].publishes}
+    polls = kernel.at(r"(LD|LDG|LDS)\.(E\.)?(128\.STRONG|STRONG\S*128|128)") & kernel.at(r"(LDG\.E\.128\.STRONG|LD\.E\.128\.STRONG|LDS\.128)")
+    return Figures(
+        loop=last - first + 1,
+        publish_to_poll=kernel.between_steps(publishes, polls),
+        poll_to_barrier=kernel.between(polls, kernel.at(r"BAR\.SYNC")),
+        barrier_to_publish=kernel.between(kernel.at(r"BAR\.SYNC"), publishes),
+        waits=0,
+        fences_after_publish=0,
+        invalidations=len(kernel.at(r"CCTL\.IVALL")),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--listing", help="print the loop of the kernels with this in their title")
+    parser.add_argument("objects", nargs="*", type=Path)
+    arguments = parser.parse_args()
+    objects = arguments.objects or sorted((ROOT / "build").glob("temp*/csrc_cuda_*.cu.o"))
+    for kernel in kernels_of(objects):
+        if not kernel.is_persistent:
+            continue
+        if arguments.listing is None:
+            print(f"{kernel.target} {kernel.title:40} {figures(kernel)}")
+        elif arguments.listing in kernel.title:
+            first, last = kernel.loop
+            targets = {i.target for i in kernel.code}
+            for i in kernel.code[first : last + 1]:
+                waits = "".join(str(b) for b in range(6) if i.waits >> b & 1)
+                mark = ">" if i.address in targets else " "
+                print(
+                    f"{mark}{i.address:05x} {i.stall:2} w{waits:4} s{'' if i.sets is None else i.sets!s:2}"
+                    f" {i.guard:5} {i.opcode} {i.operands}"
+                )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
