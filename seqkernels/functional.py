@@ -15,7 +15,7 @@ from torch.compiler import is_compiling
 from torch.jit import is_tracing
 from torch.nn.functional import dropout as _dropout
 
-from . import _ops, plan, reference
+from . import _cudnn, _ops, plan, reference
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 
@@ -253,6 +253,9 @@ def _stack(
     layer = _layer(cell, x, state, weights, projection, backend)
     if layer is not _NATIVE[cell]:
         _check_devices(x, state, weights)
+    elif backend == "auto" and x.is_cuda and _cudnn_runs(cell, x, state, weights, batch_sizes, num_layers, directions):
+        output, *finals = _cudnn.run(cell, x, state, weights, bias, num_layers, bidirectional)
+        return (output.transpose(0, 1) if batch_first else output, *finals)
     if num_layers == 1:
         output, *finals = layer(x, state, weights, batch_sizes, _needs_grad(x, state, weights))
     else:
@@ -266,6 +269,23 @@ def _stack(
             layers.append(final)
         finals = [torch.cat(f) for f in zip(*layers, strict=True)]
     return (output.transpose(0, 1) if batch_first else output, *finals)
+
+
+def _cudnn_runs(
+    cell: str,
+    x: Tensor,
+    state: State,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    num_layers: int,
+    directions: int,
+) -> bool:
+    """Whether these layers are handed to cuDNN, of those that the kernels take."""
+    if batch_sizes is not None or not _cudnn.takes(x, state, weights):
+        _cudnn.refuse()
+        return False
+    sizes = state[0].size(1), state[0].size(2)
+    return _cudnn.is_faster(cell, x.dtype, _ops.tf32_allowed(), *sizes, num_layers, directions)
 
 
 def _cell(

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _C
+from . import _C, _cudnn
 from ._ops import BUILD_CONFIG, cast, tf32_allowed
 
 if TYPE_CHECKING:
@@ -139,16 +139,16 @@ def explain(module: torch.nn.Module, x: Tensor | PackedSequence, hx: State = Non
     if reasons:
         return Explanation("reference", f"{data.device.type}/torch {cell}", reasons)
     if device_type == "cuda":
-        return _explain_cuda(cell, module, x, data)
+        return _explain_cuda(cell, module, x, data, (*state, *weights))
     if device_type != "cpu":
         return Explanation("native", f"{device_type} {cell}")
     return Explanation("native", f"cpu/{_C.cpu_isa()} {cell}", _slower_isa(data.dtype))
 
 
 def _explain_cuda(
-    cell: str, module: torch.nn.Module, x: Tensor | PackedSequence, data: Tensor
+    cell: str, module: torch.nn.Module, x: Tensor | PackedSequence, data: Tensor, others: Sequence[Tensor]
 ) -> Explanation:
-    """The plans for the two passes of a layer on the device of its input."""
+    """The plans for the two passes of a layer on the device of its input; or cuDNN, which is handed some inference."""
     layer = cell if cell != "rnn" else str(module.nonlinearity)
     if isinstance(x, PackedSequence):
         batch = int(x.batch_sizes[0])
@@ -178,6 +178,16 @@ def _explain_cuda(
         reasons.append(
             "IEEE float32 (torch.backends.cudnn.rnn.fp32_precision = 'tf32' would allow tensor cores)"
         )
+    layers = getattr(module, "num_layers", 1)
+    if (
+        isinstance(module, torch.nn.RNNBase)
+        and not isinstance(x, PackedSequence)
+        and getattr(module, "backend", "auto") == "auto"
+        and _cudnn.takes(data, (), others)
+        and _cudnn.is_faster(layer, data.dtype, tf32_allowed(), batch, hidden, layers, directions)
+    ):
+        reason = f"{passes['forward']}: cuDNN is faster here (backend='native' runs the kernel nevertheless)"
+        return Explanation("native", f"cuda {cell}: {_cudnn.NAME} forward", [reason])
     kernel = ", ".join(f"{plan} {name}" for name, plan in passes.items())
     return Explanation("native", f"cuda {cell}: {kernel}", reasons)
 

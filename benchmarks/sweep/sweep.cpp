@@ -148,7 +148,7 @@ class Problem {
       return buffers_.back()->data();
     };
     const int bytes = layer.type->bytes;
-    shape_ = {layer.directions, layer.batch, layer.hidden, kSteps[1], rows, nullptr};
+    shape_ = {layer.directions, layer.batch, layer.hidden, padded_units(layer.hidden), kSteps[1], rows, nullptr};
     void* weights[2] = {add(gates * h, -scale, scale), add(gates * h, -scale, scale)};
     void* const h0 = add(d * b * h, -1, 1);
     void* const c0 = sizes_.has_cell_state ? add(d * b * h, -1, 1) : nullptr;
@@ -195,6 +195,17 @@ class Problem {
 
   const PassKernels& kernels() const { return kernels_; }
 
+  // Allowed to have all the shared memory there is.
+  const void* kernel_of(const Plan& plan) const {
+    Partition part = plan.partition;
+    if (plan.kind == PlanKind::kPersistentGrid) part.exchange = &part;  // anything: it is not in shared memory
+    return kernels_.persistent(part);
+  }
+  void allow_shared(const Plan& plan, int64_t bytes) const {
+    check(cudaFuncSetAttribute(kernel_of(plan), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+          "shared memory");
+  }
+
   cudaLaunchConfig_t config(const Plan& plan, cudaLaunchAttribute* attribute) const {
     cudaLaunchConfig_t config{};
     config.gridDim = static_cast<unsigned>(layer_.directions * plan.partition.column_groups * plan.partition.members);
@@ -219,7 +230,7 @@ class Problem {
     Partition part = plan.partition;
     if (plan.kind == PlanKind::kPersistentGrid) {
       part.exchange = &part;
-      const int64_t bytes = 4 * kernels_.exchange_words(part) * part.column_groups * layer_.directions;
+      const int64_t bytes = 4 * kernels_.layout(part).exchange_words() * part.column_groups * layer_.directions;
       if (!exchange_ || exchange_->bytes() < bytes) exchange_ = std::make_unique<Buffer>(bytes);
       part.exchange = exchange_->data();
       check(cudaMemsetAsync(part.exchange, 0xFF, static_cast<size_t>(bytes), stream_), "memset");
@@ -229,9 +240,10 @@ class Problem {
     forward_.steps = steps;
     forward_.shape.seq_len = backward_.shape.seq_len = steps;
     forward_.shape.rows = backward_.shape.rows = int64_t{steps} * layer_.batch;
-    void* arguments[] = {layer_.backward ? static_cast<void*>(&backward_) : &forward_, &part};
+    SharedLayout layout = kernels_.layout(part);
+    void* arguments[] = {layer_.backward ? static_cast<void*>(&backward_) : &forward_, &part, &layout};
     check(cudaEventRecord(events_[0], stream_), "event");
-    check(cudaLaunchKernelExC(&launch, kernels_.persistent, arguments), "launch");
+    check(cudaLaunchKernelExC(&launch, kernel_of(plan), arguments), "launch");
     check(cudaEventRecord(events_[1], stream_), "event");
     const auto begin = Clock::now();
     cudaError_t status;
@@ -300,7 +312,7 @@ int clusters_at_once(const Problem& problem, const Plan& plan) {
   cudaLaunchAttribute attribute;
   const cudaLaunchConfig_t launch = problem.config(plan, &attribute);
   int clusters = 0;
-  if (cudaOccupancyMaxActiveClusters(&clusters, problem.kernels().persistent, &launch) != cudaSuccess) {
+  if (cudaOccupancyMaxActiveClusters(&clusters, problem.kernel_of(plan), &launch) != cudaSuccess) {
     cudaGetLastError();
     return 0;
   }
@@ -407,9 +419,7 @@ int sweep(const Options& options) {
         if (number++ < options.from) continue;
         if (seconds_since(begin) > options.seconds) return 0;
         if (!problem) problem = std::make_unique<Problem>(layer);
-        check(cudaFuncSetAttribute(problem->kernels().persistent, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(device.shared_bytes)),
-              "shared memory");
+        problem->allow_shared(plan, device.shared_bytes);
         if (kind == PlanKind::kPersistentCluster && clusters_at_once(*problem, plan) == 0) {
           std::printf("%s, \"refused\": true}\n", described(layer, plan).c_str());
           continue;
@@ -446,11 +456,9 @@ int profile(const std::string& what) {
   std::vector<Plan> cuts = cuts_of(plan_kind(fields[5]), problem.kernels(), device,
                                    {kSteps[1], layer.batch, layer.hidden, layer.directions});
   if (cuts.empty()) return 2;
-  check(cudaFuncSetAttribute(problem.kernels().persistent, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(device.shared_bytes)),
-        "shared memory");
   const Plan& plan =
       *std::min_element(cuts.begin(), cuts.end(), [](const Plan& a, const Plan& b) { return a.cycles < b.cycles; });
+  problem.allow_shared(plan, device.shared_bytes);
   std::printf("%s}\n", described(layer, plan).c_str());
   for (int i = 0; i < 2; ++i)
     if (problem.run(plan, kSteps[1]) < 0) return kHungStatus;

@@ -4,6 +4,8 @@
 // time loop leaves the gradients of all gates, and products over all rows make those of x, the weights and the biases.
 #include "../layer.h"
 
+#include <torch/csrc/stable/ops.h>
+
 #include <algorithm>
 
 #include "matrix.h"
@@ -173,7 +175,12 @@ InputGradients layer_backward_cuda(const LayerInputs& inputs, const LayerGradien
                      result(1));
     }
     if (wants(2)) cuda::sum_rows(to_input, result(2));
-    if (wants(3)) cuda::sum_rows(to_hidden, result(3));
+    if (wants(3) && wants(2) && !differ) {  // the same sums
+      Tensor of_hidden = result(3);
+      torch::stable::copy_(of_hidden, result(2));
+    } else if (wants(3)) {
+      cuda::sum_rows(to_hidden, result(3));
+    }
   }
   return tensors.results;
 }

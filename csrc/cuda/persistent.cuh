@@ -265,8 +265,11 @@ class PersistentBlock {
 
     const bool has_step = kHasProduct || Pass::has_step(p_, 0);
     const bool is_active = has_step && (kOneQuarter ? cursor.column : place(lane, 0).column) < cursor.walk.active();
-    typename Pass::Writer writer = cursor.writer;
-    if constexpr (!kOneQuarter) writer.move(p_, lane.column);
+    // Of several quarters, the inputs and sums leave no registers to keep the writer in.
+    const typename Pass::Writer writer =
+        kOneQuarter || !is_active ? cursor.writer
+                                  : typename Pass::Writer(p_, {direction_, first_column_ + lane.column, first_unit_},
+                                                          cursor.walk.time());
     SEQKERNELS_UNROLL
     for (int n = 0; n < kQuarterCount; ++n)
       if (has_quarter(lane, n)) {
@@ -297,7 +300,8 @@ class PersistentBlock {
     }
     if (has_step) {
       const int rows = cursor.walk.rows();
-      cursor.reader.move(p_, rows), cursor.writer.move(p_, rows);
+      cursor.reader.move(p_, rows);
+      if constexpr (kOneQuarter) cursor.writer.move(p_, rows);
       cursor.walk.advance();
     }
     if constexpr (kOneQuarter)

@@ -73,6 +73,7 @@ class Walk {
   // Sequences, the first ones of the batch, that have this step; that have the next one: none behind the last.
   SEQKERNELS_DEVICE int active() const { return active_; }
   SEQKERNELS_DEVICE int next() const { return next_; }
+  SEQKERNELS_DEVICE int64_t time() const { return time_; }
   // From a sequence's row of this step to that of the next.
   SEQKERNELS_DEVICE int rows() const { return sign_ > 0 ? active_ : -next_; }
 

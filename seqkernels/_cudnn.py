@@ -1,0 +1,132 @@
+"""Layers that cuDNN runs faster than the kernels of this package, handed to it where nothing else is lost.
+
+cuDNN keeps its own kernel on chip for a few sizes alone (small H; float16 in multiples of 128): there it can win.
+It has no derivative of its derivative, none outside of training, and reads weights from one buffer of its own.
+So it gets only what needs no gradient and is not recorded (CUDA graphs, torch.compile), and the buffer is made
+anew whenever a weight has changed.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+from torch.jit import is_tracing
+
+__all__ = ["NAME", "is_faster", "refuse", "run", "takes"]
+
+NAME = "cudnn"  # as a plan, beside those of csrc/cuda/plan.h
+_MODES = {"relu": 0, "tanh": 1, "lstm": 2, "gru": 3}  # of torch._cudnn_rnn
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where cuDNN was measured to be faster in inference, whatever H is up to `max_hidden`, B up to `max_batch`."""
+
+    cell: str
+    dtype: str  # "tf32": float32 that may be multiplied so
+    max_hidden: int
+    max_batch: int
+    multiple: int = 1  # of H
+
+
+# H100, torch 2.11, cuDNN 9.19: benchmarks/results/nvidia-h100-80gb-hbm3.json.
+FASTER: tuple[Region, ...] = ()
+
+
+def is_faster(cell: str, dtype: torch.dtype, tf32: bool, batch: int, hidden: int, layers: int, directions: int) -> bool:
+    """Whether cuDNN is to be preferred for a layer's inference, by what was measured.
+
+    `SEQKERNELS_CUDA_PLAN=cudnn` says so for all layers, any other plan for none.
+    """
+    if wanted := os.environ.get("SEQKERNELS_CUDA_PLAN"):
+        return wanted == NAME
+    if layers != 1 or directions != 1:
+        return False
+    name = "tf32" if dtype == torch.float32 and tf32 else str(dtype).removeprefix("torch.")
+    return any(
+        region.cell == cell
+        and region.dtype == name
+        and hidden <= region.max_hidden
+        and batch <= region.max_batch
+        and hidden % region.multiple == 0
+        for region in FASTER
+    )
+
+
+def refuse() -> None:
+    """An error where `SEQKERNELS_CUDA_PLAN=cudnn` asks for what it cannot have."""
+    if os.environ.get("SEQKERNELS_CUDA_PLAN") == NAME:
+        raise RuntimeError(
+            "SEQKERNELS_CUDA_PLAN asks for cudnn, which cannot run this: it gets no packed input, none that needs a"
+            " gradient or is recorded, and no float64"
+        )
+
+
+def takes(x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
+    """Whether nothing is lost: no gradient, no recording, and cuDNN is there and allowed."""
+    if x.device.type != "cuda" or is_compiling() or is_tracing() or not torch.backends.cudnn.is_acceptable(x):
+        return False
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *state, *weights)):
+        return False
+    return x.dtype != torch.float64 and x.numel() > 0 and not torch.cuda.is_current_stream_capturing()
+
+
+def run(
+    cell: str, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], bias: bool, layers: int, bidirectional: bool
+) -> tuple[Tensor, ...]:
+    """`(output, *final_state)` of layers in evaluation; x [T, B, I]."""
+    flat = _flat(cell, weights, x.size(2), state[0].size(2), bias, layers, bidirectional)
+    h0, c0 = state[0].contiguous(), state[1].contiguous() if cell == "lstm" else None
+    output, h_n, c_n, *_ = torch._cudnn_rnn(
+        x.contiguous(),
+        flat.weights,
+        4 if bias else 2,
+        flat.buffer,
+        h0,
+        c0,
+        _MODES[cell],
+        state[0].size(2),
+        0,  # no projection
+        layers,
+        False,  # batch_first
+        0.0,  # dropout
+        False,  # train
+        bidirectional,
+        [],  # batch_sizes
+        None,  # dropout_state
+    )
+    return (output, h_n, c_n) if cell == "lstm" else (output, h_n)
+
+
+class _Flat:
+    """Copies of some weights, one behind the other in one buffer as cuDNN wants them."""
+
+    def __init__(self, weights: Sequence[Tensor], versions: tuple[tuple[int, int], ...]) -> None:
+        self.versions = versions
+        self.weights = [w.detach() for w in weights]  # tensors of their own, which the flattening makes views of `buffer`
+        self.buffer: Tensor
+
+
+_flattened: weakref.WeakKeyDictionary[Tensor, _Flat] = weakref.WeakKeyDictionary()  # by the first weight
+
+
+def _flat(
+    cell: str, weights: Sequence[Tensor], inputs: int, hidden: int, bias: bool, layers: int, bidirectional: bool
+) -> _Flat:
+    versions = tuple((w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)
+    known = _flattened.get(weights[0])
+    if known is not None and known.versions == versions and not any(w.is_inference() for w in weights):
+        return known
+    flat = _Flat(weights, versions)
+    with torch.no_grad(), torch.cuda.device(weights[0].device):
+        flat.buffer = torch._cudnn_rnn_flatten_weight(
+            flat.weights, 4 if bias else 2, inputs, _MODES[cell], hidden, 0, layers, False, bidirectional
+        )
+    _flattened[weights[0]] = flat
+    return flat
