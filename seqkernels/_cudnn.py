@@ -9,7 +9,6 @@ anew whenever a weight has changed.
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 from torch.jit import is_tracing
+from torch.utils.weak import WeakIdKeyDictionary
 
 __all__ = ["NAME", "is_faster", "refuse", "run", "takes"]
 
@@ -113,7 +113,7 @@ class _Flat:
         self.buffer: Tensor
 
 
-_flattened: weakref.WeakKeyDictionary[Tensor, _Flat] = weakref.WeakKeyDictionary()  # by the first weight
+_flattened: WeakIdKeyDictionary = WeakIdKeyDictionary()  # by the first weight, itself and not its numbers
 
 
 def _flat(
