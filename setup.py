@@ -10,7 +10,9 @@ Environment:
     SEQKERNELS_WITH_CUDA    0: no CUDA kernels; 1: stop where they cannot be built; unset: if nvcc is found
     SEQKERNELS_CUDA_TARGETS what to compile CUDA kernels for: "sm_80 sm_90a", say, or "native", this GPU
                             (default: all kinds of GPU that the project knows, and PTX for those to come)
-    CUDA_HOME, NVCC_CCBIN   the CUDA toolkit to use; nvcc's host compiler
+    SEQKERNELS_CUDA_STRICT  1: fences wherever PTX's memory model wants one, to compare results with (slower)
+    CUDA_HOME, NVCC_CCBIN   the CUDA toolkit to use (default: the nvcc on PATH, /usr/local/cuda, or nvcc's
+                            wheels in this environment); nvcc's host compiler
 """
 
 from __future__ import annotations
@@ -110,10 +112,11 @@ def cxx_compiler() -> list[str]:
 
 
 def find_nvcc() -> Path | None:
-    """nvcc from CUDA_HOME, PATH, or the compiler's wheels in this environment."""
+    """nvcc from CUDA_HOME, PATH, /usr/local/cuda, or the compiler's wheels in this environment."""
     toolkit, on_path = os.environ.get("CUDA_HOME"), shutil.which("nvcc")
     wheels = sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin/nvcc"))
-    candidates = [toolkit and Path(toolkit, "bin", "nvcc"), on_path and Path(on_path), *wheels]
+    usual = Path("/usr/local/cuda/bin/nvcc")
+    candidates = [toolkit and Path(toolkit, "bin", "nvcc"), on_path and Path(on_path), usual, *wheels]
     return next((nvcc for nvcc in candidates if nvcc and nvcc.is_file()), None)
 
 
@@ -142,7 +145,7 @@ def plan_cuda() -> tuple[Path | None, list[str], str]:
         return None, [], "CPU build: SEQKERNELS_WITH_CUDA=0"
     problem = "" if cuda_sources else "no csrc/cuda sources"
     problem = problem or (
-        "" if nvcc else "no nvcc found (looked at CUDA_HOME, PATH and the environment's nvidia wheels)"
+        "" if nvcc else "no nvcc found (looked at CUDA_HOME, PATH, /usr/local/cuda and the environment's wheels)"
     )
     if problem and wanted == "1":
         sys.exit(f"SEQKERNELS_WITH_CUDA=1, but {problem}")
@@ -234,9 +237,11 @@ class NinjaBuildExt(cpp_extension.BuildExtension):
             library_dirs += [path for path in (home / "lib64", home / "lib") if path.is_dir()]
             libraries += ["cudart_static", "rt", "pthread", "dl"]
             images = [f"-gencode=arch=compute_{t.split('_')[1]},code={t}" for t in cuda_targets()]
-            lines += ninja_rule("cuda", f"{escape([str(nvcc), *NVCC_FLAGS, *images])} -MMD", log="$out.log")
+            strict = ["-DSEQKERNELS_CUDA_STRICT"] if os.environ.get("SEQKERNELS_CUDA_STRICT") == "1" else []
+            compile = [str(nvcc), *NVCC_FLAGS, *strict, *images]
+            lines += ninja_rule("cuda", f"{escape(compile)} -MMD", log="$out.log")
             runtime = ["-isystem", str(home / "include")]
-            flags_of |= dict.fromkeys(sources("cuda/*.cpp"), runtime)
+            flags_of |= dict.fromkeys([*sources("cuda/*.cpp"), "csrc/ops.cpp"], runtime)
         objects = []
         for source in flags_of:
             objects.append(source.replace("/", "_") + ".o")

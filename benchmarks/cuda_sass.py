@@ -46,9 +46,12 @@ class Instruction:
     @property
     def publishes(self) -> bool:
         """Whether it stores a word that other blocks wait for: one lane, one word, strong."""
-        return bool(re.match(r"(ST|STG)\.E\.STRONG", self.opcode)) and ".128" not in self.opcode or self.opcode.startswith(
-            "STAS"
-        )
+        return bool(re.match(r"STG?\.E\.STRONG", self.opcode))
+
+    @property
+    def resets(self) -> bool:
+        """Whether it stores four words that say that nothing is there yet."""
+        return bool(re.match(r"(STG?\.E\.128\.STRONG|STS\.128)", self.opcode))
 
     @property
     def ends(self) -> bool:
@@ -155,6 +158,20 @@ class Kernel:
         way = self._longest(begin, end)
         return -1 if way is None else way
 
+    def reaches(self, begin: set[int], end: set[int], stops: set[int]) -> bool:
+        """Whether there is a way within a step from one to the other that passes none of `stops`."""
+        first, last = self.loop
+        front, seen = list(begin), set(begin)
+        while front:
+            n = front.pop()
+            for m in self._next(n):
+                if m in end:
+                    return True
+                if m not in seen and m not in stops and (n, m) not in self._closing and first <= m <= last:
+                    seen.add(m)
+                    front.append(m)
+        return False
+
     def between_steps(self, begin: set[int], end: set[int]) -> int:
         """Likewise, in the next step."""
         first, last = self.loop
@@ -241,28 +258,53 @@ def kernels_of(objects: Iterable[Path]) -> list[Kernel]:
 class Figures:
     """Of one persistent kernel, in instructions of a warp."""
 
-    loop: int  # in the whole code of the loop
+    step: int  # on the longest way through the loop
     publish_to_poll: int  # from the last word that is published to the first that is polled for
-    poll_to_barrier: int
-    barrier_to_publish: int
-    waits: int  # at most, for scoreboards, from a poll's loads to the products of what they bring
-    fences_after_publish: int  # between the last publication and the next poll: none should be there
-    invalidations: int  # of L1: none should be there
+    barrier_to_publish: int  # from the barrier to the first word that is published
+    waits: int  # of MMAs, each for loads of the exchange by itself: none, for all are awaited together
+    fences: int  # between the last publication and the next poll: none, for they stand before the barrier
+    invalidations: int  # of L1 in the loop: none
 
 
 def figures(kernel: Kernel) -> Figures:
     first, last = kernel.loop
-    publishes = {n for n in range(first, last + 1) if kernel.code[n].publishes}
-    polls = kernel.at(r"(LD|LDG|LDS)\.(E\.)?(128\.STRONG|STRONG\S*128|128)") & kernel.at(r"(LDG\.E\.128\.STRONG|LD\.E\.128\.STRONG|LDS\.128)")
+    loop = range(first, last + 1)
+    barriers = kernel.at(r"BAR\.SYNC")
+    publishes = {n for n in loop if kernel.code[n].publishes}
+    loads = kernel.at(r"LDG?\.E\.128\.STRONG") or kernel.at(r"LDS\.128")
+    # In shared memory, weights and partial sums are read likewise: polls are what a vote comes after.
+    votes = kernel.at(r"VOTE")
+    polls = {n for n in loads if kernel.reaches({n}, votes, barriers | kernel.at(r"HMMA"))}
+    fences = kernel.at(r"MEMBAR")
     return Figures(
-        loop=last - first + 1,
+        step=kernel.between({first}, {last}) + 1,
         publish_to_poll=kernel.between_steps(publishes, polls),
-        poll_to_barrier=kernel.between(polls, kernel.at(r"BAR\.SYNC")),
-        barrier_to_publish=kernel.between(kernel.at(r"BAR\.SYNC"), publishes),
-        waits=0,
-        fences_after_publish=0,
+        barrier_to_publish=kernel.between(barriers, publishes),
+        waits=_waits(kernel, polls),
+        fences=sum(
+            kernel.reaches(publishes, {fence}, polls | barriers)
+            or (kernel.reaches(publishes, {last}, polls | barriers) and kernel.reaches({first}, {fence}, polls | barriers))
+            for fence in fences
+        ),
         invalidations=len(kernel.at(r"CCTL\.IVALL")),
     )
+
+
+def _waits(kernel: Kernel, polls: set[int]) -> int:
+    """MMAs that wait for a scoreboard which, as the code stands, was last set by a poll."""
+    first, last = kernel.loop
+    setter: dict[int, bool] = {}
+    found = 0
+    for n in range(first, last + 1):
+        instruction = kernel.code[n]
+        if instruction.opcode.startswith("HMMA"):
+            found += any(setter.get(board) for board in range(6) if instruction.waits >> board & 1)
+        for board in range(6):
+            if instruction.waits >> board & 1:
+                setter.pop(board, None)
+        if instruction.sets is not None:
+            setter[instruction.sets] = n in polls
+    return found
 
 
 def main() -> None:

@@ -10,11 +10,14 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <tuple>
+#include <variant>
+
 #include "checks.h"
 #include "cpu/dispatch.h"
 #include "direct.h"
 #if defined(SEQKERNELS_CUDA_TARGETS)
-#include "cuda/plan.h"
+#include "cuda/time_loop.h"
 #endif
 
 STABLE_TORCH_LIBRARY(seqkernels, m) {
@@ -104,15 +107,23 @@ int index_of(const std::string& name, const char* what, const char* const (&name
   fail("unknown ", what, " '", name, "'");
 }
 
-// For each kind of plan its name, cycles of a step, how it is cut, and what stands against it.
+// For each kind of plan its name, cycles of a step, how it is cut, and what stands against it: on a device that is there, by its
+// index, or on one with such limits (capability, multiprocessors, shared bytes of a block).
 std::vector<pybind11::dict> cuda_plans(const std::string& cell, const std::string& dtype, bool backward, int64_t batch,
-                                       int64_t hidden, int64_t directions, bool tf32_allowed, int capability,
-                                       int multiprocessors, int64_t shared_bytes) {
+                                       int64_t hidden, int64_t directions, bool tf32_allowed,
+                                       const std::variant<int, std::tuple<int, int, int64_t>>& device) {
   const auto kind = CellKind(index_of(cell, "cell", {"lstm", "gru", "tanh", "relu"}));
   const auto type = DType(index_of(dtype, "dtype", {"float32", "float64", "bfloat16", "float16"}));
   const cuda::CellKernels& kernels = cuda::kernels_of(kind, type, tf32_allowed);
-  const auto candidates = cuda::candidates(backward ? kernels.backward : kernels.forward,
-                                           {capability, multiprocessors, shared_bytes}, {1, batch, hidden, directions});
+  const cuda::PassKernels& pass = backward ? kernels.backward : kernels.forward;
+  const cuda::PlanRequest request{1, batch, hidden, directions};
+  std::vector<cuda::Candidate> candidates;
+  if (const int* const index = std::get_if<int>(&device)) {
+    candidates = cuda::candidates_on(cuda::Device(*index), pass, request);
+  } else {
+    const auto [capability, multiprocessors, shared_bytes] = std::get<1>(device);
+    candidates = cuda::candidates(pass, {capability, multiprocessors, shared_bytes}, request);
+  }
   std::vector<pybind11::dict> plans;
   for (const cuda::Candidate& candidate : candidates) {
     const cuda::Plan& plan = candidate.plan;
@@ -151,7 +162,7 @@ PYBIND11_MODULE(_C, m) {
   // The interpreter is gone when static objects are destroyed.
   py::module_::import("atexit").attr("register")(py::cpp_function([] { set_tf32_query(py::none()), tf32_query = {}; }));
   m.def("cuda_plans", &cuda_plans, py::arg("cell"), py::arg("dtype"), py::arg("backward"), py::arg("batch"),
-        py::arg("hidden"), py::arg("directions"), py::arg("tf32_allowed"), py::arg("capability"),
-        py::arg("multiprocessors"), py::arg("shared_bytes"), "Every kind of plan for one layer on such a device.");
+        py::arg("hidden"), py::arg("directions"), py::arg("tf32_allowed"), py::arg("device"),
+        "Every kind of plan for one layer, on the device with this index or on one with these limits.");
 #endif
 }

@@ -34,7 +34,5 @@ def cuda_plans(
     hidden: int,
     directions: int,
     tf32_allowed: bool,
-    capability: int,
-    multiprocessors: int,
-    shared_bytes: int,
+    device: int | tuple[int, int, int],
 ) -> list[dict[str, Any]]: ...

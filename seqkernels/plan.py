@@ -156,18 +156,13 @@ def _explain_cuda(
         batch = 1 if x.dim() == 2 else x.size(0 if module.batch_first else 1)
     else:
         batch = 1 if x.dim() == 1 else x.size(0)
-    device: Any = torch.cuda.get_device_properties(data.device)
     directions = 2 if getattr(module, "bidirectional", False) else 1
     hidden: Any = module.hidden_size
-    limits = (
-        10 * device.major + device.minor,
-        device.multi_processor_count,
-        device.shared_memory_per_block_optin,
-    )
+    index: int = data.get_device()
     passes = {}
     reasons = []
     for name, backward in (("forward", False), ("backward", True)):
-        plans = cuda_plans(layer, data.dtype, backward, batch, hidden, directions, tf32_allowed(), limits)
+        plans = cuda_plans(layer, data.dtype, backward, batch, hidden, directions, tf32_allowed(), index)
         passes[name] = plans[0]["name"]
         reasons += [
             f"{plan['name']} {name}: {plan['obstacle'] or 'slower here, by the model of plan.cpp'}"
@@ -200,21 +195,21 @@ def cuda_plans(
     hidden: int,
     directions: int,
     tf32: bool,
-    limits: tuple[int, int, int],
+    device: int | tuple[int, int, int],
 ) -> list[dict[str, Any]]:
     """Every kind of CUDA plan for a layer, what runs first, what cannot run last.
 
     Args:
         cell: "lstm", "gru", "tanh" or "relu".
         tf32: Whether float32 may be multiplied as TF32.
-        limits: Of the device: compute capability (90 is 9.0), multiprocessors, bytes of shared memory that
-            a block can have. No device is asked.
+        device: The index of one that is there: what would run on it. Or the limits of one that need not be:
+            compute capability (90 is 9.0), multiprocessors, bytes of shared memory that a block can have.
 
     Returns:
         For each its `name`, `obstacle` (empty if it can run), the `cycles` that the model says a step takes,
         and how it is cut (csrc/cuda/problem.h).
     """
-    plans = _C.cuda_plans(cell, _name(dtype), backward, batch, hidden, directions, tf32, *limits)
+    plans = _C.cuda_plans(cell, _name(dtype), backward, batch, hidden, directions, tf32, device)
     wanted = os.environ.get("SEQKERNELS_CUDA_PLAN")
     return sorted(plans, key=lambda p: (p["name"] != wanted, p["obstacle"] != "", p["cycles"]))
 

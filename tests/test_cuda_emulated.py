@@ -294,7 +294,7 @@ MUTATIONS = {
     ),
 }
 RACES = {
-    "unordered_sums": Mutation("persistent.cuh", "    block_barrier();\n\n", "\n"),
+    "unordered_sums": Mutation("persistent.cuh", "    block_barrier();\n    exchange_", "    exchange_"),
     "one_buffer_of_sums": Mutation("persistent.cuh", "turn ^= 1", "turn"),
     "one_staged_chunk": ffma("kStagedChunks = 2", "kStagedChunks = 1"),
     "sums_where_vectors_are_read": ffma("      warp_barrier();  // all have read what was staged", ""),

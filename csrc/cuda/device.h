@@ -169,6 +169,18 @@ SEQKERNELS_DEVICE void fence() {
 #endif
 }
 
+// All of this thread's accesses before come before those after, to the letter of PTX's memory model. Not needed by what Hopper
+// does; a STRICT build has them, to tell whether a wrong result is one of ordering.
+template <Scope kScope>
+SEQKERNELS_DEVICE void strict_fence() {
+#if defined(SEQKERNELS_CUDA_STRICT)
+  if constexpr (kScope == Scope::kDevice)
+    asm volatile("fence.acq_rel.gpu;" ::: "memory");
+  else
+    asm volatile("fence.acq_rel." SEQKERNELS_CLUSTER ";" ::: "memory");
+#endif
+}
+
 // The value, but the compiler does not know whence: it is kept in a register and not worked out again.
 SEQKERNELS_DEVICE int kept(int value) {
   asm volatile("" : "+r"(value));

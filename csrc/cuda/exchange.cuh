@@ -98,6 +98,9 @@ class Exchange {
     if (part_.members > 1) fence<kScope>();
   }
 
+  // In a STRICT build: by readers once all is there, by publishers before they publish what others of the block have ordered.
+  SEQKERNELS_DEVICE void order_strictly() const { strict_fence<kScope>(); }
+
   // CUDA wants blocks to outlive all accesses to their shared memory; here, none comes after they read all there is.
   SEQKERNELS_DEVICE void finish() const {
     if constexpr (kScope == Scope::kCluster) cluster_barrier();

@@ -24,6 +24,8 @@ PassKernels with_persistent() {
   kernels.column_tiles = Weights::Product::kMaxColumnTiles;
   kernels.block_tiles = Weights::Product::kMaxTiles;
   kernels.resident_chunks = Weights::kResident;
+  kernels.chunks_ahead = Weights::Product::kAhead;
+  kernels.is_backward = Pass::kIsBackward;
   return kernels;
 }
 

@@ -16,7 +16,7 @@ namespace seqkernels::cuda {
 constexpr int kTileUnits = kTileRows;
 static_assert(kThreads == kWarps * kWarpSize && kTileUnits == kUnitPadding);
 // A warp's share of the pointwise part is counted in quarters of a tile: 32 units, one a lane.
-constexpr int kQuarters = kTileUnits * kTileColumns / kWarpSize;
+static_assert(kQuarters == kTileUnits * kTileColumns / kWarpSize);
 constexpr int kNowhere = 0x7FFFFFFF;  // a column that no sequence has
 
 // Partial sums are [column][unit][tile] where one access takes all tiles of a unit, else [column][tile][unit]. The stride of a
@@ -262,6 +262,7 @@ class PersistentBlock {
     }
     if (column == 0) exchange_.order_resets();
     block_barrier();
+    exchange_.order_strictly();
 
     const bool has_step = kHasProduct || Pass::has_step(p_, 0);
     const bool is_active = has_step && (kOneQuarter ? cursor.column : place(lane, 0).column) < cursor.walk.active();
@@ -434,8 +435,7 @@ SEQKERNELS_KERNEL SEQKERNELS_LAUNCH_BOUNDS(kThreads, 1)
 
 template <class Pass, class Operand, Scope kScope>
 const void* persistent_kernel_for(const Partition& part) {
-  const bool one_quarter =
-      part.columns == part.column_tiles * kTileColumns && part.unit_groups * part.column_tiles * kQuarters <= kWarps;
+  const bool one_quarter = has_one_quarter(part);
   if constexpr (Product<Operand, Pass::kTiles>::kMaxColumnTiles > 1)
     if (one_quarter && part.column_tiles == 2)
       return reinterpret_cast<const void*>(&persistent_kernel<Pass, Operand, kScope, 2>);

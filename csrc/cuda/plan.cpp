@@ -14,65 +14,72 @@ constexpr std::array<const char*, int(PlanKind::kCount)> kNames{"stepwise", "per
 int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
-// What a step costs, in cycles of a multiprocessor. The numbers are those of an H100 or H200, measured by others
-// (docs/kernels-cuda.md); they need to be right in their order, not in their digits.
+// What a step costs, in cycles of an H100's multiprocessor at 1.755 GHz: fitted to 3,617 cuts that were timed on one
+// (benchmarks/results/*-sweep.csv, python -m benchmarks.calibrate). Half of them are predicted within 7 %, and what the model
+// chooses takes 1 % longer on average than the best cut. Of float32 without tensor cores, products are counted, not fitted.
 struct Costs {
-  static constexpr double kMma = 8;              // of one warp-wide MMA, while a scheduler has another warp to turn to
-  static constexpr double kFfmas = 64;           // of a scheduler for the FFMAs of a tile, a column tile and a chunk
-  static constexpr double kStaging = 45;         // what else it does for a chunk then
-  static constexpr double kStagedBytes = 2560;   // that go through shared memory for it
-  static constexpr double kReduction = 16;       // adding up the lanes' sums of a tile and a column tile, in a warp
-  static constexpr double kSharedBytes = 128;    // a cycle
-  static constexpr double kL2Bytes = 64;         // a cycle and multiprocessor
-  static constexpr double kL2BytesOfAll = 3000;  // a cycle
-  static constexpr double kQuarter = 60;         // the pointwise part of 32 units, in a busy warp
-  static constexpr double kStep = 500;           // barrier, partial sums, latency of the pointwise part
-  static constexpr double kNear = 700;           // an exchange through the shared memory of a cluster
-  static constexpr double kFar = 1700;           // through L2
-  static constexpr double kLaunches = 11000;     // a product and a launch of the stepwise plan
-  static constexpr double kProduct = 250;        // multiply-adds a cycle and multiprocessor of a product of few rows
-  static constexpr double kFfmaProduct = 80;     // likewise without tensor cores
+  // A step of one quarter a warp, of a block by itself, with an exchange through the shared memory of a cluster, through L2.
+  static constexpr double kAlone = 1610, kNear = 1650, kFar = 2690;
+  static constexpr double kBackward = 610;  // more inputs and more words to publish
+  // Where a warp has several quarters or there are several passes over the columns.
+  static constexpr double kSeveral = 480, kQuarter = 840, kPass = 2090;
+  static constexpr double kMma = 2.4;             // of one warp-wide MMA, all of a scheduler's warps together
+  static constexpr double kWeights = 2.9 / 128;   // of a byte of weights that lies in shared memory
+  static constexpr double kRound = 440;           // loads of the exchange that wait for others to be used up
+  static constexpr double kPartials = 0.6 / 128;  // of a byte of partial sums
+  static constexpr double kRead = 1.7 / 128;      // of a byte of an exchange in shared memory
+  static constexpr double kFfmas = 64;            // of a scheduler for the FFMAs of a tile, a column tile and a chunk
+  static constexpr double kStaging = 45;          // what else it does for a chunk then
+  static constexpr double kReduction = 16;        // adding up the lanes' sums of a tile and a column tile, in a warp
+  // A product and a launch of the stepwise plan: the host takes longer than the GPU.
+  static constexpr double kLaunches = 24000;
+  // Multiply-adds a cycle and multiprocessor of a product of few rows: of 16 bits, of TF32, without tensor cores.
+  static constexpr double kProduct16 = 500, kProduct32 = 250, kFfmaProduct = 80;
+  // Multiprocessors that clusters cannot have: those left over in each part of a device.
+  static constexpr int kOutsideOfClusters = 12;
 };
 
-// The product of a step: of all warps, on a multiprocessor.
+// The products of a step, of all warps on a multiprocessor.
 double product_cycles(const PassKernels& kernels, const Partition& part, double chunks_per_warp) {
-  const double tiles = double(part.columns) / kTileColumns;
-  const double passes = std::ceil(tiles / part.column_tiles);
+  const double tiles = double(part.columns) / kTileColumns, passes = std::ceil(tiles / part.column_tiles);
   const double resident = std::min(chunks_per_warp, double(kernels.resident_chunks));
-  const double weights = (chunks_per_warp - resident) * kernels.tiles * 1024 * passes;  // bytes
-  if (kernels.on_tensor_cores) {
-    const double mma = chunks_per_warp * 2 * kernels.tiles * tiles * Costs::kMma / 4;
-    return kWarps * std::max(mma, weights / Costs::kSharedBytes);
-  }
+  const double weights = (chunks_per_warp - resident) * kernels.tiles * 1024 * kWarps * passes;  // bytes
+  const double rounds = (std::ceil(chunks_per_warp * part.column_tiles / kernels.chunks_ahead) - 1) * passes;
+  const double mmas = 2 * chunks_per_warp * kernels.tiles * tiles * kWarps / 4;  // of a scheduler
   const double ffma = chunks_per_warp * tiles * (Costs::kFfmas * kernels.tiles + Costs::kStaging) / 4;
-  const double staged = chunks_per_warp * tiles * Costs::kStagedBytes;
-  return kWarps *
-         (std::max(ffma, (weights + staged) / Costs::kSharedBytes) + Costs::kReduction * kernels.tiles * tiles);
+  const double product = kernels.on_tensor_cores
+                             ? Costs::kMma * mmas
+                             : kWarps * (ffma + Costs::kReduction * kernels.tiles * tiles);
+  return product + Costs::kWeights * weights + Costs::kRound * std::max(rounds, 0.0);
 }
 
 // `at_once`: blocks that run at once.
 double step_cycles(const PassKernels& kernels, const PlanRequest& request, const Partition& part, bool in_grid,
                    int64_t at_once) {
-  const double chunks = double(kernels.published) * part.units() / kernels.chunk;
-  const double chunks_per_warp = double(ceil_div(int64_t(chunks), part.splits));
-  const double tiles = double(part.columns) / kTileColumns;
-  const double blocks = double(request.directions) * part.column_groups * part.members;
-  const double passes = double(ceil_div(int64_t(tiles), part.column_tiles));
-  const double read = chunks * part.columns * 64 * part.unit_groups;
-  const double exchange =
-      in_grid ? std::max(read / Costs::kL2Bytes, read * blocks / Costs::kL2BytesOfAll) : read / Costs::kSharedBytes;
-  const double partials = 2.0 * kWarps * kernels.tiles * 16 * part.columns * 4 / Costs::kSharedBytes;
-  const double pointwise = part.unit_groups * tiles * 4 * Costs::kQuarter / 4;
-  const double latency = in_grid ? Costs::kFar : part.members > 1 ? Costs::kNear : 0;
-  const double waves = double(ceil_div(int64_t(blocks), at_once));
-  return waves * (Costs::kStep * passes + latency + product_cycles(kernels, part, chunks_per_warp) + exchange +
-                  partials + pointwise);
+  const int64_t chunks = int64_t{kernels.published} * part.units() / kernels.chunk;
+  const int64_t tiles = part.columns / kTileColumns, passes = ceil_div(tiles, part.column_tiles);
+  const int64_t blocks = request.directions * part.column_groups * part.members;
+  double cycles = in_grid ? Costs::kFar : part.members > 1 ? Costs::kNear : Costs::kAlone;
+  if (kernels.is_backward) cycles += Costs::kBackward;
+  if (!has_one_quarter(part)) {
+    double quarters = 0;  // of a warp
+    for (int64_t first = 0; first < tiles; first += part.column_tiles)
+      quarters += double(ceil_div(part.unit_groups * std::min<int64_t>(part.column_tiles, tiles - first) * kQuarters,
+                                  kWarps));
+    cycles += Costs::kSeveral + Costs::kQuarter * quarters + Costs::kPass * double(passes - 1);
+  }
+  cycles += product_cycles(kernels, part, double(ceil_div(chunks, part.splits)));
+  cycles += Costs::kPartials * 2 * kWarps * kernels.tiles * kUnitPadding * part.columns * 4;
+  if (!in_grid) cycles += Costs::kRead * double(chunks) * part.columns * 64 * part.unit_groups;
+  return double(ceil_div(blocks, std::max<int64_t>(at_once, 1))) * cycles;
 }
 
 double stepwise_cycles(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request) {
   const double work = double(request.directions) * double(request.batch) * double(request.hidden) *
                       double(request.hidden) * std::max(kernels.tiles, kernels.published);
-  const double rate = kernels.on_tensor_cores ? Costs::kProduct : Costs::kFfmaProduct;
+  const double rate = !kernels.on_tensor_cores                              ? Costs::kFfmaProduct
+                      : kernels.chunk == 2 * kUnitPadding ? Costs::kProduct16
+                                                          : Costs::kProduct32;
   return Costs::kLaunches + work / (rate * device.multiprocessors);
 }
 
@@ -97,7 +104,9 @@ void cut_columns(const PassKernels& kernels, const DeviceLimits& device, const P
     const int64_t bytes = kernels.layout(part).bytes();
     if (bytes > device.shared_bytes) continue;
     const bool in_clusters = kind == PlanKind::kPersistentCluster;
-    const int64_t groups_at_once = in_clusters && room ? room(part, bytes) : device.multiprocessors / members;
+    const int outside = in_clusters ? Costs::kOutsideOfClusters : 0;
+    const int64_t groups_at_once =
+        in_clusters && room ? room(part, bytes) : std::max(1, device.multiprocessors - outside) / members;
     if (groups_at_once == 0) continue;
     Plan plan{kind, part, bytes, step_cycles(kernels, request, part, in_grid, groups_at_once * members)};
     plan.partition.exchange = nullptr;

@@ -2,6 +2,7 @@
 // persistent and the stepwise kernels run it; they differ in where the product with W_hh comes from.
 //
 // A pass (Forward, Backward) is a template on the cell and the element type with
+//   kIsBackward whether it is the backward pass
 //   kTiles      row blocks of the matrix that it multiplies with: a pass's product has one value per unit for each
 //   kPublished  values per unit that the next step's product reads
 //   Reader      where a step's inputs are for one unit, and `load`, which brings them (early: they arrive while the product
@@ -100,6 +101,7 @@ struct Forward {
   using Problem = ForwardProblem;
   using R = Real<T>;
   using V = Value<R, is_short<T>>;
+  static constexpr bool kIsBackward = false;
   static constexpr int kTiles = Cell::kGates, kPublished = 1;
   static constexpr int kSaved = Cell::kSaved == 0 ? 1 : Cell::kSaved;
 
@@ -252,6 +254,7 @@ struct Backward {
   using Problem = BackwardProblem;
   using R = Real<T>;
   using V = Value<R, is_short<T>>;
+  static constexpr bool kIsBackward = true;
   static constexpr int kTiles = 1, kPublished = Cell::kGates;
   static constexpr int kSaved = Cell::kSaved == 0 ? 1 : Cell::kSaved;
 

@@ -103,6 +103,13 @@ struct Partition {
   SEQKERNELS_HOST_DEVICE int units() const { return members * units_of_block(); }
 };
 
+// Of 32 units, one a lane, that a tile of 16 units and 8 columns has: by these, warps share the pointwise part.
+constexpr int kQuarters = kUnitPadding * kTileColumns / 32;
+// Whether a warp has one at most, and there is one pass over the columns.
+SEQKERNELS_HOST_DEVICE bool has_one_quarter(const Partition& part) {
+  return part.columns == part.column_tiles * kTileColumns && part.unit_groups * part.column_tiles * kQuarters <= kWarps;
+}
+
 constexpr int kBuffers = 4;  // of an exchange
 
 // Where a block of a persistent kernel has what in shared memory, and how much; in words. The host works it out once: a kernel

@@ -17,6 +17,7 @@ void check(cudaError_t status, const char* doing);
 class Device {
  public:
   explicit Device(const Tensor& tensor);
+  explicit Device(int index);
 
   cudaStream_t stream() const { return stream_; }
   const DeviceLimits& limits() const;
@@ -28,6 +29,7 @@ class Device {
     bool cooperative = false;  // all blocks run at once, or the launch fails
   };
   void launch(const void* kernel, const LaunchShape& shape, void** arguments) const;
+  // None, too, where the device refuses to say.
   int clusters_at_once(const void* kernel, const LaunchShape& shape) const;
   // Whether the device can run this launch at all: the blocks of a cooperative one together, a cluster's together.
   bool can_launch(const void* kernel, const LaunchShape& shape) const;

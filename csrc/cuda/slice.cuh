@@ -101,6 +101,7 @@ class Slice {
     const auto add = [&](int turn, int chunk, const auto& fragment) {
       if (chunk >= chunks_) return;
       await(chunk);
+      exchange.order_strictly();
       part += kSlots * stride;
       SEQKERNELS_UNROLL
       for (int slot = 0; slot < kSlots; ++slot)

@@ -26,15 +26,7 @@ const void* kernel_of(const PassKernels& kernels, const Plan& plan) {
 }
 
 Plan choose(const Device& device, const PassKernels& kernels, const PlanRequest& request) {
-  const ClusterRoom room = [&](const Partition& part, int64_t shared_bytes) {
-    const Plan plan{PlanKind::kPersistentCluster, part, shared_bytes};
-    return device.clusters_at_once(kernels.persistent(part), launch_shape(plan, request.directions));
-  };
-  std::vector<Candidate> all = candidates(kernels, device.limits(), request, room);
-  for (Candidate& candidate : all)
-    if (candidate.plan.kind != PlanKind::kStepwise && candidate.obstacle.empty() &&
-        !device.can_launch(kernel_of(kernels, candidate.plan), launch_shape(candidate.plan, request.directions)))
-      candidate.obstacle = "its blocks would not all run at once on this device";
+  const std::vector<Candidate> all = candidates_on(device, kernels, request);
   if (const char* const wanted = std::getenv("SEQKERNELS_CUDA_PLAN"); wanted && *wanted) {
     const Candidate& forced = all[size_t(plan_kind(wanted))];
     if (!forced.obstacle.empty())
@@ -69,6 +61,19 @@ const PassKernels& kernels_for(const Layer& layer, bool is_forward) {
 }
 
 }  // namespace
+
+std::vector<Candidate> candidates_on(const Device& device, const PassKernels& kernels, const PlanRequest& request) {
+  const ClusterRoom room = [&](const Partition& part, int64_t shared_bytes) {
+    const Plan plan{PlanKind::kPersistentCluster, part, shared_bytes};
+    return device.clusters_at_once(kernels.persistent(part), launch_shape(plan, request.directions));
+  };
+  std::vector<Candidate> all = candidates(kernels, device.limits(), request, room);
+  for (Candidate& candidate : all)
+    if (candidate.plan.kind != PlanKind::kStepwise && candidate.obstacle.empty() &&
+        !device.can_launch(kernel_of(kernels, candidate.plan), launch_shape(candidate.plan, request.directions)))
+      candidate.obstacle = "its blocks would not all run at once on this device";
+  return all;
+}
 
 TimeLoop::TimeLoop(const Device& device, const Layer& layer, bool is_forward)
     : device_(device),

@@ -5,6 +5,9 @@
 
 namespace seqkernels::cuda {
 
+// All kinds of plans, as `candidates` has them for the device at hand, and whether that can start them.
+std::vector<Candidate> candidates_on(const Device& device, const PassKernels& kernels, const PlanRequest& request);
+
 class TimeLoop {
  public:
   // `is_forward`: which of the cell's passes.

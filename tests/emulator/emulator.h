@@ -157,6 +157,9 @@ void fence() {
   emulator::store_held();
 }
 
+template <Scope kScope>
+void strict_fence() {}
+
 inline int kept(int value) { return value; }
 
 // Has the address checked.
