@@ -15,6 +15,7 @@ PYTHON3 ?= python3
 ARGS ?=
 WORKERS ?= auto
 QUICK ?=
+LOOK ?=
 ISA ?=
 NAME ?= $(if $(QUICK),quick,cpu)$(if $(ISA),-$(ISA))
 
@@ -33,11 +34,11 @@ HOLD = $(if $(ISA),$(or $(HOLD_$(ISA)),$(error ISA=$(ISA): avx2 is what there is
 BUILT := build/.built-$(shell printf '%s' '$(PY) $(TORCH_SPEC) $(CXX) $(CXXFLAGS) $(SEQKERNELS_WITH_CUDA) $(SEQKERNELS_CUDA_TARGETS)' | tr -c 'A-Za-z0-9.=' _)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo examples test bench gpu lint format wheel clean env bench-env
+.PHONY: help build demo examples test bench gpu gpu-report lint format wheel clean env bench-env
 .SILENT: help env build
 
 help:  ## this list
-	sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	sed -nE 's/^#   (make .*)/  \1/p' $(MAKEFILE_LIST)
 
 build: env $(BUILT)  ## compile seqkernels._C in place
@@ -67,8 +68,13 @@ bench: build bench-env  ## measure against torch.nn and ONNX Runtime, write tabl
 		--benchmark-columns=median,iqr,rounds --benchmark-sort=fullname $(ARGS)
 	$(PY) -m benchmarks.report $(RESULT).json $(if $(filter cpu cpu-$(ISA),$(NAME)),--output docs/performance-$(NAME).md)
 
-gpu:  ## build, test and measure against cuDNN on this machine's NVIDIA GPU, offline (QUICK=1: 3 minutes; OUT=)
-	@$(or $(PYTHON),python3) -m benchmarks.gpu $(if $(QUICK),--quick) $(if $(OUT),--out '$(OUT)') $(ARGS)
+gpu:  ## build, measure against cuDNN and test on this machine's NVIDIA GPU, offline (LOOK=second; QUICK=1; OUT=)
+	@$(or $(PYTHON),python3) -m benchmarks.gpu $(if $(QUICK),--quick) $(if $(LOOK),--look $(LOOK)) $(if $(OUT),--out '$(OUT)') $(ARGS)
+
+gpu-report: env  ## table, plot and the constants of plan.cpp from a GPU's results (RESULT=benchmarks/results/GPU.json)
+	@$(call need,numpy matplotlib)
+	$(PY) -m benchmarks.report $(RESULT)
+	$(PY) -m benchmarks.calibrate $(RESULT:.json=-sweep.csv)
 
 lint: env  ## check style and types
 	@$(call need,ruff mypy clang_format)

@@ -145,7 +145,9 @@ def plan_cuda() -> tuple[Path | None, list[str], str]:
         return None, [], "CPU build: SEQKERNELS_WITH_CUDA=0"
     problem = "" if cuda_sources else "no csrc/cuda sources"
     problem = problem or (
-        "" if nvcc else "no nvcc found (looked at CUDA_HOME, PATH, /usr/local/cuda and the environment's wheels)"
+        ""
+        if nvcc
+        else "no nvcc found (looked at CUDA_HOME, PATH, /usr/local/cuda and the environment's wheels)"
     )
     if problem and wanted == "1":
         sys.exit(f"SEQKERNELS_WITH_CUDA=1, but {problem}")

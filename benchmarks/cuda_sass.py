@@ -21,7 +21,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -60,7 +60,16 @@ class Instruction:
     @property
     def jumps(self) -> bool:
         """Whether it goes elsewhere for certain."""
-        return not self.guard and self.opcode in ("BRA", "BRA.U.ANY") and not re.match(r"!?U?P\d", self.operands)
+        return (
+            not self.guard and self.opcode in ("BRA", "BRA.U.ANY") and not re.match(r"!?U?P\d", self.operands)
+        )
+
+
+def variant(symbol: str) -> str:
+    """Of a persistent kernel: through what it exchanges, and how many quarters and tiles a warp has."""
+    scope = "cluster" if "ScopeE0E" in symbol else "grid"
+    tiles = int(re.findall(r"Li(\d)E", symbol)[-1])
+    return f"{scope}, {('several', 'one tile', 'two tiles')[tiles]}"
 
 
 @dataclass
@@ -72,10 +81,6 @@ class Kernel:
     # ------------------------------------------------------------ what it is
 
     @property
-    def is_persistent(self) -> bool:
-        return "persistent_kernel" in self.name
-
-    @property
     def title(self) -> str:
         """Such as "forward LSTM bf16 cluster, one quarter"."""
         cells = {"4Lstm": "LSTM", "3Gru": "GRU", "4Tanh": "RNN tanh", "4Relu": "RNN relu"}
@@ -83,9 +88,7 @@ class Kernel:
         cell = next(title for key, title in cells.items() if key in self.name)
         operand = next((title for key, title in operands.items() if key in self.name), "fp32")
         direction = "forward" if "7Forward" in self.name else "backward"
-        scope = "cluster" if "ScopeE0E" in self.name else "grid"
-        tiles = {"1": "one tile", "2": "two tiles", "0": "several"}[re.findall(r"Li(\d)E", self.name)[-1]]
-        return f"{direction} {cell} {operand} {scope}, {tiles}"
+        return f"{direction} {cell} {operand} {variant(self.name)}"
 
     # ------------------------------------------------------------ ways through it
 
@@ -96,7 +99,11 @@ class Kernel:
     def _next(self, n: int) -> Iterator[int]:
         """Where instruction n may go, but for the detours of warps whose lanes have parted (BRA.DIV)."""
         instruction = self.code[n]
-        if instruction.target is not None and "DIV" not in instruction.opcode and instruction.opcode != "BSSY":
+        if (
+            instruction.target is not None
+            and "DIV" not in instruction.opcode
+            and instruction.opcode != "BSSY"
+        ):
             yield self._index[instruction.target]
         if not instruction.ends and n + 1 < len(self.code):
             yield n + 1
@@ -188,43 +195,48 @@ class Kernel:
         }
 
 
-def parse(listing: str, target: str) -> list[Kernel]:
-    """The kernels in what `nvdisasm -hex` printed."""
-    kernels: list[Kernel] = []
-    labels: dict[str, int] = {}
-    pending: list[tuple[Instruction, str]] = []
-    waiting_labels: list[str] = []
-    word = r"/\* (0x[0-9a-f]{16}) \*/"
+_CODE = re.compile(r"/\*([0-9a-f]+)\*/\s+(@!?U?P\w+)?\s*([A-Z]\S*)\s*([^;]*?)\s*;")
+_LABEL = re.compile(r"`\((\.L_\S+)\)")
 
-    def finish() -> None:
-        for instruction, label in pending:
-            instruction.target = labels.get(label)
-        labels.clear(), pending.clear(), waiting_labels.clear()
 
-    for line in listing.splitlines():
-        if found := re.match(r"\.text\.(\S+):", line):
-            finish()
-            kernels.append(Kernel(found[1], target))
-        elif found := re.match(r"(\.L_\S+):", line):
-            waiting_labels.append(found[1])
-        elif kernels and (
-            found := re.match(rf"\s+/\*([0-9a-f]+)\*/\s+(@!?U?P\w+)?\s*([A-Z]\S*)\s*(.*?)\s*;\s+{word}", line)
-        ):
-            address, guard, opcode, operands = int(found[1], 16), found[2] or "", found[3], found[4]
-            instruction = Instruction(address, guard, opcode, operands, 0, None, 0)
-            for label in waiting_labels:
-                labels[label] = address
-            waiting_labels.clear()
-            if branch := re.search(r"`\((\.L_\S+)\)", operands):
-                pending.append((instruction, branch[1]))
-            kernels[-1].code.append(instruction)
-        elif kernels and kernels[-1].code and (found := re.match(rf"\s+{word}\s*$", line)):
-            bits = int(found[1], 16) >> 41
-            instruction = kernels[-1].code[-1]
-            instruction.stall, instruction.waits = bits & 15, bits >> 11 & 63
-            instruction.sets = None if (bits >> 5 & 7) == 7 else bits >> 5 & 7
-    finish()
-    return [kernel for kernel in kernels if kernel.code]
+def parse(listing: str, target: str, wanted: str = "") -> list[Kernel]:
+    """The kernels in what `nvdisasm -hex` printed, of those with `wanted` in their names."""
+    kernels = []
+    for part in re.split(r"^\.text\.", listing, flags=re.MULTILINE)[1:]:
+        name, _, body = part.partition(":")
+        if wanted in name and (kernel := _kernel(name, target, body)).code:
+            kernels.append(kernel)
+    return kernels
+
+
+def _kernel(name: str, target: str, body: str) -> Kernel:
+    """Of its listing: two lines an instruction, each ending with 64 of its bits, and labels between."""
+    kernel, labels, jumps = Kernel(name, target), {}, []
+    waiting: list[str] = []
+    for line in body.splitlines():
+        if line.startswith(".L_"):
+            waiting.append(line.split(":")[0])
+            continue
+        text = line.strip()
+        if not text.startswith("/*"):
+            continue
+        if text.startswith("/* 0x"):
+            if kernel.code:
+                bits = int(text[3:21], 16) >> 41
+                last = kernel.code[-1]
+                last.stall, last.waits = bits & 15, bits >> 11 & 63
+                last.sets = None if (bits >> 5 & 7) == 7 else bits >> 5 & 7
+        elif found := _CODE.match(text):
+            address = int(found[1], 16)
+            instruction = Instruction(address, found[2] or "", found[3], found[4], 0, None, 0)
+            labels.update(dict.fromkeys(waiting, address))
+            waiting.clear()
+            if branch := _LABEL.search(found[4]):
+                jumps.append((instruction, branch[1]))
+            kernel.code.append(instruction)
+    for instruction, label in jumps:
+        instruction.target = labels.get(label)
+    return kernel
 
 
 def find_tool(name: str) -> str | None:
@@ -234,20 +246,25 @@ def find_tool(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=os.pathsep.join(places))
 
 
-def kernels_of(objects: Iterable[Path]) -> list[Kernel]:
-    """All kernels in some object files; an error where the tools are missing."""
+def persistent_kernels(objects: Iterable[Path], targets: Sequence[str] = ()) -> list[Kernel]:
+    """Those in some object files, of these targets or all; an error where the tools are missing."""
     cuobjdump, nvdisasm = (find_tool(tool) for tool in TOOLS)
     if cuobjdump is None or nvdisasm is None:
         raise FileNotFoundError(f"reading machine code needs {' and '.join(TOOLS)}")
     found = []
     for path in objects:
         with tempfile.TemporaryDirectory() as folder:
-            subprocess.run([cuobjdump, "-xelf", "all", path.resolve()], cwd=folder, check=True, capture_output=True)
+            subprocess.run(
+                [cuobjdump, "-xelf", "all", path.resolve()], cwd=folder, check=True, capture_output=True
+            )
             for image in sorted(Path(folder).glob("*.cubin")):
+                target = re.findall(r"sm_\d+a?", image.name)[-1]
+                if targets and target not in targets:
+                    continue
                 listing = subprocess.run(
                     [nvdisasm, "-c", "-hex", image], check=True, capture_output=True, text=True
                 ).stdout
-                found += parse(listing, re.findall(r"sm_\d+a?", image.name)[-1])
+                found += parse(listing, target, "persistent_kernel")
     return found
 
 
@@ -273,8 +290,8 @@ def figures(kernel: Kernel) -> Figures:
     publishes = {n for n in loop if kernel.code[n].publishes}
     loads = kernel.at(r"LDG?\.E\.128\.STRONG") or kernel.at(r"LDS\.128")
     # In shared memory, weights and partial sums are read likewise: polls are what a vote comes after.
-    votes = kernel.at(r"VOTE")
-    polls = {n for n in loads if kernel.reaches({n}, votes, barriers | kernel.at(r"HMMA"))}
+    votes, others = kernel.at(r"VOTE"), barriers | kernel.at(r"HMMA")
+    polls = {n for n in loads if kernel.reaches({n}, votes, others)}
     fences = kernel.at(r"MEMBAR")
     return Figures(
         step=kernel.between({first}, {last}) + 1,
@@ -283,7 +300,10 @@ def figures(kernel: Kernel) -> Figures:
         waits=_waits(kernel, polls),
         fences=sum(
             kernel.reaches(publishes, {fence}, polls | barriers)
-            or (kernel.reaches(publishes, {last}, polls | barriers) and kernel.reaches({first}, {fence}, polls | barriers))
+            or (
+                kernel.reaches(publishes, {last}, polls | barriers)
+                and kernel.reaches({first}, {fence}, polls | barriers)
+            )
             for fence in fences
         ),
         invalidations=len(kernel.at(r"CCTL\.IVALL")),
@@ -315,9 +335,7 @@ def main() -> None:
     parser.add_argument("objects", nargs="*", type=Path)
     arguments = parser.parse_args()
     objects = arguments.objects or sorted((ROOT / "build").glob("temp*/csrc_cuda_*.cu.o"))
-    for kernel in kernels_of(objects):
-        if not kernel.is_persistent:
-            continue
+    for kernel in persistent_kernels(objects):
         if arguments.listing is None:
             print(f"{kernel.target} {kernel.title:40} {figures(kernel)}")
         elif arguments.listing in kernel.title:

@@ -1,9 +1,10 @@
-"""The generated tables of docs/kernels-cuda.md: what ptxas says of the kernels, what the plans are.
+"""The generated tables of docs/kernels-cuda.md, what the plans are, and of docs/kernels-cuda-figures.md, what
+ptxas and the machine code say of the kernels.
 
     python -m benchmarks.cuda_tables            prints them
-    python -m benchmarks.cuda_tables --write    puts them into the document
+    python -m benchmarks.cuda_tables --write    puts them into the documents
 
-The first table is made from the logs that a build with CUDA leaves beside its objects.
+Those of the kernels are made from the logs and objects that a build with CUDA leaves.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import cuda_sass
 from seqkernels import plan
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "kernels-cuda.md"
+FIGURES = ROOT / "docs" / "kernels-cuda-figures.md"
+SASS_TARGET = "sm_90a"  # the one whose machine code is counted
 H200 = (90, 132, 227 * 1024)  # compute capability, multiprocessors, bytes of shared memory of a block
 GIGAHERTZ = 1.755  # of an H200's multiprocessors at boost
 
@@ -31,7 +35,7 @@ ELEMENTS = {"8BFloat16": "bf16", "7Float16": "fp16", "f": "fp32", "d": "fp64"}
 class Kernel:
     """One kernel for one target, as ptxas reports it."""
 
-    form: str  # "persistent", "stepwise", or the name of another kernel
+    form: str  # "persistent cluster, one tile" and the like, "stepwise", or the name of another kernel
     direction: str  # "forward" or "backward"; empty for others
     cell: str
     dtype: str  # of the elements; "tf32" where float32 is multiplied so
@@ -77,8 +81,11 @@ def _describe(symbol: str) -> tuple[str, str, str, str]:
     # What follows the closing E of the cell is the element type.
     cell_symbol = r"cells(?:4Lstm|3Gru|3RnnINS\d?_?\d?(?:4Tanh|4Relu)E*)"
     element = re.search(cell_symbol + r"E+(?:NS0_)?(8BFloat16|7Float16|[fd])", symbol)
+    form = name[1]
+    if form == "persistent":
+        form += f" {cuda_sass.variant(symbol)}"
     return (
-        name[1],
+        form,
         name[2].lower(),
         cell,
         "tf32" if "8TFloat32" in symbol else ELEMENTS[element[1]] if element else "?",
@@ -98,6 +105,17 @@ def kernel_table(found: list[Kernel]) -> list[str]:
     for row in sorted(rows):
         registers = " | ".join(str(rows[row].get(target, "")) for target in targets)
         lines.append(f"| {' | '.join(row)} | {registers} |")
+    return lines
+
+
+def sass_table(build: Path = ROOT / "build") -> list[str]:
+    """What a step of each persistent kernel costs in instructions."""
+    names = ("step", "publish_to_poll", "barrier_to_publish", "waits", "fences", "invalidations")
+    lines = [f"| {SASS_TARGET} | {' | '.join(name.replace('_', ' ') for name in names)} |", "|---" + "|---:" * 6 + "|"]
+    objects = sorted(build.glob("temp*/csrc_cuda_*.cu.o"))
+    for kernel in sorted(cuda_sass.persistent_kernels(objects, [SASS_TARGET]), key=lambda k: k.title):
+        found = cuda_sass.figures(kernel)
+        lines.append(f"| {kernel.title} | {' | '.join(str(getattr(found, name)) for name in names)} |")
     return lines
 
 
@@ -136,7 +154,7 @@ def with_tables(text: str, tables: dict[str, list[str]]) -> str:
         table = "\n".join(lines)
         text, count = re.subn(pattern, rf"\g<1>{table}\n\g<2>", text, flags=re.DOTALL)
         if count != 1:
-            raise ValueError(f"{DOCUMENT.name} has {count} places for the table '{name}', not one")
+            raise ValueError(f"there are {count} places for the table '{name}', not one")
     return text
 
 
@@ -146,15 +164,18 @@ def main() -> None:
     )
     parser.add_argument("--write", action="store_true", help="put the tables into docs/kernels-cuda.md")
     arguments = parser.parse_args()
-    tables = {
-        "plans": plan_table("bf16", torch.bfloat16),
-        "plans of float32": plan_table("float32", torch.float32),
-        "kernels": kernel_table(kernels()),
+    documents = {
+        DOCUMENT: {
+            "plans": plan_table("bf16", torch.bfloat16),
+            "plans of float32": plan_table("float32", torch.float32),
+        },
+        FIGURES: {"kernels": kernel_table(kernels()), "machine code": sass_table()},
     }
-    if arguments.write:
-        DOCUMENT.write_text(with_tables(DOCUMENT.read_text(encoding="utf-8"), tables), encoding="utf-8")
-    else:
-        print("\n\n".join("\n".join(lines) for lines in tables.values()))
+    for document, tables in documents.items():
+        if arguments.write:
+            document.write_text(with_tables(document.read_text(encoding="utf-8"), tables), encoding="utf-8")
+        else:
+            print("\n\n".join("\n".join(lines) for lines in tables.values()), end="\n\n")
 
 
 if __name__ == "__main__":

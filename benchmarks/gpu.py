@@ -1,12 +1,16 @@
-"""Builds, tests and measures on a machine with an NVIDIA GPU, in a given time: `make gpu`.
+"""Builds, measures and tests on a machine with an NVIDIA GPU, in a lease of minutes: `make gpu`.
 
-    make gpu                    all of it, in less than nine minutes
-    make gpu QUICK=1            fewer tests and cases, in less than three
-    make gpu OUT=DIR            results to DIR instead of benchmarks/results
+    make gpu                    first light, in at most seven minutes: build; every plan against float64, each in a
+                                process of its own; every cut of every plan timed; cases against cuDNN; tests
+    make gpu LOOK=second        at most four more, with the build that is there: tests, memcheck, racecheck
+    make gpu QUICK=1            fewer tests and cases, in less than three minutes
+    make gpu OUT=DIR            results to DIR instead of benchmarks/results (or to the environment's OUT)
     make gpu ARGS="--stages build,benchmark"
+    make gpu-report RESULT=F    table, plot and the constants of plan.cpp from results that came from elsewhere
 
 Each stage has a limit, and ends there at the latest; one that fails does not stop those after it, but for the
-build. The results are GPU.json, GPU.md and GPU.png, all output is in GPU.log, and the last thing printed is a
+build. A plan that hangs is skipped by all stages that follow. What is measured is written as it comes: GPU.json,
+GPU-sweep.csv, GPU-smoke.jsonl, GPU.md and GPU.png; all output is in GPU.log, and the last thing printed is a
 summary. `--device cpu` rehearses the stages on a machine without a GPU. This file needs nothing but Python;
 what it runs needs torch, ninja, pybind11, pytest, hypothesis and matplotlib, and is faster with pytest-xdist.
 """
@@ -24,16 +28,27 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.gpu_output import (
+    PLANS,
+    plan_detail,
+    ptxas_summary,
+    race_detail,
+    sanitizer_detail,
+    sanitizer_refusal,
+    slug,
+    smoke_detail,
+    telling,
+    test_detail,
+)
+
 ROOT = Path(__file__).resolve().parent.parent
-PLANS = ("stepwise", "persistent_block", "persistent_cluster", "persistent_grid")
-TOTAL = {False: 520.0, True: 165.0}  # seconds, by whether the run is quick
+# Seconds, by look and whether the run is quick.
+TOTAL = {("first", False): 410.0, ("first", True): 165.0, ("second", False): 230.0, ("second", True): 100.0}
 GRACE = 8.0  # seconds between asking a stage to end and ending it; part of its limit
-SHOWN = 12  # lines of a failed stage's output that are printed
 WORKERS = 8  # at most, which share the GPU
 
 SOME_FAILED = 3  # the exit status of a benchmark that is done, but failed in some cases
@@ -53,6 +68,7 @@ class Stage:
     detail: Callable[[str], str] = lambda output: ""
     skipped: Callable[[str], str] = lambda output: ""  # why its failure is none, if so
     needs_build: bool = True
+    plan: str = ""  # the one that it tries: if it does not end, it hangs
     resumes_with: Path | None = None  # the file from which it goes on after a crash, told --resume
 
 
@@ -62,6 +78,7 @@ class Outcome:
     status: str
     seconds: float
     detail: str
+    hung: bool = False  # stopped at its limit, or killed
 
 
 # ---------------------------------------------------------------- time
@@ -106,92 +123,6 @@ def run(command: list[str], environment: dict[str, str], limit: float, output: P
                 os.killpg(process.pid, signal.SIGKILL)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(2)
-
-
-# ---------------------------------------------------------------- what the stages print
-
-
-def slug(name: str) -> str:
-    """A file's name for a GPU's: "NVIDIA H100 80GB HBM3" is nvidia-h100-80gb-hbm3."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "gpu"
-
-
-def test_results(output: str) -> list[tuple[str, str]]:
-    """(test, outcome) of what `pytest -v` printed, with or without workers."""
-    outcome = r"(PASSED|FAILED|ERROR|SKIPPED)"
-    by_worker = re.findall(rf"^\[gw\d+\] \[ *\d+%\] {outcome} (\S.*?) *$", output, re.MULTILINE)
-    alone = re.findall(rf"^(tests/\S*::.*?) {outcome}\b.*$", output, re.MULTILINE)
-    return [(test, said.lower()) for said, test in by_worker] + [(test, said.lower()) for test, said in alone]
-
-
-def counts(outcomes: Iterable[str]) -> str:
-    found = Counter(outcomes)
-    return ", ".join(
-        f"{found[name]} {name}" for name in ("passed", "failed", "error", "skipped") if found[name]
-    )
-
-
-def test_detail(output: str) -> str:
-    results = test_results(output)
-    crashed = re.findall(r"worker 'gw\d+' crashed while running '(.*?)'", output)
-    said = [counts(outcome for _, outcome in results) or "no test ran"]
-    return "; ".join([*said, *([f"{len(crashed)} crashes: {crashed[0]}"] if crashed else [])])
-
-
-def plan_detail(output: str) -> str:
-    """The tests' outcomes plan by plan."""
-    results = test_results(output)
-    by_plan = {plan: counts(o for test, o in results if re.search(rf"\b{plan}\b", test)) for plan in PLANS}
-    return "; ".join(f"{plan}: {said or 'nothing'}" for plan, said in by_plan.items())
-
-
-def ptxas_summary(logs: Iterable[str]) -> str:
-    """Registers and spills of all kernels, from what ptxas -v says of them."""
-    kernels, most, spilling = 0, 0, []
-    for log in logs:
-        for entry in re.split(r"(?=ptxas info\s*: Compiling entry function)", log)[1:]:
-            kernels += 1
-            name = re.search(r"entry function '(\w+)'", entry)
-            used = re.search(r"Used (\d+) registers", entry)
-            most = max(most, int(used[1]) if used else 0)
-            memory = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores", entry)
-            if memory and memory.groups() != ("0", "0"):
-                spilling.append(name[1] if name else "?")
-    if not kernels:
-        return ""
-    said = f"{kernels} kernels of up to {most} registers, {len(spilling)} with a stack or spills"
-    return said + "".join(f"\n  stack or spills: {name[:100]}" for name in spilling[:3])
-
-
-def sanitizer_detail(output: str) -> str:
-    """Its last summary, and how many kernels' launches ran."""
-    summaries = re.findall(r"((?:ERROR|RACECHECK) SUMMARY: .*)", output)
-    ran = len(re.findall(r"^ran ", output, re.MULTILINE))
-    return f"{ran} combinations; {summaries[-1] if summaries else 'no summary'}"
-
-
-def sanitizer_refusal(output: str) -> str:
-    """Why the tool cannot look at this machine's GPU, if it says so."""
-    found = re.search(r"Device not supported.*|is not supported on .*|Unable to find .*injection.*", output)
-    return found[0][:100] if found else ""
-
-
-def race_detail(results: Path) -> str:
-    """Of the benchmark's file: how much was measured, and how it went against torch.nn."""
-    try:
-        content = json.loads(results.read_text(encoding="utf-8"))
-        infos = [benchmark["extra_info"] for benchmark in content["benchmarks"]]
-        speedups = [
-            (info["speedup"]["torch.nn"]["median"], f"{info['case']['work']} {info['case']['title']}")
-            for info in infos
-        ]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "no results"
-    said = f"{len(speedups)} cases, {len(content['failed'])} failed, {len(content['left_out'])} left out"
-    if speedups:
-        losses = sum(speedup < 1 for speedup, _ in speedups)
-        said += "; slower than torch.nn in {}; least {:.2f}x, {}".format(losses, *min(speedups))
-    return said
 
 
 def table(rows: list[list[str]]) -> str:
@@ -253,79 +184,125 @@ def find_sanitizer() -> str | None:
     )
 
 
-def stages(device: str, quick: bool, results: Path) -> list[Stage]:
-    """In order, with what each may take."""
+def stages(
+    device: str, quick: bool, results: Path, look: str = "first", hung: Sequence[str] = ()
+) -> list[Stage]:
+    """In order, with what each may take. `hung` may grow while they run."""
     on_gpu = device == "cuda"
     plain = "cuda and not cpu and not emulated and not stepwise and not persistent"
-    small = ("-m", "not slow") if quick else ()
+    small = ("-m", "not slow")
+    smoke = results.with_name(f"{results.stem}-smoke.jsonl")
 
     def tests(expression: str, *files: str, patience: int = 60) -> Callable[[float], list[str]]:
         # A rehearsal is about this program, not about the CPU's tests.
-        some = (
-            ("-k", expression)
-            if on_gpu
-            else ("-k", "cpu and lstm and float64 and strides", "tests/test_ops.py")
-        )
-        return lambda limit: pytest_command(*small, *some, *(files if on_gpu else ()), patience=patience)
+        def command(limit: float) -> list[str]:
+            without = "".join(f" and not {plan}" for plan in hung)
+            some = (
+                ("-k", expression + without)
+                if on_gpu
+                else ("-k", "cpu and lstm and float64 and strides", "tests/test_ops.py")
+            )
+            return pytest_command(*small, *some, *(files if on_gpu else ()), patience=patience)
+
+        return command
+
+    def first_light(plan: str) -> Callable[[float], list[str]]:
+        return lambda limit: [
+            *(sys.executable, "-m", "benchmarks.gpu_smoke", plan, "--device", device),
+            *("--results", str(smoke), "--until", until(limit)),
+        ]
+
+    def sweep(limit: float) -> list[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.sweep",
+            str(results.with_name(f"{results.stem}-sweep.csv")),
+        ]
+        return [
+            *command,
+            "--seconds",
+            f"{limit - 3 * GRACE:.0f}",
+            *(w for plan in hung for w in ("--without", plan)),
+        ]
 
     def race(limit: float) -> list[str]:
         command = [sys.executable, "-m", "benchmarks.gpu_race", str(results), "--device", device]
+        command += [word for plan in hung for word in ("--without", plan)]
         return [*command, "--until", until(limit), *(["--quick"] if quick else [])]
 
     def built(output: str) -> str:
         logs = sorted((ROOT / "build").glob("temp*/*.o.log"))
         return ptxas_summary(log.read_text(encoding="utf-8", errors="replace") for log in logs)
 
-    build = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    targets = {"SEQKERNELS_CUDA_TARGETS": "native", "SEQKERNELS_WITH_CUDA": "1"} if on_gpu else {}
-    every = [
-        Stage("build", lambda limit: build, 60, 105 if quick else 240, targets, built, needs_build=False),
-        Stage(
-            "tests",
-            tests(plain, "tests", "--ignore=tests/test_autograd.py"),
-            12 if quick else 50,
-            30 if quick else 100,
-            detail=test_detail,
-        ),
-        Stage(
-            "plans",
-            tests(
-                "cuda and not emulated and (stepwise or persistent)", "tests", patience=12 if quick else 25
+    plan_tests = Stage(
+        "plans",
+        tests("cuda and not emulated and (stepwise or persistent)", "tests/test_cuda.py", "tests/test_ops.py",
+              patience=12 if quick else 25),
+        12 if quick else 30,
+        25 if quick else 80,
+        detail=plan_detail,
+    )  # fmt: skip
+    if look == "second":
+        program = find_sanitizer() or "compute-sanitizer"
+        every = [
+            Stage(
+                "tests",
+                tests(plain, "tests", "--ignore=tests/test_autograd.py"),
+                25 if quick else 60,
+                90,
+                detail=test_detail,
             ),
-            12 if quick else 45,
-            25 if quick else 90,
-            detail=plan_detail,
-        ),
+            plan_tests,
+        ]
+        return every + [
+            Stage(
+                *(tool, sanitizer(tool, program), 12, 40),
+                {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+                sanitizer_detail,
+                sanitizer_refusal,
+            )
+            for tool in ("memcheck", "racecheck")
+        ]
+
+    build = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    # Kernels of the CPU are nobody's concern here: they need not be fast.
+    quickly = {"CXXFLAGS": f"{os.environ.get('CXXFLAGS', '')} -O1".strip()}
+    targets = {"SEQKERNELS_CUDA_TARGETS": "native", "SEQKERNELS_WITH_CUDA": "1", **quickly} if on_gpu else {}
+    every = [
+        Stage("build", lambda limit: build, 55, 105 if quick else 150, targets, built, needs_build=False)
     ]
-    if not quick:
+    for plan in PLANS if on_gpu else PLANS[:1]:
         every.append(
             Stage(
-                "gradcheck", tests("cuda and not cpu", "tests/test_autograd.py"), 25, 50, detail=test_detail
+                f"smoke {plan}",
+                first_light(plan),
+                6,
+                14 if quick else 24,
+                detail=lambda _, plan=plan: smoke_detail(smoke, plan),  # type: ignore[misc]
+                plan=plan,
             )
         )
-        program = find_sanitizer() or "compute-sanitizer"
-        for tool in ("memcheck", "racecheck"):
-            every.append(
-                Stage(
-                    tool,
-                    sanitizer(tool, program),
-                    15,
-                    40,
-                    {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-                    sanitizer_detail,
-                    sanitizer_refusal,
-                )
+    if on_gpu:
+        every.append(
+            Stage(
+                "sweep", sweep, 10 if quick else 30, 15 if quick else 70,
+                detail=lambda output: (output.strip().splitlines() or [""])[-1],
             )
-    return [
-        *every,
+        )  # fmt: skip
+    every.append(
         Stage(
             "benchmark",
             race,
-            30 if quick else 150,
+            20 if quick else 110,
             600,
             detail=lambda _: race_detail(results),
             resumes_with=results,
-        ),
+        )
+    )
+    return [
+        *every,
+        plan_tests,
         Stage(
             "report",
             lambda limit: [sys.executable, "-m", "benchmarks.report", str(results)],
@@ -375,7 +352,9 @@ def carry_out(stage: Stage, limit: float, log: Path) -> Outcome:
         return Outcome(stage.name, SKIPPED, seconds, refusal)
     print("\n".join(line[:160] for line in telling(output)), flush=True)
     ended = "stopped at its limit" if status is None else f"exit status {status}"
-    return Outcome(stage.name, FAILED, seconds, "; ".join(filter(None, (ended, detail))))
+    return Outcome(
+        stage.name, FAILED, seconds, "; ".join(filter(None, (ended, detail))), status is None or status < 0
+    )
 
 
 def crashed(status: int | None) -> bool:
@@ -385,15 +364,6 @@ def crashed(status: int | None) -> bool:
 
 def stamp(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
-
-
-def telling(output: str) -> list[str]:
-    """The lines of a failed stage that say most: errors, failed tests, else its last ones."""
-    lines = [line for line in output.splitlines() if line.strip()]
-    wanted = r"^(FAILED|ERROR) |\berror\b|^E  |FAILED:|========= (Error|Invalid|Race)"
-    found = [line for line in lines if re.search(wanted, line)]
-    named = [line for line in found if line.startswith(("FAILED ", "ERROR "))]
-    return (named or found or lines[-SHOWN:])[:SHOWN]
 
 
 def gpu_name() -> str:
@@ -414,21 +384,34 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--quick", action="store_true", help="in three minutes instead of nine")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="for the results")
+    parser.add_argument("--quick", action="store_true", help="in less than three minutes")
+    parser.add_argument(
+        "--look", choices=("first", "second"), default="first", help="second: reuses the build"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results"),
+        help="for the results",
+    )
     parser.add_argument(
         "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal, tiny sizes"
     )
     parser.add_argument("--stages", help="only these, such as build,benchmark")
-    parser.add_argument("--seconds", type=float, help="for everything, instead of 520 or 165")
+    parser.add_argument("--seconds", type=float, help="for everything")
     options = parser.parse_args(arguments)
 
     name = gpu_name() if options.device == "cuda" else "rehearsal"
     options.out.mkdir(parents=True, exist_ok=True)
     results = options.out.resolve() / f"{slug(name)}.json"
     log = results.with_suffix(".log")
-    log.write_text(f"{name}, {time.strftime('%Y-%m-%d %H:%M')}\n", encoding="utf-8")
-    every = stages(options.device, options.quick, results)
+    with log.open("w" if options.look == "first" else "a", encoding="utf-8") as file:
+        file.write(f"{name}, {options.look} look, {time.strftime('%Y-%m-%d %H:%M')}\n")
+    hung_file = results.with_name(f"{results.stem}-hung.json")
+    if options.look == "first":
+        hung_file.unlink(missing_ok=True)
+    hung: list[str] = json.loads(hung_file.read_text(encoding="utf-8")) if hung_file.is_file() else []
+    every = stages(options.device, options.quick, results, options.look, hung)
     if options.stages:
         wanted = options.stages.split(",")
         if unknown := set(wanted) - {stage.name for stage in every}:
@@ -438,7 +421,7 @@ def main(arguments: list[str] | None = None) -> int:
     if any(stage.name == "benchmark" for stage in every):
         results.unlink(missing_ok=True)  # so that nobody takes old results for this run's
 
-    deadline = began + (options.seconds or TOTAL[options.quick])
+    deadline = began + (options.seconds or TOTAL[options.look, options.quick])
     outcomes: list[Outcome] = []
     broken = False
     for index, stage in enumerate(every):
@@ -451,6 +434,10 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{stage.name}: up to {limit:.0f} s", flush=True)
             outcome = carry_out(stage, limit, log)
             print(f"  {outcome.status} after {outcome.seconds:.0f} s; {outcome.detail}", flush=True)
+            if stage.plan and outcome.hung:
+                hung.append(stage.plan)
+                hung_file.write_text(json.dumps(hung) + "\n", encoding="utf-8")
+                print(f"  {stage.plan} does not end: all that follows goes without it", flush=True)
         broken |= stage.name == "build" and outcome.status == FAILED
         outcomes.append(outcome)
 

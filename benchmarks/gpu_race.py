@@ -426,6 +426,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--until", type=float, help="when to stop, in seconds since the epoch, instead")
     parser.add_argument("--quick", action="store_true", help="shorter races")
     parser.add_argument("--resume", action="store_true", help="keep what the file has, go on behind it")
+    parser.add_argument("--without", action="append", default=[], help="a plan that is known to hang")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal")
     options = parser.parse_args(arguments)
 
@@ -433,6 +434,9 @@ def main(arguments: list[str] | None = None) -> int:
     content: Content = {"measured": [], "failed": [], "left_out": [], "benchmarks": [], "plans": []}
     if options.resume and options.results.is_file():
         content |= json.loads(options.results.read_text(encoding="utf-8"))
+    hung = content.setdefault("hung", [])
+    for plan in options.without:
+        hung += [[f"{plan} {name}"] for name in ("forward", "backward") if [f"{plan} {name}"] not in hung]
     if "machine_info" not in content:
         limits = ceilings(options.device)
         print("  ".join(f"{name} {value:.0f}" for name, value in limits.items()), flush=True)

@@ -3,18 +3,21 @@
     python -m benchmarks.gpu_smoke persistent_cluster
 
 A line of JSON for each layer and pass: the largest error of any result, as multiples of the tolerance of its
-dtype. `benchmarks.gpu` gives each plan a process of its own and a limit: a plan that hangs takes nobody along.
+dtype, and a digest of all results, to compare builds by. `benchmarks.gpu` gives each plan a process of its own
+and a limit: a plan that hangs takes nobody along.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -57,7 +60,8 @@ def run(problem: Problem, plan: str, which: str) -> dict[str, Tensor]:
                 forward = problem.forward()
             with forced(plan if which == "backward" else "stepwise"):
                 grads = problem.backward(forward)
-            torch.cuda.synchronize()
+            if problem.device != "cpu":
+                torch.cuda.synchronize()
     except RuntimeError as error:
         if "which cannot run this" in str(error):
             raise Refused(str(error).split("which cannot run this: ")[-1]) from None
@@ -70,7 +74,15 @@ def small(problem: Problem, plan: str, which: str, tolerance: float) -> dict[str
     expected = problem.expected(kinks=actual["output"])
     errors = {name: error_of(actual[name], expected[name]) / tolerance for name in expected}
     worst = max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else float("inf"))
-    return {"error": errors[worst], "worst": worst}
+    return {"error": errors[worst], "worst": worst, "digest": digest(actual)}
+
+
+def digest(results: dict[str, Tensor]) -> str:
+    """Of all bits, name by name."""
+    hashed = hashlib.sha256()
+    for name in sorted(results):
+        hashed.update(results[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()[:16]
 
 
 def long(problem: Problem, plan: str, which: str) -> dict[str, float | str]:
@@ -82,27 +94,40 @@ def long(problem: Problem, plan: str, which: str) -> dict[str, float | str]:
         if not torch.equal(tensor, first[name])
     ]
     finite = all(bool(tensor.isfinite().all()) for tensor in first.values())
-    return {"error": 0.0 if finite and not different else float("inf"), "worst": ", ".join(set(different))}
+    error = 0.0 if finite and not different else float("inf")
+    return {"error": error, "worst": ", ".join(sorted(set(different))), "digest": digest(first)}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_smoke", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_smoke", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("plan", choices=PLANS)
     parser.add_argument("--until", type=float, default=float("inf"), help="in seconds since the epoch")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: a rehearsal")
+    parser.add_argument("--results", type=Path, help="a file to append the lines to, as they come")
     options = parser.parse_args()
+
+    def say(entry: dict[str, object]) -> None:
+        print(json.dumps(entry), flush=True)
+        if options.results:
+            with options.results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+
     layers = [(sizes, dtype, cell) for cell in ("lstm", "gru", "tanh") for dtype in DTYPES for sizes in SMALL]
-    layers += [(sizes, dtype, cell) for sizes in LONG for dtype in ("bfloat16", "tf32") for cell in ("lstm", "gru")]
+    layers += [
+        (sizes, dtype, cell) for sizes in LONG for dtype in ("bfloat16", "tf32") for cell in ("lstm", "gru")
+    ]
     failed = 0
     for sizes, dtype, cell in layers:
         if time.time() > options.until:
-            print(json.dumps({"plan": options.plan, "left_out": "no time was left"}), flush=True)
+            say({"plan": options.plan, "left_out": "no time was left"})
             break
         set_tf32(dtype == "tf32")
         for which in ("forward", "backward"):
             problem = Problem(cell, *sizes, dtype=DTYPES[dtype], device=options.device)
             entry = {"plan": options.plan, "cell": cell, "dtype": dtype, "pass": which, "sizes": sizes}
-            print(json.dumps(entry | {"trying": True}), flush=True)
+            say(entry | {"trying": True})
             try:
                 if sizes in LONG:
                     entry |= long(problem, options.plan, which)
@@ -115,7 +140,7 @@ def main() -> int:
             except Exception as error:
                 entry["failed"], good = str(error).strip().splitlines()[0][:300], False
             failed += not good
-            print(json.dumps(entry), flush=True)
+            say(entry)
     return int(failed > 0)
 
 

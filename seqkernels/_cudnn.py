@@ -26,20 +26,38 @@ _MODES = {"relu": 0, "tanh": 1, "lstm": 2, "gru": 3}  # of torch._cudnn_rnn
 
 @dataclass(frozen=True)
 class Region:
-    """Where cuDNN was measured to be faster in inference, whatever H is up to `max_hidden`, B up to `max_batch`."""
+    """Sizes at which cuDNN was measured to be faster in inference; both ends of a range belong to it."""
 
     cell: str
     dtype: str  # "tf32": float32 that may be multiplied so
-    max_hidden: int
-    max_batch: int
-    multiple: int = 1  # of H
+    hidden: tuple[int, int]
+    batch: tuple[int, int]
+    multiples: tuple[int, int] = (1, 1)  # of H, of B
+
+    def contains(self, cell: str, dtype: str, hidden: int, batch: int) -> bool:
+        return (
+            (self.cell, self.dtype) == (cell, dtype)
+            and self.hidden[0] <= hidden <= self.hidden[1]
+            and self.batch[0] <= batch <= self.batch[1]
+            and hidden % self.multiples[0] == 0
+            and batch % self.multiples[1] == 0
+        )
 
 
-# H100, torch 2.11, cuDNN 9.19: benchmarks/results/nvidia-h100-80gb-hbm3.json.
-FASTER: tuple[Region, ...] = ()
+# H100, torch 2.11, cuDNN 9.19: benchmarks/results/nvidia-h100-80gb-hbm3.json has all cases behind these.
+FASTER = (
+    Region("gru", "tf32", (1, 128), (1, 128)),  # its kernel for small H: 1.35 to 1.5 times as fast
+    Region(
+        "lstm", "float16", (256, 1024), (8, 16), multiples=(128, 8)
+    ),  # its persistent one: 1.03 to 1.4 times
+    Region("lstm", "tf32", (1024, 1024), (128, 128)),  # step by step: 1.15 times
+    Region("gru", "tf32", (1024, 1024), (128, 128)),  # likewise: 1.06 times
+)
 
 
-def is_faster(cell: str, dtype: torch.dtype, tf32: bool, batch: int, hidden: int, layers: int, directions: int) -> bool:
+def is_faster(
+    cell: str, dtype: torch.dtype, tf32: bool, batch: int, hidden: int, layers: int, directions: int
+) -> bool:
     """Whether cuDNN is to be preferred for a layer's inference, by what was measured.
 
     `SEQKERNELS_CUDA_PLAN=cudnn` says so for all layers, any other plan for none.
@@ -49,14 +67,7 @@ def is_faster(cell: str, dtype: torch.dtype, tf32: bool, batch: int, hidden: int
     if layers != 1 or directions != 1:
         return False
     name = "tf32" if dtype == torch.float32 and tf32 else str(dtype).removeprefix("torch.")
-    return any(
-        region.cell == cell
-        and region.dtype == name
-        and hidden <= region.max_hidden
-        and batch <= region.max_batch
-        and hidden % region.multiple == 0
-        for region in FASTER
-    )
+    return any(region.contains(cell, name, hidden, batch) for region in FASTER)
 
 
 def refuse() -> None:
@@ -78,7 +89,13 @@ def takes(x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> bool
 
 
 def run(
-    cell: str, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], bias: bool, layers: int, bidirectional: bool
+    cell: str,
+    x: Tensor,
+    state: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    bias: bool,
+    layers: int,
+    bidirectional: bool,
 ) -> tuple[Tensor, ...]:
     """`(output, *final_state)` of layers in evaluation; x [T, B, I]."""
     flat = _flat(cell, weights, x.size(2), state[0].size(2), bias, layers, bidirectional)
@@ -109,7 +126,9 @@ class _Flat:
 
     def __init__(self, weights: Sequence[Tensor], versions: tuple[tuple[int, int], ...]) -> None:
         self.versions = versions
-        self.weights = [w.detach() for w in weights]  # tensors of their own, which the flattening makes views of `buffer`
+        self.weights = [
+            w.detach() for w in weights
+        ]  # tensors of their own, which the flattening makes views of `buffer`
         self.buffer: Tensor
 
 
@@ -117,7 +136,13 @@ _flattened: WeakIdKeyDictionary = WeakIdKeyDictionary()  # by the first weight, 
 
 
 def _flat(
-    cell: str, weights: Sequence[Tensor], inputs: int, hidden: int, bias: bool, layers: int, bidirectional: bool
+    cell: str,
+    weights: Sequence[Tensor],
+    inputs: int,
+    hidden: int,
+    bias: bool,
+    layers: int,
+    bidirectional: bool,
 ) -> _Flat:
     versions = tuple((w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)
     known = _flattened.get(weights[0])

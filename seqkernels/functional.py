@@ -253,7 +253,11 @@ def _stack(
     layer = _layer(cell, x, state, weights, projection, backend)
     if layer is not _NATIVE[cell]:
         _check_devices(x, state, weights)
-    elif backend == "auto" and x.is_cuda and _cudnn_runs(cell, x, state, weights, batch_sizes, num_layers, directions):
+    elif (
+        backend == "auto"
+        and x.is_cuda
+        and _cudnn_runs(cell, x, state, weights, batch_sizes, num_layers, directions)
+    ):
         output, *finals = _cudnn.run(cell, x, state, weights, bias, num_layers, bidirectional)
         return (output.transpose(0, 1) if batch_first else output, *finals)
     if num_layers == 1:

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from benchmarks.cuda_tables import DOCUMENT, Kernel, kernels
+from benchmarks.cuda_tables import FIGURES, Kernel, kernels
 from seqkernels._ops import BUILD_CONFIG
 
 TARGETS = [t for t in BUILD_CONFIG["cuda_targets"].split(",") if t.startswith("sm_")]
@@ -30,11 +30,12 @@ def test_every_kernel_is_there(target: str, found: dict[tuple[str, ...], Kernel]
         for dtype in ("fp64", "fp32", "bf16", "fp16"):
             assert ("stepwise", direction, cell, dtype, target) in found
         for dtype in ("fp32", "tf32", "bf16", "fp16"):
-            assert ("persistent", direction, cell, dtype, target) in found
+            for form in ("cluster, one tile", "grid, one tile", "grid, several"):
+                assert (f"persistent {form}", direction, cell, dtype, target) in found
 
 
 def test_persistent_kernels_live_in_registers(found: dict[tuple[str, ...], Kernel]) -> None:
-    persistent = [kernel for kernel in found.values() if kernel.form == "persistent"]
+    persistent = [kernel for kernel in found.values() if kernel.form.startswith("persistent")]
     assert persistent
     for kernel in persistent:
         assert kernel.stack == kernel.spill_stores == kernel.spill_loads == 0, kernel
@@ -42,6 +43,6 @@ def test_persistent_kernels_live_in_registers(found: dict[tuple[str, ...], Kerne
 
 
 def test_the_document_lists_every_kernel(found: dict[tuple[str, ...], Kernel]) -> None:
-    text = DOCUMENT.read_text(encoding="utf-8")
+    text = FIGURES.read_text(encoding="utf-8")
     for kernel in found.values():
         assert f"| {' | '.join(kernel.row)} |" in text

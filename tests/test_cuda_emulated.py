@@ -89,11 +89,17 @@ SHAPES = {
     ),
     "wide_block": Shape(100, 3, 2, Partition(1, 8), bias=False, packed=True),
     "two_columns": Shape(100, 20, 2, Partition(4, 2, columns=16, column_tiles=2), bias=False),
+    "two_tiles": Shape(
+        40, 12, 3, Partition(4, 1, columns=16, column_tiles=2), 3, 2, packed=True, launches=(1, 2)
+    ),
     "all_at_once": Shape(
         40, 20, 3, Partition(2, 4, columns=16, column_tiles=2), 3, 2, packed=True, bias=False, launches=(2, 1)
     ),
     # More chunks than a warp's registers hold.
     "in_memory": Shape(200, 2, 2, Partition(2, 8), cells=("lstm", "gru"), stepwise=False),
+    "in_memory_of_one_quarter": Shape(
+        630, 2, 2, Partition(20, 2), cells=("lstm",), bias=False, stepwise=False
+    ),
     "in_memory_rnn": Shape(600, 1, 2, Partition(5, 8), cells=("tanh",), bias=False, stepwise=False),
 }
 
@@ -107,8 +113,16 @@ def runs() -> list[object]:
         for numbers in (*DTYPES, "tf32")
         for plan in PLANS
         if is_for(shape, numbers, plan)
-        if plan != "cluster" or shape.partition_for(cell, numbers).members <= MAX_CLUSTER
+        if plan != "cluster" or is_for_a_cluster(shape.partition_for(cell, numbers))
     ]
+
+
+def is_for_a_cluster(partition: Partition) -> bool:
+    """Whether there is a kernel: of one pass over the columns, whose pointwise part gives a warp one quarter."""
+    one_pass = partition.columns == 8 * partition.column_tiles
+    return (
+        one_pass and partition.unit_groups * partition.column_tiles <= 2 and partition.members <= MAX_CLUSTER
+    )
 
 
 def is_for(shape: Shape, numbers: Numbers, plan: str) -> bool:
@@ -250,6 +264,7 @@ class Mutation:
     plan: str = "grid"
     seeds: int = 1  # that it takes at most until it is found
     dtype: torch.dtype = torch.bfloat16
+    partition: Partition | None = MUTANT_SHAPE.partition
 
 
 def ffma(before: str, after: str, **options: Any) -> Mutation:
@@ -264,7 +279,9 @@ RESET_BUFFER = (
 MUTATIONS = {
     "none": Mutation("exchange.cuh", "", "", seeds=20),
     "none_ffma": ffma("", "", seeds=20),
-    "reads_before_arrival": Mutation("slice.cuh", "while (!are_there(chunk, 0, kSlots)) {", "while (false) {"),
+    "reads_before_arrival": Mutation(
+        "slice.cuh", "while (!are_there(chunk, 0, kSlots)) {", "while (false) {"
+    ),
     "fragment_rows": Mutation("slice.cuh", "group() + row * Product::kGroups, k", "group(), k"),
     "fragment_words": Mutation("product.cuh", "return word * kRows + row;", "return row * kWords + word;"),
     "sums_of_other_units": Mutation(
@@ -282,15 +299,21 @@ MUTATIONS = {
         "    block_barrier();\n    if (column == 0) exchange_.order_resets();\n",
         seeds=50,
     ),
-    "reset_of_what_is_read": Mutation(
-        "exchange.cuh", RESET_BUFFER, "read_", seeds=50
-    ),
+    "reset_of_what_is_read": Mutation("exchange.cuh", RESET_BUFFER, "read_", seeds=50),
     "reset_of_what_is_next": Mutation(
-        "exchange.cuh", RESET_BUFFER, "written_ >= 3 * layout_.buffer ? written_ - 3 * layout_.buffer : written_ + layout_.buffer", seeds=50
+        "exchange.cuh",
+        RESET_BUFFER,
+        "written_ >= 3 * layout_.buffer ? written_ - 3 * layout_.buffer : written_ + layout_.buffer",
+        seeds=50,
     ),
     "reset_never": Mutation("persistent.cuh", "exchange_.reset();", ""),
     "peers_not_awaited": Mutation(
-        "exchange.cuh", "= kAbsent;\n      cluster_barrier();", "= kAbsent;", plan="cluster", seeds=50
+        "exchange.cuh",
+        "= kAbsent;\n      cluster_barrier();",
+        "= kAbsent;",
+        plan="cluster",
+        seeds=50,
+        partition=Partition(4, 1),
     ),
 }
 RACES = {
@@ -329,7 +352,7 @@ def test_mutant_is_found(name: str) -> None:
     expected = problem.expected()
 
     def is_right(seed: int) -> bool:
-        outcome = layer.run(driver, problem, mutation.plan, MUTANT_SHAPE.partition, seed=seed, saves=False)
+        outcome = layer.run(driver, problem, mutation.plan, mutation.partition, seed=seed, saves=False)
         right = {name: expected[name] for name in outcome.results}
         return outcome.status == 0 and worst(outcome.results, right)[0] <= TOLERANCES[problem.dtype]
 

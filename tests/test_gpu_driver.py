@@ -29,12 +29,13 @@ def test_limits_keep_what_later_stages_need() -> None:
     assert gpu.limit_of(stages, 2, 300) == 300
 
 
+@pytest.mark.parametrize("look", ["first", "second"])
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
-def test_all_stages_fit_into_the_time(device: str, quick: bool) -> None:
-    stages = gpu.stages(device, quick, Path("x.json"))
-    total = gpu.TOTAL[quick]
-    assert total < (3 if quick else 9) * 60
+def test_all_stages_fit_into_the_time(device: str, quick: bool, look: str) -> None:
+    stages = gpu.stages(device, quick, Path("x.json"), look)
+    total = gpu.TOTAL[look, quick]
+    assert total < (3 if quick else 7 if look == "first" else 4) * 60
     assert sum(s.least for s in stages) <= total
     assert all(s.least <= s.most for s in stages)
     for slow in (False, True):  # the first ones as slow as they may be, or done at once
@@ -89,6 +90,49 @@ def test_a_crashed_stage_goes_on(tmp_path: Path) -> None:
     assert (output.count("begun\n"), output.count("resumed\n")) == (1, 2)
     hopeless = gpu.carry_out(stage("races", "1/0", resumes_with=file), 60, tmp_path / "x.log")
     assert hopeless.status == gpu.FAILED
+
+
+def test_a_plan_that_hangs_is_skipped_by_all_that_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "GRACE", 0.5)
+    seen: list[list[str]] = []
+
+    def stages(device: str, quick: bool, results: Path, look: str, hung: list[str]) -> list[gpu.Stage]:
+        def follow(limit: float) -> list[str]:
+            seen.append(list(hung))
+            return [sys.executable, "-c", ""]
+
+        hangs = stage("smoke x", "import time; time.sleep(60)", most=2, plan="persistent_grid")
+        wrong = stage("smoke y", "raise SystemExit(1)", plan="persistent_block")
+        return [hangs, wrong, gpu.Stage("after", follow, 1, 30)]
+
+    monkeypatch.setattr(gpu, "stages", stages)
+    assert gpu.main(["--device", "cpu", "--out", str(tmp_path), "--seconds", "60"]) == 1
+    assert seen == [["persistent_grid"]]
+    assert "persistent_grid does not end" in capsys.readouterr().out
+    gpu.main(["--device", "cpu", "--out", str(tmp_path), "--look", "second", "--seconds", "60"])
+    assert seen[1][0] == "persistent_grid"
+
+
+def test_what_hangs_is_given_to_every_program(tmp_path: Path) -> None:
+    hung: list[str] = []
+    stages = {s.name: s for s in gpu.stages("cuda", False, tmp_path / "x.json", "first", hung)}
+    hung.append("persistent_grid")
+    for name in ("sweep", "benchmark"):
+        assert " ".join(stages[name].command(60)).count("--without persistent_grid") == 1
+    assert "not persistent_grid" in " ".join(stages["plans"].command(60))
+
+
+def test_detail_of_a_first_light(tmp_path: Path) -> None:
+    file = tmp_path / "smoke.jsonl"
+    entry = {"plan": "persistent_grid", "cell": "gru", "dtype": "tf32", "pass": "forward"}
+    lines = [entry | {"trying": True}, entry | {"error": 0.5}, entry | {"refused": "too large"}]
+    lines += [entry | {"error": 3.0}, entry | {"plan": "stepwise", "failed": "x"}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said = gpu.smoke_detail(file, "persistent_grid")
+    assert said == "1 WRONG, 1 refused, 1 right: gru tf32 forward 3.0"
+    assert gpu.smoke_detail(file, "persistent_block") == "nothing ran"
 
 
 def test_refusals_and_missing_programs_are_no_failures(tmp_path: Path) -> None:

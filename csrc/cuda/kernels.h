@@ -14,7 +14,7 @@ struct PassKernels {
 
   const void* stepwise;  // (Problem, StepBuffers, int64_t iteration)
 
-  // The kernel (Problem, Partition, SharedLayout) for a launch that is cut so; null where there are none.
+  // The kernel (Problem, Partition, SharedLayout) for a launch that is cut so, or null; itself null where there are none.
   const void* (*persistent)(const Partition&) = nullptr;
   SharedLayout (*layout)(const Partition&) = nullptr;
   bool on_tensor_cores = false;  // its products; or by FFMA, float32 as it is

@@ -433,21 +433,25 @@ SEQKERNELS_KERNEL SEQKERNELS_LAUNCH_BOUNDS(kThreads, 1)
   PersistentBlock<Pass, Operand, kScope, kTiles>(problem, part, layout).run();
 }
 
+// The kernel for a launch that is cut so. Blocks that exchange through shared memory have none for several quarters a warp:
+// whatever needs them runs faster as a grid.
 template <class Pass, class Operand, Scope kScope>
-const void* persistent_kernel_for(const Partition& part) {
-  const bool one_quarter = has_one_quarter(part);
-  if constexpr (Product<Operand, Pass::kTiles>::kMaxColumnTiles > 1)
-    if (one_quarter && part.column_tiles == 2)
-      return reinterpret_cast<const void*>(&persistent_kernel<Pass, Operand, kScope, 2>);
-  return one_quarter ? reinterpret_cast<const void*>(&persistent_kernel<Pass, Operand, kScope, 1>)
-                     : reinterpret_cast<const void*>(&persistent_kernel<Pass, Operand, kScope, 0>);
+const void* persistent_kernel_of(const Partition& part) {
+  constexpr bool kMayHaveTwo = Product<Operand, Pass::kTiles>::kMaxColumnTiles > 1;
+  if (!has_one_quarter(part)) {
+    if constexpr (kScope == Scope::kDevice)
+      return reinterpret_cast<const void*>(&persistent_kernel<Pass, Operand, kScope, 0>);
+    return nullptr;
+  }
+  if constexpr (kMayHaveTwo)
+    if (part.column_tiles == 2) return reinterpret_cast<const void*>(&persistent_kernel<Pass, Operand, kScope, 2>);
+  return reinterpret_cast<const void*>(&persistent_kernel<Pass, Operand, kScope, 1>);
 }
 
-// The kernel for a launch that is cut so.
 template <class Pass, class Operand>
 const void* persistent_kernel_for(const Partition& part) {
-  return part.exchange ? persistent_kernel_for<Pass, Operand, Scope::kDevice>(part)
-                       : persistent_kernel_for<Pass, Operand, Scope::kCluster>(part);
+  return part.exchange ? persistent_kernel_of<Pass, Operand, Scope::kDevice>(part)
+                       : persistent_kernel_of<Pass, Operand, Scope::kCluster>(part);
 }
 
 }  // namespace seqkernels::cuda

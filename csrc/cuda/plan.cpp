@@ -14,20 +14,21 @@ constexpr std::array<const char*, int(PlanKind::kCount)> kNames{"stepwise", "per
 int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
-// What a step costs, in cycles of an H100's multiprocessor at 1.755 GHz: fitted to 3,617 cuts that were timed on one
+// What a step costs, in cycles of an H100's multiprocessor at 1.755 GHz: fitted to 2,573 cuts that were timed on one
 // (benchmarks/results/*-sweep.csv, python -m benchmarks.calibrate). Half of them are predicted within 7 %, and what the model
-// chooses takes 1 % longer on average than the best cut. Of float32 without tensor cores, products are counted, not fitted.
+// chooses takes 1 % longer on average than the best cut. kAlone was not among them; of float32 without tensor cores, products
+// are counted.
 struct Costs {
   // A step of one quarter a warp, of a block by itself, with an exchange through the shared memory of a cluster, through L2.
-  static constexpr double kAlone = 1610, kNear = 1650, kFar = 2690;
-  static constexpr double kBackward = 610;  // more inputs and more words to publish
+  static constexpr double kAlone = 1610, kNear = 1725, kFar = 2645;
+  static constexpr double kBackward = 670;  // more inputs and more words to publish
   // Where a warp has several quarters or there are several passes over the columns.
-  static constexpr double kSeveral = 480, kQuarter = 840, kPass = 2090;
-  static constexpr double kMma = 2.4;             // of one warp-wide MMA, all of a scheduler's warps together
-  static constexpr double kWeights = 2.9 / 128;   // of a byte of weights that lies in shared memory
-  static constexpr double kRound = 440;           // loads of the exchange that wait for others to be used up
-  static constexpr double kPartials = 0.6 / 128;  // of a byte of partial sums
-  static constexpr double kRead = 1.7 / 128;      // of a byte of an exchange in shared memory
+  static constexpr double kSeveral = 410, kQuarter = 865, kPass = 1850;
+  static constexpr double kMma = 5.7;             // of one warp-wide MMA, all of a scheduler's warps together
+  static constexpr double kWeights = 2.8 / 128;   // of a byte of weights that lies in shared memory
+  static constexpr double kRound = 460;           // loads of the exchange that wait for others to be used up
+  static constexpr double kPartials = 0.5 / 128;  // of a byte of partial sums
+  static constexpr double kRead = 0.3 / 128;      // of a byte of an exchange in shared memory
   static constexpr double kFfmas = 64;            // of a scheduler for the FFMAs of a tile, a column tile and a chunk
   static constexpr double kStaging = 45;          // what else it does for a chunk then
   static constexpr double kReduction = 16;        // adding up the lanes' sums of a tile and a column tile, in a warp
@@ -99,6 +100,7 @@ void cut_columns(const PassKernels& kernels, const DeviceLimits& device, const P
     part.column_groups = static_cast<int>(ceil_div(request.batch, columns));
     part.column_tiles = static_cast<int>(
         std::min<int64_t>({kernels.column_tiles, kernels.block_tiles / unit_groups, columns / kTileColumns}));
+    if (!kernels.persistent(part)) continue;
     const int64_t blocks = request.directions * part.column_groups * members;
     if (in_grid && blocks > device.multiprocessors) break;  // only more from here on
     const int64_t bytes = kernels.layout(part).bytes();

@@ -167,6 +167,7 @@ class Host {
     part.exchange = is_cluster ? nullptr : &part;  // not in shared memory
     if (!is_cluster) exchange = Memory(groups * kernels.layout(part).exchange_words() * sizeof(uint32_t));
     part.exchange = exchange.data();
+    expect(kernels.persistent(part), "partition without a kernel");
     const SharedLayout layout = kernels.layout(part);
     const auto kernel = function<void(Problem, Partition, SharedLayout)>(kernels.persistent(part));
     emulator::launch({.blocks = groups * part.members,

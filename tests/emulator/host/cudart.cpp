@@ -38,7 +38,7 @@ void add(std::map<const void*, Call>& calls, const PassKernels& kernels) {
       Partition part{};
       part.unit_groups = 1, part.columns = tiles * kTileColumns, part.column_tiles = tiles;
       part.exchange = in_grid ? &part : nullptr;
-      calls[kernels.persistent(part)] = &call<Problem, Partition, SharedLayout>;
+      if (const void* const kernel = kernels.persistent(part)) calls[kernel] = &call<Problem, Partition, SharedLayout>;
     }
 }
 

@@ -1,0 +1,128 @@
+"""Fits the cost model of csrc/cuda/plan.cpp to a sweep: what its constants should be, and what it then chooses.
+
+    python -m benchmarks.calibrate benchmarks/results/nvidia-h100-80gb-hbm3-sweep.csv
+
+The model is a sum of constants times counts (`features`), fitted to the relative errors of all cuts that were
+timed, no constant negative. Its regret is the time of the cut that it would choose over that of the best one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+GIGAHERTZ = 1.755  # in which plan.cpp counts cycles
+GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+MULTIPROCESSORS, OUTSIDE_OF_CLUSTERS = 132, 12
+# Feature -> the constant of plan.cpp's Costs that it belongs to.
+CONSTANTS = {
+    **{"alone": "kAlone", "near": "kNear", "far": "kFar", "backward": "kBackward"},
+    **{"several": "kSeveral", "quarters": "kQuarter", "passes": "kPass"},
+    **{"mmas": "kMma", "weights": "kWeights", "rounds": "kRound", "partials": "kPartials", "read": "kRead"},
+}
+
+
+def up(n: int, by: int) -> int:
+    return -(-n // by)
+
+
+def features(cut: dict[str, str]) -> dict[str, float]:
+    """Counts of a cut's step on tensor cores, by name: step_cycles and product_cycles of plan.cpp."""
+    members, unit_groups, columns, column_tiles, batch = (
+        int(cut[name]) for name in ("members", "unit_groups", "columns", "column_tiles", "batch")
+    )
+    forward, in_grid = cut["pass"] == "forward", cut["plan"] == "persistent_grid"
+    gates = GATES[cut["cell"]]
+    tiles, published = (gates, 1) if forward else (1, gates)
+    resident, ahead, chunk = (4 if tiles > 1 else 12), 4, 16 if cut["dtype"] == "tf32" else 32
+    chunks = published * members * unit_groups * 16 // chunk
+    per_warp = up(chunks, 8 // unit_groups)
+    column_count = columns // 8
+    passes = up(column_count, column_tiles)
+    one = passes == 1 and unit_groups * column_tiles * 4 <= 8
+    quarters = sum(
+        up(unit_groups * min(column_tiles, column_count - first) * 4, 8)
+        for first in range(0, column_count, column_tiles)
+    )
+    blocks = int(cut["directions"]) * up(batch, columns) * members
+    room = (
+        MULTIPROCESSORS
+        if in_grid
+        else (MULTIPROCESSORS - OUTSIDE_OF_CLUSTERS * (members > 1)) // members * members
+    )
+    found = {
+        "alone": not in_grid and members == 1,
+        "near": not in_grid and members > 1,
+        "far": in_grid,
+        "backward": not forward,
+        "several": not one,
+        "quarters": 0 if one else quarters,
+        "passes": passes - 1,
+        "mmas": 2 * per_warp * tiles * column_count * 2,
+        "weights": max(0, per_warp - resident) * tiles * 1024 * 8 * passes,
+        "rounds": max(0.0, up(per_warp * column_tiles, ahead) - 1) * passes,
+        "partials": 2 * 8 * tiles * 16 * columns * 4,
+        "read": 0 if in_grid else chunks * columns * 64 * unit_groups,
+    }
+    return {name: up(blocks, room) * float(value) for name, value in found.items()}
+
+
+def fit(counts: np.ndarray, cycles: np.ndarray, rounds: int = 3000) -> np.ndarray:
+    """Constants, none negative, with the least sum of squared relative errors: coordinate by coordinate."""
+    scaled = counts / cycles[:, None]
+    gram, right = scaled.T @ scaled, scaled.sum(axis=0)
+    found = np.zeros(counts.shape[1])
+    for _ in range(rounds):
+        for i in range(len(found)):
+            if gram[i, i] > 0:
+                found[i] = max(0.0, found[i] + (right[i] - gram[i] @ found) / gram[i, i])
+    return found
+
+
+def regrets(cuts: Sequence[dict[str, str]], predicted: np.ndarray) -> dict[tuple[str, ...], float]:
+    """By layer and pass: the time of the cut that is predicted to be the fastest, over that of the fastest."""
+    layers: dict[tuple[str, ...], list[tuple[float, float]]] = {}
+    for cut, cycles in zip(cuts, predicted, strict=True):
+        layer = tuple(cut[name] for name in ("cell", "dtype", "pass", "hidden", "batch", "directions"))
+        layers.setdefault(layer, []).append((cycles, float(cut["us"])))
+    return {layer: min(times)[1] / min(us for _, us in times) for layer, times in layers.items()}
+
+
+def load(path: Path) -> list[dict[str, str]]:
+    """The cuts on tensor cores; those of kernels that there are no more are left out."""
+    with path.open(encoding="utf-8") as file:
+        cuts = [cut for cut in csv.DictReader(file) if cut["dtype"] != "float32"]
+    return [cut for cut in cuts if cut["plan"] == "persistent_grid" or features(cut)["several"] == 0]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sweep", type=Path)
+    cuts = load(parser.parse_args(arguments).sweep)
+    table: list[dict[str, Any]] = [features(cut) for cut in cuts]
+    counts = np.array([[row[name] for name in CONSTANTS] for row in table])
+    cycles = np.array([float(cut["us"]) * 1e3 * GIGAHERTZ for cut in cuts])
+    found = fit(counts, cycles)
+    for value, constant in zip(found, CONSTANTS.values(), strict=True):
+        per_byte = constant in ("kWeights", "kPartials", "kRead")
+        print(f"{constant} = {f'{value * 128:.1f} / 128' if per_byte else f'{value:.1f}'}")
+    errors = np.abs(np.log(counts @ found / cycles))
+    regret = regrets(cuts, counts @ found)
+    worst = max(regret, key=lambda layer: regret[layer])
+    print(
+        f"{len(cuts)} cuts; median error {np.median(errors):.1%}, of nine in ten below {np.quantile(errors, 0.9):.1%}"
+    )
+    print(
+        f"regret {np.mean(list(regret.values())):.3f} on average, {regret[worst]:.2f} at most ({' '.join(worst)})"
+    )
+
+
+if __name__ == "__main__":
+    main()

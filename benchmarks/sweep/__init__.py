@@ -1,0 +1,80 @@
+"""Times every cut of every persistent kernel, without torch: sweep.cpp, linked with the objects of the last build."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = Path(__file__).with_name("sweep.cpp")
+KERNELS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+COLUMNS = (
+    *("cell", "dtype", "pass", "hidden", "batch", "directions"),
+    *("plan", "members", "unit_groups", "columns", "column_tiles"),
+    *("us", "us_once", "error"),
+)
+HUNG = 75  # the program's exit status where a launch did not end
+
+
+def toolkit() -> Path:
+    """Where CUDA's headers and its static runtime are."""
+    nvcc = shutil.which("nvcc")
+    homes = [os.environ.get("CUDA_HOME"), nvcc and Path(nvcc).resolve().parents[1], "/usr/local/cuda"]
+    found = next(
+        (Path(home) for home in homes if home and Path(home, "include", "cuda_runtime_api.h").is_file()), None
+    )
+    if found is None:
+        raise FileNotFoundError("the sweep needs a CUDA toolkit: CUDA_HOME, nvcc on PATH, or /usr/local/cuda")
+    return found
+
+
+def build(program: Path, build: Path = ROOT / "build") -> Path:
+    """The program, linked with the kernels of the last build."""
+    home = toolkit()
+    objects = [sorted(build.glob(f"temp*/csrc_cuda_{name}.cu.o"))[-1] for name in KERNELS]
+    objects.append(sorted(build.glob("temp*/csrc_cuda_plan.cpp.o"))[-1])
+    libraries = [f"-L{path}" for path in (home / "lib64", home / "lib") if path.is_dir()]
+    program.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(
+        [
+            *(
+                os.environ.get("CXX", "g++"),
+                "-std=c++17",
+                "-O1",
+                f"-I{ROOT / 'csrc'}",
+                f"-I{home / 'include'}",
+            ),
+            *(SOURCE, *objects, *libraries, "-lcudart_static", "-lrt", "-lpthread", "-ldl", "-o", program),
+        ],
+        check=True,
+    )
+    return program
+
+
+def command(program: Path, seconds: float, begin: int, without: Iterable[str]) -> list[str]:
+    options = ["--seconds", f"{seconds:.1f}", "--from", str(begin)]
+    return [str(program), *options, *(word for plan in without for word in ("--without", plan))]
+
+
+def records(lines: Iterable[str]) -> list[dict[str, Any]]:
+    """What was measured, of the program's output; a last line that was cut off is left out."""
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def write(path: Path, found: Iterable[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows([entry[column] for column in COLUMNS] for entry in found if "us" in entry)
