@@ -1,4 +1,5 @@
-"""Fits the cost model of csrc/cuda/plan.cpp to a sweep: what its constants should be, and what it then chooses.
+"""Fits the cost model of csrc/cuda/plan.cpp to a sweep: what its constants should be, and what it then
+chooses.
 
     python -m benchmarks.calibrate benchmarks/results/nvidia-h100-80gb-hbm3-sweep.csv
 
@@ -19,6 +20,7 @@ import numpy as np
 GIGAHERTZ = 1.755  # in which plan.cpp counts cycles
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 MULTIPROCESSORS, OUTSIDE_OF_CLUSTERS = 132, 12
+LAYER = ("cell", "dtype", "pass", "hidden", "batch", "directions")
 # Feature -> the constant of plan.cpp's Costs that it belongs to.
 CONSTANTS = {
     **{"alone": "kAlone", "near": "kNear", "far": "kFar", "backward": "kBackward"},
@@ -85,10 +87,10 @@ def fit(counts: np.ndarray, cycles: np.ndarray, rounds: int = 3000) -> np.ndarra
 
 
 def regrets(cuts: Sequence[dict[str, str]], predicted: np.ndarray) -> dict[tuple[str, ...], float]:
-    """By layer and pass: the time of the cut that is predicted to be the fastest, over that of the fastest."""
+    """By layer and pass: the time of the cut that is predicted to be fastest, over that of the fastest."""
     layers: dict[tuple[str, ...], list[tuple[float, float]]] = {}
     for cut, cycles in zip(cuts, predicted, strict=True):
-        layer = tuple(cut[name] for name in ("cell", "dtype", "pass", "hidden", "batch", "directions"))
+        layer = tuple(cut[name] for name in LAYER)
         layers.setdefault(layer, []).append((cycles, float(cut["us"])))
     return {layer: min(times)[1] / min(us for _, us in times) for layer, times in layers.items()}
 
@@ -116,12 +118,10 @@ def main(arguments: list[str] | None = None) -> None:
     errors = np.abs(np.log(counts @ found / cycles))
     regret = regrets(cuts, counts @ found)
     worst = max(regret, key=lambda layer: regret[layer])
-    print(
-        f"{len(cuts)} cuts; median error {np.median(errors):.1%}, of nine in ten below {np.quantile(errors, 0.9):.1%}"
-    )
-    print(
-        f"regret {np.mean(list(regret.values())):.3f} on average, {regret[worst]:.2f} at most ({' '.join(worst)})"
-    )
+    often = f"of nine in ten below {np.quantile(errors, 0.9):.1%}"
+    print(f"{len(cuts)} cuts; median error {np.median(errors):.1%}, {often}")
+    mean = np.mean(list(regret.values()))
+    print(f"regret {mean:.3f} on average, {regret[worst]:.2f} at most ({' '.join(worst)})")
 
 
 if __name__ == "__main__":

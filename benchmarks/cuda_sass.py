@@ -5,10 +5,11 @@
 
 A persistent kernel has one loop over time steps, and in each step publishes, polls for what others published,
 multiplies, meets at a barrier and does the pointwise part. Instructions are counted along the longest way
-through the loop's code that repeats nothing, so spinning counts once and of two branches the longer: more than
-most steps take, never less than any.
+through the loop's code that repeats nothing, so spinning counts once and of two branches the longer: more
+than most steps take, never less than any.
 
-Needs cuobjdump and nvdisasm: of the CUDA toolkit, or the wheels nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm.
+Needs cuobjdump and nvdisasm: of the CUDA toolkit, or the wheels nvidia-cuda-cuobjdump and
+nvidia-cuda-nvdisasm.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -136,14 +136,15 @@ class Kernel:
 
     @cached_property
     def loop(self) -> tuple[int, int]:
-        """First and last instruction of the loop over the steps: the outermost that has the products and a barrier."""
+        """First and last instruction of the loop over the steps: the outermost that has a barrier."""
         _ = self._order
         barriers = [n for n, i in enumerate(self.code) if i.opcode.startswith("BAR.SYNC")]
         found = [(m, n) for n, m in self._closing if any(m <= b <= n for b in barriers)]
         return max(found, key=lambda edge: edge[1] - edge[0])
 
     def _longest(self, sources: set[int], sinks: set[int]) -> int | None:
-        """Instructions on the longest way from one of the first to one of the second, past no other of either; the
+        """Instructions on the longest way from one of the first to one of the second, past no other of
+        either; the
         first not counted."""
         first, last = self.loop
         length: dict[int, int] = dict.fromkeys(sources, 0)
@@ -351,4 +352,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

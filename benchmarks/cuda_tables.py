@@ -111,7 +111,10 @@ def kernel_table(found: list[Kernel]) -> list[str]:
 def sass_table(build: Path = ROOT / "build") -> list[str]:
     """What a step of each persistent kernel costs in instructions."""
     names = ("step", "publish_to_poll", "barrier_to_publish", "waits", "fences", "invalidations")
-    lines = [f"| {SASS_TARGET} | {' | '.join(name.replace('_', ' ') for name in names)} |", "|---" + "|---:" * 6 + "|"]
+    lines = [
+        f"| {SASS_TARGET} | {' | '.join(name.replace('_', ' ') for name in names)} |",
+        "|---" + "|---:" * 6 + "|",
+    ]
     objects = sorted(build.glob("temp*/csrc_cuda_*.cu.o"))
     for kernel in sorted(cuda_sass.persistent_kernels(objects, [SASS_TARGET]), key=lambda k: k.title):
         found = cuda_sass.figures(kernel)

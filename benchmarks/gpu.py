@@ -1,18 +1,20 @@
 """Builds, measures and tests on a machine with an NVIDIA GPU, in a lease of minutes: `make gpu`.
 
-    make gpu                    first light, in at most seven minutes: build; every plan against float64, each in a
-                                process of its own; every cut of every plan timed; cases against cuDNN; tests
+    make gpu                    first light, in at most seven minutes: build; every plan against float64, each
+                                in a process of its own; every cut of every plan timed; cases against cuDNN;
+                                tests of the plans
     make gpu LOOK=second        at most four more, with the build that is there: tests, memcheck, racecheck
     make gpu QUICK=1            fewer tests and cases, in less than three minutes
     make gpu OUT=DIR            results to DIR instead of benchmarks/results (or to the environment's OUT)
     make gpu ARGS="--stages build,benchmark"
-    make gpu-report RESULT=F    table, plot and the constants of plan.cpp from results that came from elsewhere
+    make gpu-report RESULT=F    table, plot and the constants of plan.cpp, from results made elsewhere
 
 Each stage has a limit, and ends there at the latest; one that fails does not stop those after it, but for the
-build. A plan that hangs is skipped by all stages that follow. What is measured is written as it comes: GPU.json,
-GPU-sweep.csv, GPU-smoke.jsonl, GPU.md and GPU.png; all output is in GPU.log, and the last thing printed is a
-summary. `--device cpu` rehearses the stages on a machine without a GPU. This file needs nothing but Python;
-what it runs needs torch, ninja, pybind11, pytest, hypothesis and matplotlib, and is faster with pytest-xdist.
+build. A plan that hangs is skipped by all stages that follow. What is measured is written as it comes:
+GPU.json, GPU-sweep.csv, GPU-smoke.jsonl, GPU.md and GPU.png; all output is in GPU.log, and the last thing
+printed is a summary. `--device cpu` rehearses the stages on a machine without a GPU. This file needs
+nothing but Python; what it runs needs torch, ninja, pybind11, pytest, hypothesis and matplotlib, and is
+faster with pytest-xdist.
 """
 
 from __future__ import annotations
@@ -208,7 +210,7 @@ def stages(
 
     def first_light(plan: str) -> Callable[[float], list[str]]:
         return lambda limit: [
-            *(sys.executable, "-m", "benchmarks.gpu_smoke", plan, "--device", device),
+            *(sys.executable, "-m", "tests.first_light", plan, "--device", device),
             *("--results", str(smoke), "--until", until(limit)),
         ]
 

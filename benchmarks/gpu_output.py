@@ -106,7 +106,8 @@ def smoke_detail(results: Path, plan: str) -> str:
         right = "failed" not in entry and entry.get("error", 0) <= 1
         counts["refused" if "refused" in entry else "right" if right else "WRONG"] += 1
         if not right and not wrong:
-            wrong = f": {entry['cell']} {entry['dtype']} {entry['pass']} {entry.get('failed', entry.get('error'))}"
+            what = entry.get("failed", entry.get("error"))
+            wrong = f": {entry['cell']} {entry['dtype']} {entry['pass']} {what}"
     return (", ".join(f"{n} {what}" for what, n in sorted(counts.items())) or "nothing ran") + wrong
 
 

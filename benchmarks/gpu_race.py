@@ -31,7 +31,7 @@ import torch
 import seqkernels
 from benchmarks.cases import Case, gpu_cases
 from benchmarks.contestants import LAYERS, TORCH, Problem, set_tf32
-from benchmarks.gpu import PLANS
+from benchmarks.gpu_output import PLANS
 from benchmarks.race import OURS, Call, Race, gpu_clock, quantiles, wall_clock
 
 # cell, dtype, H, B

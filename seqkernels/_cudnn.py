@@ -1,9 +1,9 @@
 """Layers that cuDNN runs faster than the kernels of this package, handed to it where nothing else is lost.
 
-cuDNN keeps its own kernel on chip for a few sizes alone (small H; float16 in multiples of 128): there it can win.
-It has no derivative of its derivative, none outside of training, and reads weights from one buffer of its own.
-So it gets only what needs no gradient and is not recorded (CUDA graphs, torch.compile), and the buffer is made
-anew whenever a weight has changed.
+cuDNN keeps its own kernel on chip for a few sizes alone (small H; float16 in multiples of 128): there it
+can win. It has no derivative of its derivative, none outside of training, and reads weights from one buffer
+of its own. So it gets only what needs no gradient and is not recorded (CUDA graphs, torch.compile), and the
+buffer is made anew whenever a weight has changed.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def refuse() -> None:
     """An error where `SEQKERNELS_CUDA_PLAN=cudnn` asks for what it cannot have."""
     if os.environ.get("SEQKERNELS_CUDA_PLAN") == NAME:
         raise RuntimeError(
-            "SEQKERNELS_CUDA_PLAN asks for cudnn, which cannot run this: it gets no packed input, none that needs a"
-            " gradient or is recorded, and no float64"
+            "SEQKERNELS_CUDA_PLAN asks for cudnn, which cannot run this: it gets no packed input, none that"
+            " needs a gradient or is recorded, and no float64"
         )
 
 

@@ -148,7 +148,7 @@ def explain(module: torch.nn.Module, x: Tensor | PackedSequence, hx: State = Non
 def _explain_cuda(
     cell: str, module: torch.nn.Module, x: Tensor | PackedSequence, data: Tensor, others: Sequence[Tensor]
 ) -> Explanation:
-    """The plans for the two passes of a layer on the device of its input; or cuDNN, which is handed some inference."""
+    """The plans for the two passes of a layer on the device of its input; or cuDNN, if it gets that."""
     layer = cell if cell != "rnn" else str(module.nonlinearity)
     if isinstance(x, PackedSequence):
         batch = int(x.batch_sizes[0])

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.contestants import set_tf32
-from benchmarks.gpu import PLANS
+from benchmarks.gpu_output import PLANS
 from seqkernels import _C
 from seqkernels._ops import BUILD_CONFIG
 

@@ -1,9 +1,9 @@
-"""An explicit-state model of the exchange between blocks (csrc/cuda/exchange.cuh): every interleaving of a few
-blocks over a few iterations, with stores that others see late and in any order, until a fence.
+"""An explicit-state model of the exchange between blocks (csrc/cuda/exchange.cuh): every interleaving of a
+few blocks over a few iterations, with stores that others see late and in any order, until a fence.
 
-A block is two threads that meet at a barrier in every iteration, one that publishes and one that resets, as in
-the kernels most threads do either. A word of a buffer is absent or holds the number of a publication. What is
-wrong is a word of another publication than the one waited for, or blocks that wait for ever.
+A block is two threads that meet at a barrier in every iteration, one that publishes and one that resets. A
+word of a buffer is absent or holds the number of a publication. What is wrong is a word of another
+publication than the one waited for, or blocks that wait for ever.
 """
 
 from __future__ import annotations

@@ -102,7 +102,8 @@ def test_plans_at_their_sizes(cell: str, dtype: torch.dtype, shape: tuple, chose
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "-".join(str(int(v)) for v in s))
 @pytest.mark.parametrize("cell", CELLS)
 def test_plans_in_tf32(cell: str, shape: tuple, chosen: str, which: str) -> None:
-    set_tf32(True)
+    # Of the recurrent kernels alone: cuBLAS rounds both factors of the other products, to what it likes.
+    torch._C._set_cudnn_allow_tf32(True)
     make(cell, shape, ForcedProblem, dtype=torch.float32, plan=chosen, forced=which).check("tf32")
 
 

@@ -118,7 +118,7 @@ def runs() -> list[object]:
 
 
 def is_for_a_cluster(partition: Partition) -> bool:
-    """Whether there is a kernel: of one pass over the columns, whose pointwise part gives a warp one quarter."""
+    """Whether there is a kernel: of one pass over the columns, with one quarter a warp."""
     one_pass = partition.columns == 8 * partition.column_tiles
     return (
         one_pass and partition.unit_groups * partition.column_tiles <= 2 and partition.members <= MAX_CLUSTER

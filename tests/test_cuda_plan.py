@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks import calibrate
+from benchmarks.cuda_tables import ROOT
 from seqkernels import plan
 from seqkernels._ops import BUILD_CONFIG
 
@@ -14,6 +17,8 @@ pytestmark = pytest.mark.skipif(not BUILD_CONFIG["cuda_targets"], reason="built 
 
 # compute capability, multiprocessors, bytes of shared memory of a block
 V100, A100, H200 = (70, 80, 96 * 1024), (80, 108, 163 * 1024), (90, 132, 227 * 1024)
+H100 = H200
+SWEEP = ROOT / "benchmarks" / "results" / "nvidia-h100-80gb-hbm3-sweep.csv"
 CELLS = ("lstm", "gru", "tanh", "relu")
 CHUNK = {torch.bfloat16: 32, torch.float16: 32, torch.float32: 16}
 NUMBERS = [(torch.bfloat16, False), (torch.float16, False), (torch.float32, True), (torch.float32, False)]
@@ -71,10 +76,43 @@ def test_plans_keep_to_the_limits(
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
 def test_small_layers_need_one_block_and_large_ones_the_grid(cell: str, backward: bool) -> None:
-    assert chosen(cell=cell, backward=backward, hidden=64) == "persistent_block"
+    assert chosen(cell=cell, backward=backward, hidden=16) == "persistent_block"
     for hidden in (192, 193, 256, 512, 768, 1024):
         assert chosen(cell=cell, backward=backward, hidden=hidden).startswith("persistent")
     assert chosen(cell=cell, backward=backward, hidden=1024) == "persistent_grid"
+
+
+def test_the_choice_is_what_was_measured_to_be_best() -> None:
+    """On an H100, of the cuts that were timed on one."""
+    timed: dict[tuple[str, ...], dict[tuple[str, ...], float]] = {}
+    layer_columns, cut_columns = (
+        calibrate.LAYER,
+        ("plan", "members", "unit_groups", "columns", "column_tiles"),
+    )
+    for cut in calibrate.load(SWEEP):
+        layer = tuple(cut[name] for name in layer_columns)
+        timed.setdefault(layer, {})[tuple(cut[name] for name in cut_columns)] = float(cut["us"])
+    regrets = []
+    for (cell, dtype, which, hidden, batch, directions), times in timed.items():
+        found = plan.cuda_plans(
+            {"rnn_tanh": "tanh"}.get(cell, cell),
+            torch.float32 if dtype == "tf32" else getattr(torch, dtype),
+            which == "backward",
+            int(batch),
+            int(hidden),
+            int(directions),
+            dtype == "tf32",
+            H100,
+        )
+        best = min(
+            (p for p in found if p["name"] != "stepwise" and not p["obstacle"]), key=lambda p: p["cycles"]
+        )
+        cut = (best["name"], *(str(best[name]) for name in cut_columns[1:]))
+        if cut in times:  # not all were
+            regrets.append(times[cut] / min(times.values()))
+    assert len(regrets) > 0.9 * len(timed)
+    assert statistics.mean(regrets) < 1.02
+    assert max(regrets) < 1.3
 
 
 def test_the_largest_layer_that_fits() -> None:

@@ -55,7 +55,7 @@ def test_no_step_grows(source: str) -> None:
 
 
 def listing(*instructions: tuple[str, int, int | None]) -> str:
-    """What nvdisasm would print of (text, mask of scoreboards waited for, scoreboard set); ">" begins the loop."""
+    """What nvdisasm would print of (text, scoreboards waited for, scoreboard set); ">" begins the loop."""
     lines = [".text._ZN10seqkernels4cuda17persistent_kernel:"]
     for n, (text, waits, sets) in enumerate(instructions):
         if text.startswith(">"):
@@ -118,7 +118,9 @@ def test_a_longer_branch_counts() -> None:
 
 
 def test_titles() -> None:
-    name = "17persistent_kernelINS0_7ForwardINS_5cells4LstmENS0_8BFloat16EEES5_LNS0_5ScopeE0ELi1EEEvNT_7Problem"
+    name = (
+        "17persistent_kernelINS0_7ForwardINS_5cells4LstmENS0_8BFloat16EEES5_LNS0_5ScopeE0ELi1EEEvNT_7Problem"
+    )
     assert cuda_sass.Kernel(name, SASS_TARGET).title == "forward LSTM bf16 cluster, one tile"
 
 

@@ -1,4 +1,4 @@
-"""Times every cut of every persistent kernel, without torch: sweep.cpp, linked with the objects of the last build."""
+"""Times every cut of every persistent kernel, without torch: sweep.cpp, linked with the last build."""
 
 from __future__ import annotations
 
@@ -39,21 +39,12 @@ def build(program: Path, build: Path = ROOT / "build") -> Path:
     home = toolkit()
     objects = [sorted(build.glob(f"temp*/csrc_cuda_{name}.cu.o"))[-1] for name in KERNELS]
     objects.append(sorted(build.glob("temp*/csrc_cuda_plan.cpp.o"))[-1])
+    options = ["-std=c++17", "-O1", f"-I{ROOT / 'csrc'}", f"-I{home / 'include'}"]
     libraries = [f"-L{path}" for path in (home / "lib64", home / "lib") if path.is_dir()]
+    libraries += ["-lcudart_static", "-lrt", "-lpthread", "-ldl"]
     program.parent.mkdir(parents=True, exist_ok=True)
-    subprocess.run(
-        [
-            *(
-                os.environ.get("CXX", "g++"),
-                "-std=c++17",
-                "-O1",
-                f"-I{ROOT / 'csrc'}",
-                f"-I{home / 'include'}",
-            ),
-            *(SOURCE, *objects, *libraries, "-lcudart_static", "-lrt", "-lpthread", "-ldl", "-o", program),
-        ],
-        check=True,
-    )
+    command = [os.environ.get("CXX", "g++"), *options, SOURCE, *objects, *libraries, "-o", program]
+    subprocess.run(list(map(str, command)), check=True)
     return program
 
 

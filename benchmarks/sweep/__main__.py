@@ -40,9 +40,8 @@ def main() -> int:
     sweep.write(options.results, found)
     output.unlink()
     timed = [entry for entry in found if "us" in entry]
-    print(
-        f"{len(timed)} cuts timed; largest difference between cuts {max((e['error'] for e in timed), default=0):.1e}"
-    )
+    difference = max((entry["error"] for entry in timed), default=0.0)
+    print(f"{len(timed)} cuts timed; largest difference between cuts {difference:.1e}")
     return 0 if timed and status == 0 else 1
 
 

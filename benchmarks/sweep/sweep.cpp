@@ -31,9 +31,7 @@ constexpr double kPatience = 5;
 constexpr int kHungStatus = 75;
 
 using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point begin) {
-  return std::chrono::duration<double>(Clock::now() - begin).count();
-}
+double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
 void check(cudaError_t status, const char* doing) {
   if (status == cudaSuccess) return;
@@ -267,7 +265,8 @@ class Problem {
       check(cudaMemcpy(host.data(), static_cast<char*>(result_) + time * row * bytes, host.size(),
                        cudaMemcpyDeviceToHost),
             "copy");
-      for (int64_t i = 0; i < row; ++i) found.push_back(real_of(&host[static_cast<size_t>(i * bytes)], layer_.type->dtype));
+      for (int64_t i = 0; i < row; ++i)
+        found.push_back(real_of(&host[static_cast<size_t>(i * bytes)], layer_.type->dtype));
     }
     return found;
   }
@@ -352,13 +351,13 @@ std::vector<Layer> layers(bool quick) {
 std::string described(const Layer& layer, const Plan& plan) {
   char line[400];
   const Partition& p = plan.partition;
-  std::snprintf(line, sizeof line,
-                "{\"cell\": \"%s\", \"dtype\": \"%s\", \"pass\": \"%s\", \"hidden\": %d, \"batch\": %d, \"directions\": %d, "
-                "\"plan\": \"%s\", \"members\": %d, \"unit_groups\": %d, \"columns\": %d, \"column_tiles\": %d, "
-                "\"model_cycles\": %.0f",
-                kCells[int(layer.cell)], layer.type->name, layer.backward ? "backward" : "forward", layer.hidden,
-                layer.batch, layer.directions, name(plan.kind), p.members, p.unit_groups, p.columns, p.column_tiles,
-                plan.cycles);
+  std::snprintf(
+      line, sizeof line,
+      "{\"cell\": \"%s\", \"dtype\": \"%s\", \"pass\": \"%s\", \"hidden\": %d, \"batch\": %d, \"directions\": %d, "
+      "\"plan\": \"%s\", \"members\": %d, \"unit_groups\": %d, \"columns\": %d, \"column_tiles\": %d, "
+      "\"model_cycles\": %.0f",
+      kCells[int(layer.cell)], layer.type->name, layer.backward ? "backward" : "forward", layer.hidden, layer.batch,
+      layer.directions, name(plan.kind), p.members, p.unit_groups, p.columns, p.column_tiles, plan.cycles);
   return line;
 }
 
@@ -407,8 +406,7 @@ int sweep(const Options& options) {
     std::unique_ptr<Problem> problem;
     std::vector<float> expected;
     const PlanRequest request{kSteps[1], layer.batch, layer.hidden, layer.directions};
-    for (const PlanKind kind :
-         {PlanKind::kPersistentBlock, PlanKind::kPersistentCluster, PlanKind::kPersistentGrid}) {
+    for (const PlanKind kind : {PlanKind::kPersistentBlock, PlanKind::kPersistentCluster, PlanKind::kPersistentGrid}) {
       if (std::count(options.without.begin(), options.without.end(), name(kind))) continue;
       const CellKernels& both = kernels_of(layer.cell, layer.type->dtype, layer.type->tf32);
       std::vector<Plan> cuts = cuts_of(kind, layer.backward ? both.backward : both.forward, device, request);
@@ -474,12 +472,18 @@ int main(int count, char** arguments) {
   for (int i = 1; i < count; ++i) {
     const std::string option = arguments[i];
     const auto value = [&] { return std::string(i + 1 < count ? arguments[++i] : ""); };
-    if (option == "--seconds") options.seconds = std::stod(value());
-    else if (option == "--from") options.from = std::stoi(value());
-    else if (option == "--without") options.without.push_back(value());
-    else if (option == "--profile") options.profile = value();
-    else if (option == "--quick") options.quick = true;
-    else return std::fprintf(stderr, "unknown option %s\n", option.c_str()), 2;
+    if (option == "--seconds")
+      options.seconds = std::stod(value());
+    else if (option == "--from")
+      options.from = std::stoi(value());
+    else if (option == "--without")
+      options.without.push_back(value());
+    else if (option == "--profile")
+      options.profile = value();
+    else if (option == "--quick")
+      options.quick = true;
+    else
+      return std::fprintf(stderr, "unknown option %s\n", option.c_str()), 2;
   }
   return options.profile.empty() ? sweep(options) : profile(options.profile);
 }

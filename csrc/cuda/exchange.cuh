@@ -85,9 +85,10 @@ class Exchange {
 
   // Makes the buffer after the next one ready: shares of one buffer in global memory, or all of the block's own.
   SEQKERNELS_DEVICE void reset() const {
-    const int after_next = written_ >= 2 * layout_.buffer ? written_ - 2 * layout_.buffer : written_ + 2 * layout_.buffer;
-    Words4* const words = reinterpret_cast<Words4*>(buffers_ + after_next) +
-                          (kScope == Scope::kCluster ? 0 : member_ * layout_.reset);
+    const int after_next =
+        written_ >= 2 * layout_.buffer ? written_ - 2 * layout_.buffer : written_ + 2 * layout_.buffer;
+    Words4* const words =
+        reinterpret_cast<Words4*>(buffers_ + after_next) + (kScope == Scope::kCluster ? 0 : member_ * layout_.reset);
     SEQKERNELS_UNROLL_BY(1)
     for (int i = thread_index(); i < layout_.reset; i += kThreads)
       store_relaxed<kScope>(words + i, Words4{{kAbsent, kAbsent, kAbsent, kAbsent}});

@@ -41,7 +41,8 @@ SharedLayout layout_for(const Partition& part) {
   layout.chunks_per_warp = (layout.chunks + part.splits - 1) / part.splits;
   layout.slice = Weights::shared_words(layout.chunks_per_warp);
   layout.partial = part.column_tiles * kTileColumns * kStride;
-  if (layout.partial < Weights::kProductStage) layout.partial = Weights::kProductStage;  // which is where the sums will be
+  if (layout.partial < Weights::kProductStage)
+    layout.partial = Weights::kProductStage;  // which is where the sums will be
   layout.buffer = layout.chunks * part.columns * kChunkWords;
   layout.reset = (part.exchange ? layout.buffer / part.members : layout.buffer) / 4;
   layout.weights = 2 * kWarps * layout.partial;
@@ -111,8 +112,8 @@ class PersistentBlock {
       quarters = part.unit_groups * tiles * kQuarters;
       const int tile = warp / kQuarters;
       unit = (tile >> (tiles - 1)) * kTileUnits + lane_index() % kTileUnits;
-      this->column = column + (tile & (tiles - 1)) * kTileColumns + warp % kQuarters +
-                     kQuarters * (lane_index() / kTileUnits);
+      this->column =
+          column + (tile & (tiles - 1)) * kTileColumns + warp % kQuarters + kQuarters * (lane_index() / kTileUnits);
       next = 2 * kTileUnits >> (tiles - 1);
     }
   };
@@ -124,9 +125,7 @@ class PersistentBlock {
     return at.column < p_.shape.batch && at.unit < p_.shape.hidden;
   }
   // Units from where reader and writer stand to those of quarter n.
-  SEQKERNELS_DEVICE int further(const Lane& lane, int n) const {
-    return kOneQuarter ? 0 : lane.unit + n * lane.next;
-  }
+  SEQKERNELS_DEVICE int further(const Lane& lane, int n) const { return kOneQuarter ? 0 : lane.unit + n * lane.next; }
   SEQKERNELS_DEVICE bool has_quarter(const Lane& lane, int n) const { return warp_ + n * kWarps < lane.quarters; }
   SEQKERNELS_DEVICE int state_index(int column, int n) const {
     return (column / kTileColumns * part_.unit_groups * kQuarters + warp_ + n * kWarps) * kWarpSize + lane_index();
@@ -268,9 +267,9 @@ class PersistentBlock {
     const bool is_active = has_step && (kOneQuarter ? cursor.column : place(lane, 0).column) < cursor.walk.active();
     // Of several quarters, the inputs and sums leave no registers to keep the writer in.
     const typename Pass::Writer writer =
-        kOneQuarter || !is_active ? cursor.writer
-                                  : typename Pass::Writer(p_, {direction_, first_column_ + lane.column, first_unit_},
-                                                          cursor.walk.time());
+        kOneQuarter || !is_active
+            ? cursor.writer
+            : typename Pass::Writer(p_, {direction_, first_column_ + lane.column, first_unit_}, cursor.walk.time());
     SEQKERNELS_UNROLL
     for (int n = 0; n < kQuarterCount; ++n)
       if (has_quarter(lane, n)) {
@@ -278,12 +277,13 @@ class PersistentBlock {
         typename Pass::State state = kOneQuarter ? cursor.state : states_[state_index(column, n)];
         float product[Pass::kTiles] = {}, published[Pass::kPublished];
         if constexpr (kHasProduct)
-          collect(reinterpret_cast<const float*>(partials) + (kOneQuarter ? cursor.partial : partial_of(lane, n)), product);
+          collect(reinterpret_cast<const float*>(partials) + (kOneQuarter ? cursor.partial : partial_of(lane, n)),
+                  product);
         const bool steps = is_active && (kOneQuarter || unit < p_.shape.hidden);
         typename Pass::Results results{};
         if (steps)
-          results = Pass::step(kOneQuarter ? cursor.biases : biases_[unit - first_unit_], cursor.inputs[n], product, state,
-                               published);
+          results = Pass::step(kOneQuarter ? cursor.biases : biases_[unit - first_unit_], cursor.inputs[n], product,
+                               state, published);
         else
           Pass::idle(product, state, published);
         publish(kOneQuarter ? cursor.place : exchange_.place(unit / Traits::kPerWord, lane.column), published);

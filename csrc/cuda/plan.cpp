@@ -48,9 +48,8 @@ double product_cycles(const PassKernels& kernels, const Partition& part, double 
   const double rounds = (std::ceil(chunks_per_warp * part.column_tiles / kernels.chunks_ahead) - 1) * passes;
   const double mmas = 2 * chunks_per_warp * kernels.tiles * tiles * kWarps / 4;  // of a scheduler
   const double ffma = chunks_per_warp * tiles * (Costs::kFfmas * kernels.tiles + Costs::kStaging) / 4;
-  const double product = kernels.on_tensor_cores
-                             ? Costs::kMma * mmas
-                             : kWarps * (ffma + Costs::kReduction * kernels.tiles * tiles);
+  const double product =
+      kernels.on_tensor_cores ? Costs::kMma * mmas : kWarps * (ffma + Costs::kReduction * kernels.tiles * tiles);
   return product + Costs::kWeights * weights + Costs::kRound * std::max(rounds, 0.0);
 }
 
@@ -65,8 +64,8 @@ double step_cycles(const PassKernels& kernels, const PlanRequest& request, const
   if (!has_one_quarter(part)) {
     double quarters = 0;  // of a warp
     for (int64_t first = 0; first < tiles; first += part.column_tiles)
-      quarters += double(ceil_div(part.unit_groups * std::min<int64_t>(part.column_tiles, tiles - first) * kQuarters,
-                                  kWarps));
+      quarters +=
+          double(ceil_div(part.unit_groups * std::min<int64_t>(part.column_tiles, tiles - first) * kQuarters, kWarps));
     cycles += Costs::kSeveral + Costs::kQuarter * quarters + Costs::kPass * double(passes - 1);
   }
   cycles += product_cycles(kernels, part, double(ceil_div(chunks, part.splits)));
@@ -78,7 +77,7 @@ double step_cycles(const PassKernels& kernels, const PlanRequest& request, const
 double stepwise_cycles(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request) {
   const double work = double(request.directions) * double(request.batch) * double(request.hidden) *
                       double(request.hidden) * std::max(kernels.tiles, kernels.published);
-  const double rate = !kernels.on_tensor_cores                              ? Costs::kFfmaProduct
+  const double rate = !kernels.on_tensor_cores            ? Costs::kFfmaProduct
                       : kernels.chunk == 2 * kUnitPadding ? Costs::kProduct16
                                                           : Costs::kProduct32;
   return Costs::kLaunches + work / (rate * device.multiprocessors);
@@ -135,17 +134,17 @@ Candidate persistent(PlanKind kind, const PassKernels& kernels, const DeviceLimi
   if (!best.obstacle.empty()) return best;
 
   const std::vector<Plan> cuts = cuts_of(kind, kernels, device, request, room);
-  const auto cheapest = std::min_element(cuts.begin(), cuts.end(),
-                                         [](const Plan& a, const Plan& b) { return a.cycles < b.cycles; });
+  const auto cheapest =
+      std::min_element(cuts.begin(), cuts.end(), [](const Plan& a, const Plan& b) { return a.cycles < b.cycles; });
   if (cheapest != cuts.end())
     best.plan = *cheapest;
   else if (kind == PlanKind::kPersistentGrid)
     best.obstacle = "W_hh, the batch and the directions do not fit on " + std::to_string(device.multiprocessors) +
                     " multiprocessors at once";
   else
-    best.obstacle = std::string("W_hh and the exchange buffers do not fit in the registers and shared memory of ") +
-                    (kind == PlanKind::kPersistentBlock ? "one multiprocessor"
-                                                        : "a cluster of " + std::to_string(kMaxCluster));
+    best.obstacle =
+        std::string("W_hh and the exchange buffers do not fit in the registers and shared memory of ") +
+        (kind == PlanKind::kPersistentBlock ? "one multiprocessor" : "a cluster of " + std::to_string(kMaxCluster));
   return best;
 }
 

@@ -42,7 +42,8 @@ SEQKERNELS_DEVICE void write(void* base, int64_t index, Real<T> value) {
 template <class T>
 SEQKERNELS_DEVICE void move_rows(T*& pointer, int rows, int elements) {
   const int64_t bytes = static_cast<int64_t>(rows) * (elements * static_cast<int>(sizeof(T)));
-  pointer = (T*)((const char*)pointer + bytes);  // not by way of integers, or it would forget that it is of global memory
+  pointer =
+      (T*)((const char*)pointer + bytes);  // not by way of integers, or it would forget that it is of global memory
 }
 
 SEQKERNELS_DEVICE int64_t state_index(const Shape& shape, const Place& at) {
@@ -222,8 +223,7 @@ struct Forward {
       if constexpr (Cell::kSaved > 0) {
         if (!p.gates) return;  // nothing is saved, no cell states either
         SEQKERNELS_UNROLL
-        for (int k = 0; k < Cell::kSaved; ++k)
-          gates_[k * p.shape.padded + unit] = from_real<T>(results.saved[k]);
+        for (int k = 0; k < Cell::kSaved; ++k) gates_[k * p.shape.padded + unit] = from_real<T>(results.saved[k]);
         if constexpr (Cell::kHasCellState) cells_[unit] = state.c;
       }
     }
@@ -314,8 +314,7 @@ struct Backward {
       Inputs inputs{};
       if (p.grad_output) inputs.grad_output = to_real(grad_output_[unit]);
       SEQKERNELS_UNROLL
-      for (int k = 0; k < Cell::kSaved; ++k)
-        inputs.saved[k] = to_real(gates_[k * shape.padded + unit]);
+      for (int k = 0; k < Cell::kSaved; ++k) inputs.saved[k] = to_real(gates_[k * shape.padded + unit]);
       if constexpr (Cell::kBackwardReadsH) {
         const T* before = output_;
         move_rows(before, walk.rows(), shape.directions * shape.hidden);
@@ -371,8 +370,7 @@ struct Backward {
    public:
     SEQKERNELS_DEVICE Writer(const Problem& p, const Place& at, int64_t time) {
       const int64_t row = p.shape.first_row(time) + at.column;
-      const int64_t index =
-          (row * p.shape.directions + at.direction) * Cell::kGates * p.shape.hidden + at.unit;
+      const int64_t index = (row * p.shape.directions + at.direction) * Cell::kGates * p.shape.hidden + at.unit;
       input_dgates_ = static_cast<T*>(p.input_dgates) + index;
       if constexpr (kDiffer) hidden_dgates_ = static_cast<T*>(p.hidden_dgates) + index;
     }

@@ -55,8 +55,7 @@ void check(cudaError_t status, const char* doing) {
 
 Device::Device(const Tensor& tensor) : Device(tensor.get_device_index()) {}
 
-Device::Device(int index)
-    : index_(index), guard_(static_cast<torch::stable::accelerator::DeviceIndex>(index_)) {
+Device::Device(int index) : index_(index), guard_(static_cast<torch::stable::accelerator::DeviceIndex>(index_)) {
   // torch brings a CUDA runtime of its own, with its own idea of the current device.
   check(cudaSetDevice(index_), "choosing the device");
   if (!aoti_torch_get_current_cuda_stream) fail("this torch has no CUDA, but a tensor on a CUDA device came");

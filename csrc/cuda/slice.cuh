@@ -67,8 +67,7 @@ class Slice {
     const auto fetch = [&](int chunk, int slot) {
       if (chunk + slot >= chunks_) return;
       SEQKERNELS_UNROLL
-      for (int n = 0; n < kColumnTiles; ++n)
-        vectors[slot][n] = exchange.load(part + slot * stride + n * kWarpSize);
+      for (int n = 0; n < kColumnTiles; ++n) vectors[slot][n] = exchange.load(part + slot * stride + n * kWarpSize);
     };
     const auto fetch_from = [&](int chunk, int first_slot) {
       SEQKERNELS_UNROLL
@@ -108,7 +107,8 @@ class Slice {
         if (chunk + slot < chunks_) {
           sums.take(turn + slot, vectors[slot]);
           if (Product::kCopies) fetch(chunk + kSlots, slot);
-          sums.add(turn + slot, vectors[slot], [&](int quad, int tile) -> const auto& { return fragment(slot, quad, tile); });
+          sums.add(turn + slot, vectors[slot],
+                   [&](int quad, int tile) -> const auto& { return fragment(slot, quad, tile); });
         }
       if (!Product::kCopies) fetch_from(chunk + kSlots, 0);
     };

@@ -29,8 +29,7 @@ SEQKERNELS_KERNEL SEQKERNELS_LAUNCH_BOUNDS(kStepThreads, 1)
     const int64_t time = Pass::time_of(p, at.direction, step);
     if (Pass::has_step(p, iteration) && at.column < p.shape.active(time)) {
       const auto inputs = typename Pass::Reader(p, at, time).load(p, Pass::walk(p, at.direction, step), at, 0);
-      const auto results =
-          Pass::step(Pass::load_biases(p, at.direction, at.unit), inputs, product, state, published);
+      const auto results = Pass::step(Pass::load_biases(p, at.direction, at.unit), inputs, product, state, published);
       typename Pass::Writer(p, at, time).write(p, 0, state, results);
     } else {
       Pass::idle(product, state, published);

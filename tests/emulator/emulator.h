@@ -95,9 +95,7 @@ inline int64_t grid_threads() { return static_cast<int64_t>(emulator::current->b
 inline void block_barrier(Where where = Where::current()) { emulator::barrier(emulator::Group::kBlock, where); }
 inline void warp_barrier(Where where = Where::current()) { emulator::barrier(emulator::Group::kWarp, where); }
 
-inline bool warp_all(bool value, Where where = Where::current()) {
-  return emulator::all(value, where);
-}
+inline bool warp_all(bool value, Where where = Where::current()) { return emulator::all(value, where); }
 inline uint32_t shuffle_xor(uint32_t value, int mask, Where where = Where::current()) {
   return static_cast<uint32_t>(emulator::exchange(value, mask, where));
 }

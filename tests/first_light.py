@@ -1,10 +1,10 @@
 """First light of one plan on a GPU: small layers against float64, then long ones against themselves.
 
-    python -m benchmarks.gpu_smoke persistent_cluster
+    python -m tests.first_light persistent_cluster
 
 A line of JSON for each layer and pass: the largest error of any result, as multiples of the tolerance of its
-dtype, and a digest of all results, to compare builds by. `benchmarks.gpu` gives each plan a process of its own
-and a limit: a plan that hangs takes nobody along.
+dtype, and a digest of all results, to compare builds by. `benchmarks.gpu` gives each plan a process of its
+own and a limit: a plan that hangs takes nobody along.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import PLANS
+from benchmarks.gpu_output import PLANS
 from tests.conftest import TOLERANCES, error_of, set_tf32
 from tests.problems import Problem
 
@@ -100,7 +100,7 @@ def long(problem: Problem, plan: str, which: str) -> dict[str, float | str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu_smoke", description=(__doc__ or "").split("\n")[0]
+        prog="python -m tests.first_light", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("plan", choices=PLANS)
     parser.add_argument("--until", type=float, default=float("inf"), help="in seconds since the epoch")
