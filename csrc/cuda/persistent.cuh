@@ -265,11 +265,7 @@ class PersistentBlock {
 
     const bool has_step = kHasProduct || Pass::has_step(p_, 0);
     const bool is_active = has_step && (kOneQuarter ? cursor.column : place(lane, 0).column) < cursor.walk.active();
-    // Of several quarters, the inputs and sums leave no registers to keep the writer in.
-    const typename Pass::Writer writer =
-        kOneQuarter || !is_active
-            ? cursor.writer
-            : typename Pass::Writer(p_, {direction_, first_column_ + lane.column, first_unit_}, cursor.walk.time());
+    const typename Pass::Writer writer = writer_at(lane, cursor, is_active);
     SEQKERNELS_UNROLL
     for (int n = 0; n < kQuarterCount; ++n)
       if (has_quarter(lane, n)) {
@@ -310,6 +306,13 @@ class PersistentBlock {
     else
       load_inputs(Lane(part_, warp_, 0), cursor);
     exchange_.reset();
+  }
+
+  // Where the lane's results go. Of several quarters, inputs and sums leave no registers to keep it in.
+  SEQKERNELS_DEVICE typename Pass::Writer writer_at(const Lane& lane, const Cursor& cursor, bool is_active) const {
+    // Nothing is written where no step is; which of two ways to say so spills no registers, ptxas has tried.
+    if (kOneQuarter || (Product::kOnTensorCores && !is_active)) return cursor.writer;
+    return {p_, {direction_, first_column_ + lane.column, first_unit_}, is_active ? cursor.walk.time() : 0};
   }
 
   // Of the step at hand, for the lane's pass.
