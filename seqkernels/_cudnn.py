@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 from torch.jit import is_tracing
+from torch.nn import Parameter
 from torch.utils.weak import WeakIdKeyDictionary
 
 __all__ = ["NAME", "is_faster", "refuse", "run", "takes"]
@@ -55,16 +56,14 @@ FASTER = (
 )
 
 
-def is_faster(
-    cell: str, dtype: torch.dtype, tf32: bool, batch: int, hidden: int, layers: int, directions: int
-) -> bool:
+def is_faster(cell: str, dtype: torch.dtype, tf32: bool, batch: int, hidden: int, directions: int) -> bool:
     """Whether cuDNN is to be preferred for a layer's inference, by what was measured.
 
     `SEQKERNELS_CUDA_PLAN=cudnn` says so for all layers, any other plan for none.
     """
     if wanted := os.environ.get("SEQKERNELS_CUDA_PLAN"):
         return wanted == NAME
-    if layers != 1 or directions != 1:
+    if directions != 1:
         return False
     name = "tf32" if dtype == torch.float32 and tf32 else str(dtype).removeprefix("torch.")
     return any(region.contains(cell, name, hidden, batch) for region in FASTER)
@@ -80,8 +79,14 @@ def refuse() -> None:
 
 
 def takes(x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
-    """Whether nothing is lost: no gradient, no recording, and cuDNN is there and allowed."""
+    """Whether nothing is lost: no gradient, no recording, and cuDNN is there and allowed.
+
+    Weights must be parameters that count their changes: of others, such as those that autocast has just made,
+    every call would make a new copy.
+    """
     if x.device.type != "cuda" or is_compiling() or is_tracing() or not torch.backends.cudnn.is_acceptable(x):
+        return False
+    if not all(isinstance(w, Parameter) and not w.is_inference() for w in weights):
         return False
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *state, *weights)):
         return False
@@ -94,11 +99,10 @@ def run(
     state: Sequence[Tensor],
     weights: Sequence[Tensor],
     bias: bool,
-    layers: int,
     bidirectional: bool,
 ) -> tuple[Tensor, ...]:
-    """`(output, *final_state)` of layers in evaluation; x [T, B, I]."""
-    flat = _flat(cell, weights, x.size(2), state[0].size(2), bias, layers, bidirectional)
+    """`(output, *final_state)` of one layer in evaluation; x [T, B, I]."""
+    flat = _flat(cell, weights, x.size(2), state[0].size(2), bias, bidirectional)
     h0, c0 = state[0].contiguous(), state[1].contiguous() if cell == "lstm" else None
     output, h_n, c_n, *_ = torch._cudnn_rnn(
         x.contiguous(),
@@ -110,7 +114,7 @@ def run(
         _MODES[cell],
         state[0].size(2),
         0,  # no projection
-        layers,
+        1,  # layer
         False,  # batch_first
         0.0,  # dropout
         False,  # train
@@ -126,9 +130,8 @@ class _Flat:
 
     def __init__(self, weights: Sequence[Tensor], versions: tuple[tuple[int, int], ...]) -> None:
         self.versions = versions
-        self.weights = [
-            w.detach() for w in weights
-        ]  # tensors of their own, which the flattening makes views of `buffer`
+        # Clones, for the flattening makes views of `buffer` of them and counts that as a change.
+        self.weights = [w.detach().clone() for w in weights]
         self.buffer: Tensor
 
 
@@ -141,17 +144,16 @@ def _flat(
     inputs: int,
     hidden: int,
     bias: bool,
-    layers: int,
     bidirectional: bool,
 ) -> _Flat:
-    versions = tuple((w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)
+    versions = tuple((w.data_ptr(), w._version) for w in weights)
     known = _flattened.get(weights[0])
-    if known is not None and known.versions == versions and not any(w.is_inference() for w in weights):
+    if known is not None and known.versions == versions:
         return known
     flat = _Flat(weights, versions)
     with torch.no_grad(), torch.cuda.device(weights[0].device):
         flat.buffer = torch._cudnn_rnn_flatten_weight(
-            flat.weights, 4 if bias else 2, inputs, _MODES[cell], hidden, 0, layers, False, bidirectional
+            flat.weights, 4 if bias else 2, inputs, _MODES[cell], hidden, 0, 1, False, bidirectional
         )
     _flattened[weights[0]] = flat
     return flat

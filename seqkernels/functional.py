@@ -256,9 +256,10 @@ def _stack(
     elif (
         backend == "auto"
         and x.is_cuda
+        and not is_compiling()
         and _cudnn_runs(cell, x, state, weights, batch_sizes, num_layers, directions)
     ):
-        output, *finals = _cudnn.run(cell, x, state, weights, bias, num_layers, bidirectional)
+        output, *finals = _cudnn.run(cell, x, state, weights, bias, bidirectional)
         return (output.transpose(0, 1) if batch_first else output, *finals)
     if num_layers == 1:
         output, *finals = layer(x, state, weights, batch_sizes, _needs_grad(x, state, weights))
@@ -284,12 +285,12 @@ def _cudnn_runs(
     num_layers: int,
     directions: int,
 ) -> bool:
-    """Whether these layers are handed to cuDNN, of those that the kernels take."""
-    if batch_sizes is not None or not _cudnn.takes(x, state, weights):
+    """Whether this is handed to cuDNN, of what the kernels take."""
+    if batch_sizes is not None or num_layers != 1 or not _cudnn.takes(x, state, weights):
         _cudnn.refuse()
         return False
     sizes = state[0].size(1), state[0].size(2)
-    return _cudnn.is_faster(cell, x.dtype, _ops.tf32_allowed(), *sizes, num_layers, directions)
+    return _cudnn.is_faster(cell, x.dtype, _ops.tf32_allowed(), *sizes, directions)
 
 
 def _cell(

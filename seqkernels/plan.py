@@ -139,14 +139,19 @@ def explain(module: torch.nn.Module, x: Tensor | PackedSequence, hx: State = Non
     if reasons:
         return Explanation("reference", f"{data.device.type}/torch {cell}", reasons)
     if device_type == "cuda":
-        return _explain_cuda(cell, module, x, data, (*state, *weights))
+        return _explain_cuda(cell, module, x, data, state, weights)
     if device_type != "cpu":
         return Explanation("native", f"{device_type} {cell}")
     return Explanation("native", f"cpu/{_C.cpu_isa()} {cell}", _slower_isa(data.dtype))
 
 
 def _explain_cuda(
-    cell: str, module: torch.nn.Module, x: Tensor | PackedSequence, data: Tensor, others: Sequence[Tensor]
+    cell: str,
+    module: torch.nn.Module,
+    x: Tensor | PackedSequence,
+    data: Tensor,
+    state: Sequence[Tensor],
+    weights: Sequence[Tensor],
 ) -> Explanation:
     """The plans for the two passes of a layer on the device of its input; or cuDNN, if it gets that."""
     layer = cell if cell != "rnn" else str(module.nonlinearity)
@@ -173,13 +178,13 @@ def _explain_cuda(
         reasons.append(
             "IEEE float32 (torch.backends.cudnn.rnn.fp32_precision = 'tf32' would allow tensor cores)"
         )
-    layers = getattr(module, "num_layers", 1)
     if (
         isinstance(module, torch.nn.RNNBase)
+        and module.num_layers == 1
         and not isinstance(x, PackedSequence)
         and getattr(module, "backend", "auto") == "auto"
-        and _cudnn.takes(data, (), others)
-        and _cudnn.is_faster(layer, data.dtype, tf32_allowed(), batch, hidden, layers, directions)
+        and _cudnn.takes(data, state, weights)
+        and _cudnn.is_faster(layer, data.dtype, tf32_allowed(), batch, hidden, directions)
     ):
         reason = f"{passes['forward']}: cuDNN is faster here (backend='native' runs the kernel nevertheless)"
         return Explanation("native", f"cuda {cell}: {_cudnn.NAME} forward", [reason])

@@ -16,7 +16,7 @@ needs_gpu = pytest.mark.skipif("cuda" not in BEST_TARGETS, reason="no GPU, or a 
 
 
 def is_faster(cell: str, dtype: torch.dtype, hidden: int, batch: int, tf32: bool = False) -> bool:
-    return _cudnn.is_faster(cell, dtype, tf32, batch, hidden, 1, 1)
+    return _cudnn.is_faster(cell, dtype, tf32, batch, hidden, 1)
 
 
 def test_regions_are_where_cudnn_has_its_own_persistent_kernels() -> None:
@@ -29,9 +29,8 @@ def test_regions_are_where_cudnn_has_its_own_persistent_kernels() -> None:
     assert not is_faster("lstm", torch.bfloat16, 512, 16)
 
 
-def test_stacks_and_two_directions_are_ours() -> None:
-    assert not _cudnn.is_faster("lstm", torch.float16, False, 16, 512, 2, 1)
-    assert not _cudnn.is_faster("lstm", torch.float16, False, 16, 512, 1, 2)
+def test_two_directions_are_ours() -> None:
+    assert not _cudnn.is_faster("lstm", torch.float16, False, 16, 512, 2)
 
 
 def test_a_forced_plan_decides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,6 +65,10 @@ def test_the_same_by_cudnn(
             monkeypatch.setenv("SEQKERNELS_CUDA_PLAN", "cudnn")
             assert seqkernels.explain(module, x).kernel.endswith("cudnn forward")
             assert_close(module(x)[0], expected[0])
+            flat, version = _cudnn._flattened[module.weight_ih_l0], module.weight_ih_l0._version
+            module(x)
+            assert _cudnn._flattened[module.weight_ih_l0] is flat
+            assert module.weight_ih_l0._version == version
             monkeypatch.delenv("SEQKERNELS_CUDA_PLAN")
             for each in (module, native):
                 each.weight_hh_l0.mul_(0.5)
@@ -78,3 +81,9 @@ def test_training_and_recording_are_not_handed_over(monkeypatch: pytest.MonkeyPa
     x = torch.randn(7, 5, 16, device="cuda", dtype=torch.float16)
     with pytest.raises(RuntimeError, match="asks for cudnn, which cannot run this"):
         module(x)
+    two = seqkernels.FusedLSTM(16, 64, 2, dropout=0.5, device="cuda", dtype=torch.float16)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="asks for cudnn, which cannot run this"):
+        two(x)
+    with torch.no_grad(), torch.autocast("cuda", torch.float16):
+        with pytest.raises(RuntimeError, match="asks for cudnn, which cannot run this"):
+            module.float()(x)
