@@ -3,7 +3,8 @@
     make gpu                    first light, in at most seven minutes: build; every plan against float64, each
                                 in a process of its own; every cut of every plan timed; cases against cuDNN;
                                 tests of the plans
-    make gpu LOOK=second        at most four more, with the build that is there: tests, memcheck, racecheck
+    make gpu LOOK=second        at most four more, with the build that is there: whether a STRICT build gives
+                                the same bits, tests, memcheck, racecheck
     make gpu QUICK=1            fewer tests and cases, in less than three minutes
     make gpu OUT=DIR            results to DIR instead of benchmarks/results (or to the environment's OUT)
     make gpu ARGS="--stages build,benchmark"
@@ -36,6 +37,7 @@ from pathlib import Path
 
 from benchmarks.gpu_output import (
     PLANS,
+    last_line,
     plan_detail,
     ptxas_summary,
     race_detail,
@@ -251,12 +253,26 @@ def stages(
             Stage(
                 "tests",
                 tests(plain, "tests", "--ignore=tests/test_autograd.py"),
-                25 if quick else 60,
+                25 if quick else 40,
                 90,
                 detail=test_detail,
             ),
             plan_tests,
         ]
+        if not quick:
+            every.insert(
+                0,
+                Stage(
+                    "strict",
+                    lambda limit: [
+                        *(sys.executable, "-m", "benchmarks.gpu_strict", str(smoke)),
+                        *("--until", until(limit)),
+                    ],
+                    70,
+                    130,
+                    detail=last_line,
+                ),
+            )
         return every + [
             Stage(
                 *(tool, sanitizer(tool, program), 12, 40),
@@ -289,7 +305,7 @@ def stages(
         every.append(
             Stage(
                 "sweep", sweep, 10 if quick else 30, 15 if quick else 70,
-                detail=lambda output: (output.strip().splitlines() or [""])[-1],
+                detail=last_line,
             )
         )  # fmt: skip
     every.append(
@@ -310,7 +326,7 @@ def stages(
             lambda limit: [sys.executable, "-m", "benchmarks.report", str(results)],
             10,
             30,
-            detail=lambda output: (output.strip().splitlines() or [""])[-1],
+            detail=last_line,
             skipped=lambda output: (
                 "nothing was measured" if re.search(r": no (benchmark|case)", output) else ""
             ),

@@ -46,6 +46,10 @@ def plan_detail(output: str) -> str:
     return "; ".join(f"{plan}: {said or 'nothing'}" for plan, said in by_plan.items())
 
 
+def last_line(output: str) -> str:
+    return (output.strip().splitlines() or [""])[-1]
+
+
 def ptxas_summary(logs: Iterable[str]) -> str:
     """Registers and spills of all kernels, from what ptxas -v says of them."""
     kernels, most, spilling = 0, 0, []

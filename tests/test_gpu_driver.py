@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import cases, gpu, gpu_race, report
+from benchmarks import cases, gpu, gpu_race, gpu_strict, report
 
 
 def stage(name: str, code: str = "", least: float = 1, most: float = 30, **options: Any) -> gpu.Stage:
@@ -122,6 +122,18 @@ def test_what_hangs_is_given_to_every_program(tmp_path: Path) -> None:
     for name in ("sweep", "benchmark"):
         assert " ".join(stages[name].command(60)).count("--without persistent_grid") == 1
     assert "not persistent_grid" in " ".join(stages["plans"].command(60))
+
+
+def test_bits_of_a_strict_build_are_compared() -> None:
+    entry = {"plan": "persistent_grid", "cell": "gru", "dtype": "tf32", "pass": "forward", "sizes": [1, 2]}
+    usual = [entry | {"digest": "a"}, entry | {"cell": "lstm", "digest": "b"}, entry | {"refused": "x"}]
+    strict = [
+        entry | {"digest": "a"},
+        entry | {"cell": "lstm", "digest": "c"},
+        entry | {"pass": "x", "digest": "d"},
+    ]
+    found = [gpu_strict.digests(json.dumps(line) for line in lines) for lines in (usual, strict)]
+    assert gpu_strict.difference(*found) == (2, ["persistent_grid lstm tf32 forward (1, 2)"])
 
 
 def test_detail_of_a_first_light(tmp_path: Path) -> None:
