@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu_strict GPU-smoke.jsonl --until SECONDS_SINCE_THE_EPOCH
 
-Builds in a copy of the project, runs the first light of every persistent plan there, and compares the digests of
-its results with those in the file, which the usual build has left. A difference would be one of ordering.
+Builds in a copy of the project, runs the first light of every persistent plan there, and compares the digests
+of its results with those in the file, which the usual build has left. A difference would be one of ordering.
 """
 
 from __future__ import annotations
