@@ -81,9 +81,8 @@ def main() -> int:
         )
     usual, strict = (digests(p.read_text(encoding="utf-8").splitlines()) for p in (options.usual, results))
     common, different = difference(usual, strict)
-    print(
-        f"{common} layers and passes, {len(different)} with other bits{''.join(f'; {d}' for d in different[:5])}"
-    )
+    named = "".join(f"; {layer}" for layer in different[:5])
+    print(f"{common} layers and passes, {len(different)} with other bits{named}")
     return int(common == 0 or bool(different))
 
 
