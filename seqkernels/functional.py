@@ -259,7 +259,7 @@ def _stack(
         and not is_compiling()
         and _cudnn_runs(cell, x, state, weights, batch_sizes, num_layers, directions)
     ):
-        output, *finals = _cudnn.run(cell, x, state, weights, bias, bidirectional)
+        output, *finals = _cudnn.run(cell, x, state, weights, bidirectional)
         return (output.transpose(0, 1) if batch_first else output, *finals)
     if num_layers == 1:
         output, *finals = layer(x, state, weights, batch_sizes, _needs_grad(x, state, weights))
@@ -286,10 +286,10 @@ def _cudnn_runs(
     directions: int,
 ) -> bool:
     """Whether this is handed to cuDNN, of what the kernels take."""
-    if batch_sizes is not None or num_layers != 1 or not _cudnn.takes(x, state, weights):
+    if batch_sizes is not None or num_layers != 1 or not _cudnn.takes(cell, x, state, weights):
         _cudnn.refuse()
         return False
-    sizes = state[0].size(1), state[0].size(2)
+    sizes = x.size(0), x.size(1), state[0].size(2)
     return _cudnn.is_faster(cell, x.dtype, _ops.tf32_allowed(), *sizes, directions)
 
 

@@ -183,13 +183,28 @@ def _explain_cuda(
         and module.num_layers == 1
         and not isinstance(x, PackedSequence)
         and getattr(module, "backend", "auto") == "auto"
-        and _cudnn.takes(data, state, weights)
-        and _cudnn.is_faster(layer, data.dtype, tf32_allowed(), batch, hidden, directions)
+        and _cudnn_gets(layer, module, data, state, weights)
     ):
         reason = f"{passes['forward']}: cuDNN is faster here (backend='native' runs the kernel nevertheless)"
         return Explanation("native", f"cuda {cell}: {_cudnn.NAME} forward", [reason])
     kernel = ", ".join(f"{plan} {name}" for name, plan in passes.items())
     return Explanation("native", f"cuda {cell}: {kernel}", reasons)
+
+
+def _cudnn_gets(
+    layer: str, module: torch.nn.RNNBase, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]
+) -> bool:
+    """Whether `functional._stack` hands one layer to cuDNN."""
+    if x.dim() == 2:
+        x, state = x.unsqueeze(1), [s.unsqueeze(1) for s in state]
+    elif module.batch_first:
+        x = x.transpose(0, 1)
+    directions = 2 if module.bidirectional else 1
+    zeros = x.new_empty(directions, x.size(1), module.hidden_size)  # of which only the sizes are asked
+    sizes = x.size(0), x.size(1), module.hidden_size
+    return _cudnn.takes(layer, x, state or (zeros,), weights) and _cudnn.is_faster(
+        layer, x.dtype, tf32_allowed(), *sizes, directions
+    )
 
 
 def cuda_plans(

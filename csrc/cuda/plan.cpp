@@ -143,7 +143,7 @@ Candidate persistent(PlanKind kind, const PassKernels& kernels, const DeviceLimi
                     " multiprocessors at once";
   else
     best.obstacle =
-        std::string("W_hh and the exchange buffers do not fit in the registers and shared memory of ") +
+        std::string("W_hh, the exchange buffers or the units of a step are too many for ") +
         (kind == PlanKind::kPersistentBlock ? "one multiprocessor" : "a cluster of " + std::to_string(kMaxCluster));
   return best;
 }

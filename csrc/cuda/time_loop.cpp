@@ -28,6 +28,9 @@ const void* kernel_of(const PassKernels& kernels, const Plan& plan) {
 Plan choose(const Device& device, const PassKernels& kernels, const PlanRequest& request) {
   const std::vector<Candidate> all = candidates_on(device, kernels, request);
   if (const char* const wanted = std::getenv("SEQKERNELS_CUDA_PLAN"); wanted && *wanted) {
+    // Python hands layers to cuDNN; what comes here it has not taken.
+    if (std::string(wanted) == "cudnn")
+      fail("SEQKERNELS_CUDA_PLAN asks for cudnn, which cannot run this: it gets inference of unpacked layers alone");
     const Candidate& forced = all[size_t(plan_kind(wanted))];
     if (!forced.obstacle.empty())
       fail("SEQKERNELS_CUDA_PLAN asks for ", wanted, ", which cannot run this: ", forced.obstacle);
