@@ -1,7 +1,7 @@
 """Layers that cuDNN runs faster than the kernels of this package, handed to it where nothing else is lost.
 
 cuDNN keeps W_hh on chip for a few sizes alone (small H; float16 in multiples of 128): there it can win. It
-has no derivative of its derivative and none outside of training, so it gets only what needs no gradient. And it
+has no derivative of its derivative and none outside of training, so it gets only what needs no gradient. It
 reads weights from one buffer of its own, in which they are copied anew for every call: nothing tells of all
 the ways in which a parameter may change. So a call must be long enough to earn the copies.
 """
