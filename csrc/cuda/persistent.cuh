@@ -265,7 +265,7 @@ class PersistentBlock {
 
     const bool has_step = kHasProduct || Pass::has_step(p_, 0);
     const bool is_active = has_step && (kOneQuarter ? cursor.column : place(lane, 0).column) < cursor.walk.active();
-    const typename Pass::Writer writer = writer_at(lane, cursor, is_active);
+    const typename Pass::Writer writer = writer_of(lane, cursor, is_active);
     SEQKERNELS_UNROLL
     for (int n = 0; n < kQuarterCount; ++n)
       if (has_quarter(lane, n)) {
@@ -297,8 +297,7 @@ class PersistentBlock {
     }
     if (has_step) {
       const int rows = cursor.walk.rows();
-      cursor.reader.move(p_, rows);
-      if constexpr (kOneQuarter) cursor.writer.move(p_, rows);
+      if constexpr (kOneQuarter) cursor.reader.move(p_, rows), cursor.writer.move(p_, rows);
       cursor.walk.advance();
     }
     if constexpr (kOneQuarter)
@@ -308,17 +307,22 @@ class PersistentBlock {
     exchange_.reset();
   }
 
-  // Where the lane's results go. Of several quarters, inputs and sums leave no registers to keep it in.
-  SEQKERNELS_DEVICE typename Pass::Writer writer_at(const Lane& lane, const Cursor& cursor, bool is_active) const {
-    // Nothing is written where no step is; which of two ways to say so spills no registers, ptxas has tried.
-    if (kOneQuarter || (Product::kOnTensorCores && !is_active)) return cursor.writer;
+  // Readers and writers of the step at hand. Of several quarters, inputs and sums leave no registers to keep them in.
+  template <class Access>
+  SEQKERNELS_DEVICE Access made_anew(const Lane& lane, const Cursor& cursor, bool is_active) const {
     return {p_, {direction_, first_column_ + lane.column, first_unit_}, is_active ? cursor.walk.time() : 0};
+  }
+  SEQKERNELS_DEVICE typename Pass::Writer writer_of(const Lane& lane, const Cursor& cursor, bool is_active) const {
+    if constexpr (kOneQuarter)
+      return cursor.writer;
+    else  // none made where nothing is written, or it would be made too early
+      return is_active ? made_anew<typename Pass::Writer>(lane, cursor, true) : cursor.writer;
   }
 
   // Of the step at hand, for the lane's pass.
   SEQKERNELS_DEVICE void load_inputs(const Lane& lane, Cursor& cursor) const {
-    typename Pass::Reader reader = cursor.reader;
-    if constexpr (!kOneQuarter) reader.move(p_, lane.column);
+    typename Pass::Reader reader =
+        kOneQuarter ? cursor.reader : made_anew<typename Pass::Reader>(lane, cursor, cursor.walk.active() > 0);
     const auto for_those_of = [&](int active, const auto& visit) {
       SEQKERNELS_UNROLL
       for (int n = 0; n < kQuarterCount; ++n) {
