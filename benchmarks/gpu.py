@@ -94,9 +94,9 @@ def limit_of(stages: list[Stage], index: int, remaining: float) -> float:
     return max(0.0, min(stages[index].most, remaining - later))
 
 
-def until(limit: float) -> str:
-    """When a program that is begun now, with this limit, should end by itself, in seconds since the epoch."""
-    return f"{time.time() + limit - 2 * GRACE:.1f}"
+def until(limit: float, spare: float = GRACE) -> str:
+    """When a program that is begun now should begin nothing new, in seconds since the epoch."""
+    return f"{time.time() + limit - GRACE - spare:.1f}"
 
 
 def run(command: list[str], environment: dict[str, str], limit: float, output: Path) -> int | None:
@@ -213,7 +213,7 @@ def stages(
     def first_light(plan: str) -> Callable[[float], list[str]]:
         return lambda limit: [
             *(sys.executable, "-m", "tests.first_light", plan, "--device", device),
-            *("--results", str(smoke), "--until", until(limit)),
+            *("--results", str(smoke), "--until", until(limit, spare=3.0)),
         ]
 
     def sweep(limit: float) -> list[str]:
@@ -295,8 +295,8 @@ def stages(
             Stage(
                 f"smoke {plan}",
                 first_light(plan),
-                6,
-                14 if quick else 24,
+                12 if quick else 16,
+                22 if quick else 32,
                 detail=lambda _, plan=plan: smoke_detail(smoke, plan),  # type: ignore[misc]
                 plan=plan,
             )
