@@ -38,12 +38,10 @@ def test_all_stages_fit_into_the_time(device: str, quick: bool, look: str) -> No
     assert total < (3 if quick else 7 if look == "first" else 4) * 60
     assert sum(s.least for s in stages) <= total
     assert all(s.least <= s.most for s in stages)
-    for s in stages:  # each has time to do something
-        words = s.command(s.least)
-        if "--until" in words:
-            assert float(words[words.index("--until") + 1]) > time.time() + 0.5 * s.least * (s.plan == ""), (
-                s.name
-            )
+    for s in stages:  # what begins one thing after another has time to begin some
+        if s.plan or s.name == "benchmark":
+            words = s.command(s.least)
+            assert float(words[words.index("--until") + 1]) > time.time(), s.name
     for slow in (False, True):  # the first ones as slow as they may be, or done at once
         remaining = total
         for n, s in enumerate(stages):
