@@ -275,6 +275,8 @@ def ffma(before: str, after: str, **options: Any) -> Mutation:
 RESET_BUFFER = (
     "written_ >= 2 * layout_.buffer ? written_ - 2 * layout_.buffer : written_ + 2 * layout_.buffer"
 )
+# Where the last publication's begins.
+READ_BUFFER = "(written_ == 0 ? 3 * layout_.buffer : written_ - layout_.buffer)"
 
 MUTATIONS = {
     "none": Mutation("exchange.cuh", "", "", seeds=20),
@@ -299,7 +301,7 @@ MUTATIONS = {
         "    block_barrier();\n    if (column == 0) exchange_.order_resets();\n",
         seeds=50,
     ),
-    "reset_of_what_is_read": Mutation("exchange.cuh", RESET_BUFFER, "read_", seeds=50),
+    "reset_of_what_is_read": Mutation("exchange.cuh", RESET_BUFFER, READ_BUFFER, seeds=50),
     "reset_of_what_is_next": Mutation(
         "exchange.cuh",
         RESET_BUFFER,

@@ -28,7 +28,8 @@ SEQKERNELS_DEVICE uint32_t largest(const Words4& v) {
   return larger(larger(v.word[0], v.word[1]), larger(v.word[2], v.word[3]));
 }
 
-template <Scope kScope>
+// `kIsSparing`: works out where the last publication is, for registers are scarce.
+template <Scope kScope, bool kIsSparing>
 class Exchange {
  public:
   // `buffers`: of the group in global memory (kDevice), or of this block in shared memory (kCluster).
@@ -45,7 +46,7 @@ class Exchange {
 
   // From iteration i to iteration i + 1.
   SEQKERNELS_DEVICE void advance() {
-    read_ = written_;
+    if constexpr (!kIsSparing) read_ = written_;
     written_ += layout_.buffer;
     if (written_ == kBuffers * layout_.buffer) written_ = 0;
   }
@@ -53,7 +54,8 @@ class Exchange {
   // Where this lane's part of a chunk of the publication before this iteration's is, for the eight columns from `column` on;
   // kWarpSize further is that of the next eight, `stride` further that of the next chunk.
   SEQKERNELS_DEVICE const Words4* part(int chunk, int column) const {
-    const uint32_t* const words = buffers_ + read_ + (chunk * part_.columns + column) * kChunkWords;
+    const int read = !kIsSparing ? read_ : (written_ == 0 ? kBuffers * layout_.buffer : written_) - layout_.buffer;
+    const uint32_t* const words = buffers_ + read + (chunk * part_.columns + column) * kChunkWords;
     return reinterpret_cast<const Words4*>(words) + lane_index();
   }
   SEQKERNELS_DEVICE int stride() const { return part_.columns * kChunkWords / 4; }

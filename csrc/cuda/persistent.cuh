@@ -428,7 +428,7 @@ class PersistentBlock {
   const int group_, member_;  // of the launch, of the group
   const int direction_, first_column_, first_unit_, warp_;
   int partials_ = 0;  // where the coming pass leaves its sums: two buffers, by turns
-  Exchange<kScope> exchange_;
+  Exchange<kScope, !kOneQuarter> exchange_;
   typename Pass::State* const states_;
   typename Pass::Biases* const biases_;
   Weights slice_;
