@@ -295,12 +295,6 @@ MUTATIONS = {
     "reduced_members": ffma("kHalf / Share::kColumns * Share::kGroups", "Share::kGroups"),
     "kept_columns": ffma("[i % Share::kColumns];", "[kTileColumns - 1 - i % Share::kColumns];"),
     "reset_unfenced": Mutation("exchange.cuh", "    if (part_.members > 1) fence<kScope>();", "", seeds=50),
-    "reset_ordered_after_the_barrier": Mutation(
-        "persistent.cuh",
-        "    if (column == 0) exchange_.order_resets();\n    block_barrier();\n",
-        "    block_barrier();\n    if (column == 0) exchange_.order_resets();\n",
-        seeds=50,
-    ),
     "reset_of_what_is_read": Mutation("exchange.cuh", RESET_BUFFER, READ_BUFFER, seeds=50),
     "reset_of_what_is_next": Mutation(
         "exchange.cuh",
@@ -320,7 +314,9 @@ MUTATIONS = {
 }
 RACES = {
     "unordered_sums": Mutation("persistent.cuh", "    block_barrier();\n    exchange_", "    exchange_"),
-    "one_buffer_of_sums": Mutation("persistent.cuh", "turn ^= 1", "turn"),
+    "one_buffer_of_sums": Mutation(
+        "persistent.cuh", "    partials_ = kWarps * layout_.partial - partials_;\n", ""
+    ),
     "one_staged_chunk": ffma("kStagedChunks = 2", "kStagedChunks = 1"),
     "sums_where_vectors_are_read": ffma("      warp_barrier();  // all have read what was staged", ""),
 }

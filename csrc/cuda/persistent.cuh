@@ -208,7 +208,7 @@ class PersistentBlock {
     const Place begin = kOneQuarter ? at : Place{direction_, first_column_, first_unit_};
     Cursor cursor{Pass::walk(p_, direction_, first_step), {p_, begin, time}, {p_, begin, time}};
     if constexpr (kOneQuarter) {
-      cursor.state = initial(at);
+      cursor.state = has_quarter(lane, 0) ? initial(at) : typename Pass::State{};  // else, others' units
       cursor.column = kNowhere;
       if (has_quarter(lane, 0) && exists(at)) {
         cursor.column = at.column;

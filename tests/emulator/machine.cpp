@@ -181,7 +181,7 @@ void Machine::give_way() {
     for (size_t i = held.size(); i-- > 0;)
       if (draw(held[i].is_late ? 64 : 2) == 0) store(held, i);
   if (thread.epoch != epoch_) thread.epoch = epoch_, thread.idle = 0;
-  if (++thread.idle == kPatience && ++idle_threads_ > ready_.size() && !store_all())
+  if (++thread.idle == kPatience && ++idle_threads_ > ready_.size() + voting_ && !store_all())
     fail("deadlock: all that still run have long been waiting for a word that nobody stores");
   ready_.push_back(&thread);
   resume_another();
@@ -219,7 +219,7 @@ Meeting& Machine::meeting(Group group) {
   std::terminate();
 }
 
-void Machine::meet(Group group, Primitive primitive, Where where, void (*complete)(CudaThread* const*)) {
+void Machine::meet(Group group, Primitive primitive, Where where, void (*complete)(CudaThread* const*), bool is_vote) {
   CudaThread& thread = me();
   thread.primitive = primitive, thread.where = where;
   Meeting& meeting = this->meeting(group);
@@ -232,11 +232,18 @@ void Machine::meet(Group group, Primitive primitive, Where where, void (*complet
   char* clock = &meeting.clocks[meeting.round % 2];
   if (group == Group::kCluster) store_held();
   if (orders) release(clock);
-  progressed();
+  if (is_vote)
+    ++voting_;
+  else
+    progressed();
   thread.stage = Stage::kWaiting;
   if (++meeting.arrived == meeting.size) {
     CudaThread* const* members = &threads_[meeting.first];
     if (complete) complete(members);
+    if (is_vote) {
+      voting_ -= static_cast<size_t>(meeting.size);
+      if (members[0]->value != 0) progressed();
+    }
     meeting.arrived = 0;
     ++meeting.round;
     for (int i = 0; i < meeting.size; ++i) members[i]->stage = Stage::kReady, ready_.push_back(members[i]);

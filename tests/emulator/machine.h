@@ -57,7 +57,9 @@ class Machine {
   Meeting& meeting(Group group);
 
   // Waits until all of the meeting have come. The last one runs `complete`, if any, for all of them.
-  void meet(Group group, Primitive primitive, Where where, void (*complete)(CudaThread* const* lanes) = nullptr);
+  // A vote that fails is no progress: whoever spins on words votes on them.
+  void meet(Group group, Primitive primitive, Where where, void (*complete)(CudaThread* const* lanes) = nullptr,
+            bool is_vote = false);
   void give_way();  // lets another thread run, if only for a while
   void interleave();
   StoreBuffer& held() { return held_[current->block]; }
@@ -95,6 +97,7 @@ class Machine {
   uint32_t late_;            // one in how many of them is held back for much longer than others
   uint64_t epoch_ = 1;       // counts what may end somebody's waiting
   size_t idle_threads_ = 0;  // that have been idle for long, in this epoch
+  size_t voting_ = 0;        // threads that wait for the others of a vote
   Fiber main_;
   char begin_ = 0, end_ = 0;  // clocks that order the launch after its caller, and the caller after the launch
   std::exception_ptr error_;

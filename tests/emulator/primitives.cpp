@@ -35,7 +35,7 @@ uint64_t exchange(uint64_t value, int mask, Where where) {
 bool all(bool value, Where where) {
   CudaThread& thread = machine->me();
   thread.value = value;
-  machine->meet(Group::kWarp, Primitive::kShuffle, where, conjoin);
+  machine->meet(Group::kWarp, Primitive::kShuffle, where, conjoin, true);
   return thread.value != 0;
 }
 
