@@ -28,6 +28,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ("cuobjdump", "nvdisasm")
+CELLS = {"4Lstm": "LSTM", "3Gru": "GRU", "4Tanh": "RNN tanh", "4Relu": "RNN relu"}  # by mangled names
 
 
 @dataclass
@@ -47,11 +48,6 @@ class Instruction:
     def publishes(self) -> bool:
         """Whether it stores a word that other blocks wait for: one lane, one word, strong."""
         return bool(re.match(r"STG?\.E\.STRONG", self.opcode))
-
-    @property
-    def resets(self) -> bool:
-        """Whether it stores four words that say that nothing is there yet."""
-        return bool(re.match(r"(STG?\.E\.128\.STRONG|STS\.128)", self.opcode))
 
     @property
     def ends(self) -> bool:
@@ -82,10 +78,9 @@ class Kernel:
 
     @property
     def title(self) -> str:
-        """Such as "forward LSTM bf16 cluster, one quarter"."""
-        cells = {"4Lstm": "LSTM", "3Gru": "GRU", "4Tanh": "RNN tanh", "4Relu": "RNN relu"}
+        """Such as "forward LSTM bf16 cluster, one tile"."""
         operands = {"8TFloat32": "tf32", "8BFloat16": "bf16", "7Float16": "fp16"}
-        cell = next(title for key, title in cells.items() if key in self.name)
+        cell = next(title for key, title in CELLS.items() if key in self.name)
         operand = next((title for key, title in operands.items() if key in self.name), "fp32")
         direction = "forward" if "7Forward" in self.name else "backward"
         return f"{direction} {cell} {operand} {variant(self.name)}"
@@ -109,10 +104,11 @@ class Kernel:
             yield n + 1
 
     @cached_property
-    def _order(self) -> list[int]:
-        """What can be reached, each before all that it goes to, loops cut where they close."""
+    def _walked(self) -> tuple[list[int], set[tuple[int, int]]]:
+        """What can be reached, each before all that it goes to, and where loops close."""
         state: dict[int, int] = {}
         order: list[int] = []
+        closing: set[tuple[int, int]] = set()
         stack: list[tuple[int, Iterator[int]]] = [(0, self._next(0))]
         state[0] = 1
         while stack:
@@ -123,38 +119,34 @@ class Kernel:
                     stack.append((m, self._next(m)))
                     break
                 if state[m] == 1:
-                    self._closing.add((n, m))
+                    closing.add((n, m))
             else:
                 state[n] = 2
                 order.append(n)
                 stack.pop()
-        return order[::-1]
-
-    @cached_property
-    def _closing(self) -> set[tuple[int, int]]:
-        return set()
+        return order[::-1], closing
 
     @cached_property
     def loop(self) -> tuple[int, int]:
         """First and last instruction of the loop over the steps: the outermost that has a barrier."""
-        _ = self._order
         barriers = [n for n, i in enumerate(self.code) if i.opcode.startswith("BAR.SYNC")]
-        found = [(m, n) for n, m in self._closing if any(m <= b <= n for b in barriers)]
+        found = [(m, n) for n, m in self._walked[1] if any(m <= b <= n for b in barriers)]
         return max(found, key=lambda edge: edge[1] - edge[0])
 
-    def _longest(self, sources: set[int], sinks: set[int]) -> int | None:
-        """Instructions on the longest way from one of the first to one of the second, past no other of
-        either; the
-        first not counted."""
+    def _following(self, n: int) -> Iterator[int]:
+        """Where instruction n may go within the same step."""
         first, last = self.loop
+        return (m for m in self._next(n) if (n, m) not in self._walked[1] and first <= m <= last)
+
+    def _longest(self, sources: set[int], sinks: set[int]) -> int | None:
+        """Instructions on the longest way from one of the first, which is not counted, to one of the second,
+        past no other of either."""
         length: dict[int, int] = dict.fromkeys(sources, 0)
         best = None
-        for n in self._order:
-            if n not in length or not first <= n <= last:
+        for n in self._walked[0]:
+            if n not in length:
                 continue
-            for m in self._next(n):
-                if (n, m) in self._closing or not first <= m <= last:
-                    continue
+            for m in self._following(n):
                 if m in sinks:
                     best = max(best or 0, length[n] + 1)
                 elif m not in sources:
@@ -168,14 +160,12 @@ class Kernel:
 
     def reaches(self, begin: set[int], end: set[int], stops: set[int]) -> bool:
         """Whether there is a way within a step from one to the other that passes none of `stops`."""
-        first, last = self.loop
         front, seen = list(begin), set(begin)
         while front:
-            n = front.pop()
-            for m in self._next(n):
+            for m in self._following(front.pop()):
                 if m in end:
                     return True
-                if m not in seen and m not in stops and (n, m) not in self._closing and first <= m <= last:
+                if m not in seen and m not in stops:
                     seen.add(m)
                     front.append(m)
         return False
@@ -241,7 +231,7 @@ def _kernel(name: str, target: str, body: str) -> Kernel:
 
 
 def find_tool(name: str) -> str | None:
-    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     places = [os.path.join(home, "bin") for home in homes if home]
     places += [str(path) for path in Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin")]
     return shutil.which(name) or shutil.which(name, path=os.pathsep.join(places))

@@ -27,7 +27,6 @@ SASS_TARGET = "sm_90a"  # the one whose machine code is counted
 H200 = (90, 132, 227 * 1024)  # compute capability, multiprocessors, bytes of shared memory of a block
 GIGAHERTZ = 1.755  # of an H200's multiprocessors at boost
 
-CELLS = {"4Lstm": "LSTM", "3Gru": "GRU", "4Tanh": "RNN tanh", "4Relu": "RNN relu"}
 ELEMENTS = {"8BFloat16": "bf16", "7Float16": "fp16", "f": "fp32", "d": "fp64"}
 
 
@@ -77,7 +76,7 @@ def _describe(symbol: str) -> tuple[str, str, str, str]:
         other = re.search(r"4cuda\d+([a-z_]+)", symbol)
         element = re.search(r"kernelI(?:NS0_)?(8BFloat16|[fd])", symbol)
         return other[1] if other else symbol, "", "", ELEMENTS[element[1]] if element else ""
-    cell = next(CELLS[key] for key in CELLS if key in symbol)
+    cell = next(title for key, title in cuda_sass.CELLS.items() if key in symbol)
     # What follows the closing E of the cell is the element type.
     cell_symbol = r"cells(?:4Lstm|3Gru|3RnnINS\d?_?\d?(?:4Tanh|4Relu)E*)"
     element = re.search(cell_symbol + r"E+(?:NS0_)?(8BFloat16|7Float16|[fd])", symbol)

@@ -26,7 +26,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +34,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.cuda_sass import find_tool
 from benchmarks.gpu_output import (
     PLANS,
     last_line,
@@ -180,14 +180,6 @@ def sanitizer(tool: str, program: str) -> Callable[[float], list[str]]:
     return command
 
 
-def find_sanitizer() -> str | None:
-    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")] + ["/usr/local/cuda"]
-    places = [os.path.join(home, "bin") for home in homes if home]
-    return shutil.which("compute-sanitizer") or shutil.which(
-        "compute-sanitizer", path=os.pathsep.join(places)
-    )
-
-
 def stages(
     device: str, quick: bool, results: Path, look: str = "first", hung: Sequence[str] = ()
 ) -> list[Stage]:
@@ -248,7 +240,7 @@ def stages(
         detail=plan_detail,
     )  # fmt: skip
     if look == "second":
-        program = find_sanitizer() or "compute-sanitizer"
+        program = find_tool("compute-sanitizer") or "compute-sanitizer"
         every = [
             Stage(
                 "tests",
@@ -260,6 +252,8 @@ def stages(
             plan_tests,
         ]
         if not quick:
+            gradcheck = tests("cuda and not cpu", "tests/test_autograd.py")
+            every.append(Stage("gradcheck", gradcheck, 20, 50, detail=test_detail))
             every.insert(
                 0,
                 Stage(
@@ -426,8 +420,9 @@ def main(arguments: list[str] | None = None) -> int:
     with log.open("w" if options.look == "first" else "a", encoding="utf-8") as file:
         file.write(f"{name}, {options.look} look, {time.strftime('%Y-%m-%d %H:%M')}\n")
     hung_file = results.with_name(f"{results.stem}-hung.json")
-    if options.look == "first":
-        hung_file.unlink(missing_ok=True)
+    if options.look == "first":  # what is appended to, or read later, is this run's
+        for file in (hung_file, results.with_name(f"{results.stem}-smoke.jsonl")):
+            file.unlink(missing_ok=True)
     hung: list[str] = json.loads(hung_file.read_text(encoding="utf-8")) if hung_file.is_file() else []
     every = stages(options.device, options.quick, results, options.look, hung)
     if options.stages:

@@ -193,14 +193,10 @@ class Problem {
 
   const PassKernels& kernels() const { return kernels_; }
 
-  // Allowed to have all the shared memory there is.
-  const void* kernel_of(const Plan& plan) const {
-    Partition part = plan.partition;
-    if (plan.kind == PlanKind::kPersistentGrid) part.exchange = &part;  // anything: it is not in shared memory
-    return kernels_.persistent(part);
-  }
+  // Allows the plan's kernel so much shared memory.
   void allow_shared(const Plan& plan, int64_t bytes) const {
-    check(cudaFuncSetAttribute(kernel_of(plan), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+    check(cudaFuncSetAttribute(kernel_of(kernels_, plan), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(bytes)),
           "shared memory");
   }
 
@@ -241,7 +237,7 @@ class Problem {
     SharedLayout layout = kernels_.layout(part);
     void* arguments[] = {layer_.backward ? static_cast<void*>(&backward_) : &forward_, &part, &layout};
     check(cudaEventRecord(events_[0], stream_), "event");
-    check(cudaLaunchKernelExC(&launch, kernel_of(plan), arguments), "launch");
+    check(cudaLaunchKernelExC(&launch, kernel_of(kernels_, plan), arguments), "launch");
     check(cudaEventRecord(events_[1], stream_), "event");
     const auto begin = Clock::now();
     cudaError_t status;
@@ -311,7 +307,7 @@ int clusters_at_once(const Problem& problem, const Plan& plan) {
   cudaLaunchAttribute attribute;
   const cudaLaunchConfig_t launch = problem.config(plan, &attribute);
   int clusters = 0;
-  if (cudaOccupancyMaxActiveClusters(&clusters, problem.kernel_of(plan), &launch) != cudaSuccess) {
+  if (cudaOccupancyMaxActiveClusters(&clusters, kernel_of(problem.kernels(), plan), &launch) != cudaSuccess) {
     cudaGetLastError();
     return 0;
   }

@@ -185,8 +185,8 @@ class PersistentBlock {
     for_each_unit([&](const Place& at, int column, int n) { states_[state_index(column, n)] = initial(at); });
   }
 
-  // What a lane takes from one step to the next. Reader and writer stand at the one quarter's unit, or else where the block's
-  // units and columns begin, for what a lane has is not the same in all passes.
+  // What a lane takes from one step to the next. Reader and writer stand at the one quarter's unit; of several quarters, they
+  // are made anew where the block's units and a pass's column begin, for what a lane has is not the same in all passes.
   struct Cursor {
     Walk walk;  // of the step at hand
     typename Pass::Reader reader;

@@ -210,6 +210,12 @@ std::vector<Candidate> candidates(const PassKernels& kernels, const DeviceLimits
   return all;
 }
 
+const void* kernel_of(const PassKernels& kernels, const Plan& plan) {
+  Partition part = plan.partition;
+  if (plan.kind == PlanKind::kPersistentGrid) part.exchange = &part;  // anything: it is not in shared memory
+  return kernels.persistent(part);
+}
+
 const Plan& fastest(const std::vector<Candidate>& candidates) {
   const Candidate* best = &candidates.front();
   for (const Candidate& candidate : candidates)

@@ -48,6 +48,9 @@ std::vector<Plan> cuts_of(PlanKind kind, const PassKernels& kernels, const Devic
 std::vector<Candidate> candidates(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request,
                                   const ClusterRoom& room = {});
 
+// The kernel of a persistent plan.
+const void* kernel_of(const PassKernels& kernels, const Plan& plan);
+
 // Asked before each float32 layer: whether torch lets recurrent networks use TF32. Set by Python, where the setting is.
 extern bool (*tf32_allowed)();
 

@@ -19,12 +19,6 @@ Device::LaunchShape launch_shape(const Plan& plan, int64_t directions) {
           plan.kind == PlanKind::kPersistentCluster ? part.members : 1, plan.kind == PlanKind::kPersistentGrid};
 }
 
-const void* kernel_of(const PassKernels& kernels, const Plan& plan) {
-  Partition part = plan.partition;
-  if (plan.kind == PlanKind::kPersistentGrid) part.exchange = &part;  // anything: it is not in shared memory
-  return kernels.persistent(part);
-}
-
 Plan choose(const Device& device, const PassKernels& kernels, const PlanRequest& request) {
   const std::vector<Candidate> all = candidates_on(device, kernels, request);
   if (const char* const wanted = std::getenv("SEQKERNELS_CUDA_PLAN"); wanted && *wanted) {
