@@ -7,6 +7,8 @@ what includes it.
 Environment:
     CXX, CXXFLAGS           the C++17 compiler (GCC or Clang) and extra flags, which come last
     MAX_JOBS                how many sources are compiled at once (default: one a core)
+    SEQKERNELS_CPU_TARGETS  which instruction sets to compile CPU kernels for, besides baseline: "avx2", say
+                            (default: all that the project knows)
     SEQKERNELS_WITH_CUDA    0: no CUDA kernels; 1: stop where they cannot be built; unset: if nvcc is found
     SEQKERNELS_CUDA_TARGETS what to compile CUDA kernels for: "sm_80 sm_90a", say, or "native", this GPU
                             (default: all kinds of GPU that the project knows, and PTX for those to come)
@@ -59,6 +61,13 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     CPU_TARGETS["avx512"] = ("csrc/cpu/kernels_avx512.cpp", KERNEL_FLAGS + AVX512_FLAGS)
     CPU_TARGETS["avx512bf16"] = ("csrc/cpu/kernels_avx512bf16.cpp", KERNEL_FLAGS + AVX512_BF16_FLAGS)
     CPU_TARGETS["amx"] = ("csrc/cpu/kernels_amx.cpp", KERNEL_FLAGS + AMX_FLAGS)
+
+for isa in os.environ.get("SEQKERNELS_CPU_TARGETS", "").replace(",", " ").split():
+    if isa not in CPU_TARGETS:
+        sys.exit(f"SEQKERNELS_CPU_TARGETS: expected some of {', '.join(CPU_TARGETS)}, got '{isa}'")
+if "SEQKERNELS_CPU_TARGETS" in os.environ:
+    wanted = {"baseline", *os.environ["SEQKERNELS_CPU_TARGETS"].replace(",", " ").split()}
+    CPU_TARGETS = {isa: target for isa, target in CPU_TARGETS.items() if isa in wanted}
 
 # Cards with compute capability 8.x, 9.0 and 10.0; all later ones compile the PTX when a kernel is first used.
 CUDA_TARGETS = ("sm_80", "sm_90a", "sm_100a", "compute_100")
@@ -132,6 +141,15 @@ def cuda_home(nvcc: Path) -> Path:
 def sources(pattern: str) -> list[str]:
     """Files of csrc that match, relative to the project's root."""
     return sorted(path.relative_to(ROOT).as_posix() for path in CSRC.glob(pattern))
+
+
+def cells() -> list[str]:
+    """The names of the cells' structs, as csrc/cells/registry.h lists them."""
+    registry = (CSRC / "cells" / "registry.h").read_text(encoding="utf-8")
+    found = re.search(r"^using Registry = CellList<([\w\s,]+)>;", registry, re.MULTILINE)
+    if found is None:
+        sys.exit("csrc/cells/registry.h has no line 'using Registry = CellList<...>;'")
+    return [name.strip() for name in found[1].split(",")]
 
 
 def plan_cuda() -> tuple[Path | None, list[str], str]:
@@ -224,10 +242,11 @@ class NinjaBuildExt(cpp_extension.BuildExtension):
             f'-DSEQKERNELS_TORCH_VERSION="{TORCH_VERSION}"',  # another torch: every object is made anew
             *([f'-DSEQKERNELS_CUDA_TARGETS="{",".join(cuda_targets())}"'] if nvcc else []),
         ]
-        # First what takes longest.
-        flags_of: dict[str, list[str]] = {source: [] for source in cuda_sources}
-        flags_of |= dict(CPU_TARGETS.values()) | EMULATED_TARGETS
-        flags_of |= {source: [] for source in sources("*.cpp") + sources("cpu/*.cpp")} | flags_of
+        # First what takes longest. cell.cu is compiled once for each cell.
+        flags_of: dict[str, list[str]] = dict(CPU_TARGETS.values()) | EMULATED_TARGETS
+        plain = [*sources("*.cpp"), *sources("*/*.cpp")]
+        flags_of |= {source: [] for source in plain if "/kernels_" not in source and source not in flags_of}
+        flags_of["csrc/cpu/dispatch.cpp"] = [f"-DSEQKERNELS_HAS_{isa.upper()}" for isa in CPU_TARGETS]
         user_flags = shlex.split(os.environ.get("CXXFLAGS", ""))
         cxx = cxx_compiler() + COMMON_FLAGS + defines + includes
         lines = ninja_rule("cxx", f"{escape(cxx)} $flags {escape(user_flags)} -MMD")
@@ -241,16 +260,30 @@ class NinjaBuildExt(cpp_extension.BuildExtension):
             images = [f"-gencode=arch=compute_{t.split('_')[1]},code={t}" for t in cuda_targets()]
             strict = ["-DSEQKERNELS_CUDA_STRICT"] if os.environ.get("SEQKERNELS_CUDA_STRICT") == "1" else []
             compile = [str(nvcc), *NVCC_FLAGS, *strict, *images]
-            lines += ninja_rule("cuda", f"{escape(compile)} -MMD", log="$out.log")
+            lines += ninja_rule("cuda", f"{escape(compile)} $flags -MMD", log="$out.log")
             runtime = ["-isystem", str(home / "include")]
-            flags_of |= dict.fromkeys([*sources("cuda/*.cpp"), "csrc/ops.cpp"], runtime)
-        objects = []
-        for source in flags_of:
-            objects.append(source.replace("/", "_") + ".o")
-            rule = "cuda" if source.endswith(".cu") else "cxx"
-            lines.append(f"build {objects[-1]}: {rule} {escape_path(ROOT / source)}")
-            lines.append(f"  flags = {escape(flags_of.get(source, []))}")
+            flags_of |= dict.fromkeys([*sources("cuda/*.cpp"), "csrc/python/cuda_plans.cpp"], runtime)
+        else:
+            flags_of = {source: flags for source, flags in flags_of.items() if "/cuda" not in source}
+        units = [("cuda", *unit) for source in cuda_sources for unit in cuda_units(source)]
+        units += [("cxx", source.replace("/", "_"), source, flags) for source, flags in flags_of.items()]
+        for rule, name, source, flags in units:
+            lines.append(f"build {name}.o: {rule} {escape_path(ROOT / source)}")
+            lines.append(f"  flags = {escape(flags)}")
+        objects = [f"{name}.o" for _, name, _, _ in units]
         return "\n".join(lines) + "\n", objects, ([str(path) for path in library_dirs], libraries)
+
+
+def cuda_units(source: str) -> list[tuple[str, str, list[str]]]:
+    """(name, source, flags) of the objects that are made of a CUDA source: of cell.cu one for each cell."""
+    name = source.replace("/", "_")
+    if Path(source).stem != "cell":
+        return [(name, source, [])]
+    snake_case = {cell: re.sub(r"(?<!^)(?=[A-Z])", "_", cell).lower() for cell in cells()}
+    return [
+        (name.replace("cell", snake), source, [f"-DSEQKERNELS_CELL={cell}"])
+        for cell, snake in snake_case.items()
+    ]
 
 
 def ninja_rule(name: str, compile: str, log: str = "") -> list[str]:

@@ -2,20 +2,53 @@
 #pragma once
 #include <stdint.h>
 
+#include "cells/registry.h"
+
 namespace seqkernels {
 
 enum class DType : int { kFloat32, kFloat64, kBFloat16, kFloat16, kCount };
-enum class CellKind : int { kLstm, kGru, kRnnTanh, kRnnRelu, kCount };
 
-// Gates of a cell, and what it saves of each step for backward, in vectors of hidden units.
-struct CellSizes {
-  int64_t gates, saved;
+// A cell by its place in the registry.
+enum class CellKind : int {};
+constexpr int kCellKinds = cells::Registry::kCount;
+
+// What a cell's struct says of it (cells/cell.h), for code that gets to know the cell at run time.
+struct CellInfo {
+  const char* name;
+  int64_t gates;
+  int64_t saved;  // values per unit and step that forward saves for backward
   bool has_cell_state;
+  bool has_hidden_dgates;  // gradients of the hidden gates that are not those of the input gates
 };
-constexpr CellSizes cell_sizes(CellKind cell) {
-  return cell == CellKind::kLstm  ? CellSizes{4, 4, true}
-         : cell == CellKind::kGru ? CellSizes{3, 4, false}
-                                  : CellSizes{1, 0, false};
+
+template <class Cell>
+constexpr CellInfo info_of() {
+  return {Cell::kName, Cell::kGates, Cell::kSaved, Cell::kHasCellState, Cell::kDgates > Cell::kGates};
+}
+
+// All of them, in the order of the registry.
+struct CellInfos {
+  CellInfo of[kCellKinds];
+};
+template <class... Cells>
+constexpr CellInfos infos_of(cells::CellList<Cells...>) {
+  return {{info_of<Cells>()...}};
+}
+constexpr CellInfos kCellInfos = infos_of(cells::Registry());
+
+constexpr const CellInfo& cell_info(CellKind cell) { return kCellInfos.of[int(cell)]; }
+
+// Of a cell's struct.
+template <class Cell, class... Cells>
+constexpr CellKind kind_in(cells::CellList<Cells...>) {
+  int kind = 0;
+  bool found = false;
+  ((found = found || cells::kIsSame<Cell, Cells>, kind += !found), ...);
+  return CellKind(kind);
+}
+template <class Cell>
+constexpr CellKind kind_of() {
+  return kind_in<Cell>(cells::Registry());
 }
 
 // Hidden units are padded to this many in what forward saves for backward, on every device.

@@ -50,7 +50,7 @@ Tensor with_contiguous_rows(const Tensor& tensor) {
 }
 
 Layer::Layer(const LayerInputs& inputs)
-    : cell_(inputs.cell), sizes_(cell_sizes(cell_)), packed_(inputs.batch_sizes.has_value()) {
+    : cell_(inputs.spec.cell), info_(cell_info(cell_)), packed_(inputs.spec.batch_sizes.has_value()) {
   const int64_t x_dim = packed_ ? 2 : 3;
   if (inputs.x.dim() != x_dim) fail("x must have ", x_dim, " dimensions, got ", inputs.x.dim());
   if (inputs.h0.dim() != 3) fail("h0 must have 3 dimensions, got ", inputs.h0.dim());
@@ -67,7 +67,7 @@ Layer::Layer(const LayerInputs& inputs)
   if (hidden_size_ == 0) fail("h0 must have at least one hidden unit in its last dimension, got 0");
   input_size_ = x_.size(x_dim - 1);
   if (packed_)
-    offsets_of(*inputs.batch_sizes);
+    offsets_of(*inputs.spec.batch_sizes);
   else
     offsets_of(x_.size(0), x_.size(1));
 
@@ -110,7 +110,7 @@ void Layer::take_weights(const std::vector<Tensor>& weights) {
   if (count % directions_ != 0 || (weights_per_direction_ != 2 && weights_per_direction_ != 4))
     fail("weights must be w_ih, w_hh and optionally b_ih, b_hh for each of ", directions_, " directions, got ", count,
          " tensors");
-  const int64_t gate_rows = sizes_.gates * hidden_size_;
+  const int64_t gate_rows = info_.gates * hidden_size_;
   static const char* const names[] = {"w_ih", "w_hh", "b_ih", "b_hh"};
   weights_.reserve(weights.size());
   for (int64_t i = 0; i < count; ++i) {
@@ -131,9 +131,9 @@ LayerOutputs Layer::new_outputs(bool save_for_backward) const {
   LayerOutputs out;
   out.output = new_tensor(output_sizes(), scalar_type(), x_);
   out.h_n = new_tensor(state_sizes(), scalar_type(), x_);
-  if (sizes_.has_cell_state) out.c_n = new_tensor(state_sizes(), scalar_type(), x_);
-  if (sizes_.saved > 0) out.gates = new_tensor(save_for_backward ? gates_sizes() : Sizes{0}, scalar_type(), x_);
-  if (sizes_.has_cell_state) out.cells = new_tensor(save_for_backward ? cells_sizes() : Sizes{0}, compute_type(), x_);
+  if (info_.has_cell_state) out.c_n = new_tensor(state_sizes(), scalar_type(), x_);
+  if (info_.saved > 0) out.gates = new_tensor(save_for_backward ? gates_sizes() : Sizes{0}, scalar_type(), x_);
+  if (info_.has_cell_state) out.cells = new_tensor(save_for_backward ? cells_sizes() : Sizes{0}, compute_type(), x_);
   return out;
 }
 
@@ -142,7 +142,7 @@ LayerBackwardTensors::LayerBackwardTensors(const Layer& layer, const LayerGradie
                                            const std::optional<Tensor>& cells_given,
                                            const std::vector<bool>& needs_grad) {
   const Sizes state = layer.state_sizes();
-  const size_t states = layer.sizes().has_cell_state ? 2 : 1;
+  const size_t states = layer.info().has_cell_state ? 2 : 1;
   if (needs_grad.size() != 1 + states + layer.weights().size())
     fail("needs_grad must have ", 1 + states + layer.weights().size(), " entries, got ", needs_grad.size());
 
@@ -174,7 +174,7 @@ LayerBackwardTensors::LayerBackwardTensors(const Layer& layer, const LayerGradie
   };
   results.x = result(needs_grad[0], sizes_of(layer.x()));
   results.h0 = result(needs_grad[1], state);
-  if (layer.sizes().has_cell_state) results.c0 = result(needs_grad[2], state);
+  if (layer.info().has_cell_state) results.c0 = result(needs_grad[2], state);
   for (size_t i = 0; i < layer.weights().size(); ++i)
     results.weights.push_back(result(needs_grad[1 + states + i], sizes_of(layer.weights()[i])));
 }

@@ -14,13 +14,18 @@ namespace seqkernels {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-struct LayerInputs {
+// What a call is, beside its inputs. What is added here reaches every device's kernels; seqkernels/spec.py is its twin.
+struct LayerSpec {
   CellKind cell;
-  Tensor x;                           // [T, B, I] or packed [R, I]
-  Tensor h0;                          // [D, B, H]
-  std::optional<Tensor> c0;           // [D, B, H]
-  std::vector<Tensor> weights;        // per direction w_ih, w_hh and, with biases, b_ih, b_hh
   std::optional<Tensor> batch_sizes;  // [T] of a packed sequence
+};
+
+struct LayerInputs {
+  LayerSpec spec;
+  Tensor x;                     // [T, B, I] or packed [R, I]
+  Tensor h0;                    // [D, B, H]
+  std::optional<Tensor> c0;     // [D, B, H]
+  std::vector<Tensor> weights;  // per direction w_ih, w_hh and, with biases, b_ih, b_hh
 };
 
 struct LayerOutputs {
@@ -76,11 +81,11 @@ class Layer {
   int64_t padded_hidden() const { return (hidden_size_ + kUnitPadding - 1) / kUnitPadding * kUnitPadding; }
   // Multiply-adds of a forward pass.
   double work() const {
-    return static_cast<double>(rows()) * static_cast<double>(directions_ * sizes_.gates * hidden_size_) *
+    return static_cast<double>(rows()) * static_cast<double>(directions_ * info_.gates * hidden_size_) *
            static_cast<double>(input_size_ + hidden_size_);
   }
   Sizes state_sizes() const { return {directions_, batch_, hidden_size_}; }
-  Sizes gates_sizes() const { return {directions_, rows(), sizes_.saved, padded_hidden()}; }
+  Sizes gates_sizes() const { return {directions_, rows(), info_.saved, padded_hidden()}; }
   Sizes cells_sizes() const { return {directions_, rows(), padded_hidden()}; }
   Sizes output_sizes() const {
     if (packed_) return {rows(), directions_ * hidden_size_};
@@ -88,7 +93,7 @@ class Layer {
   }
 
   CellKind cell() const { return cell_; }
-  const CellSizes& sizes() const { return sizes_; }
+  const CellInfo& info() const { return info_; }
   DType dtype() const { return dtype_; }
   ScalarType scalar_type() const { return x_.scalar_type(); }
   ScalarType compute_type() const { return dtype_ == DType::kFloat64 ? ScalarType::Double : ScalarType::Float; }
@@ -115,7 +120,7 @@ class Layer {
   void take_weights(const std::vector<Tensor>& weights);
 
   const CellKind cell_;
-  const CellSizes sizes_;
+  const CellInfo& info_;
   const bool packed_;
   DType dtype_;
   int64_t batch_, input_size_, hidden_size_, directions_;

@@ -6,7 +6,9 @@
 `seqkernels.explain(module, x)` says which kernel runs; `python -m seqkernels` what this build can do.
 """
 
-from . import _dynamo, functional, init, models
+from . import functional, init, models, reference
+from ._torch_compat import let_dynamo_trace as _let_dynamo_trace
+from .dispatch import get_fastpath_enabled, set_fastpath_enabled
 from .frozen import freeze
 from .fusion import fuse, unfuse
 from .modules import FusedGRU, FusedGRUCell, FusedLSTM, FusedLSTMCell, FusedRNN, FusedRNNCell
@@ -27,9 +29,12 @@ __all__ = [
     "freeze",
     "functional",
     "fuse",
+    "get_fastpath_enabled",
     "init",
     "models",
+    "reference",
+    "set_fastpath_enabled",
     "unfuse",
 ]
 
-_dynamo.admit(FusedLSTM, FusedGRU, FusedRNN)
+_let_dynamo_trace(FusedLSTM, FusedGRU, FusedRNN)

@@ -7,7 +7,7 @@ import platform
 import torch
 
 from . import _C, __version__
-from ._ops import BUILD_CONFIG
+from ._extension import BUILD_CONFIG
 
 
 def report() -> str:

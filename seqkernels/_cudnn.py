@@ -14,16 +14,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack
 from torch.compiler import is_compiling
 from torch.jit import is_tracing
 
-__all__ = ["NAME", "is_faster", "refuse", "run", "takes"]
+from . import _torch_compat as compat
+from .spec import LayerSpec
+
+__all__ = ["NAME", "is_faster", "refuse", "run", "supports"]
 
 NAME = "cudnn"  # as a plan, beside those of csrc/cuda/plan.h
 COPIES = 80.0  # microseconds of a call that weights take to be copied twice; reckoned, not measured
-_MODES = {"relu": 0, "tanh": 1, "lstm": 2, "gru": 3}  # of torch._cudnn_rnn
-_GATES = {"relu": 1, "tanh": 1, "lstm": 4, "gru": 3}
+_MODES = {"rnn_relu": 0, "rnn_tanh": 1, "lstm": 2, "gru": 3}  # cuDNN's own numbers of its cells
 
 
 @dataclass(frozen=True)
@@ -82,19 +83,21 @@ def refuse() -> None:
         )
 
 
-def takes(cell: str, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
-    """Whether nothing is lost: no gradient, nobody who watches, cuDNN is there and allowed, and all sizes fit
-    together. Where they do not, the kernels' own check says so."""
+def supports(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
+    """Whether nothing is lost: no gradient, nobody who watches, cuDNN is there, allowed and knows the cell, and
+    all sizes fit together. Where they do not, the kernels' own check says so."""
+    if spec.cell not in _MODES or compat.cudnn_rnn is None or compat.cudnn_rnn_flatten_weight is None:
+        return False
     if x.device.type != "cuda" or is_compiling() or is_tracing() or not torch.backends.cudnn.is_acceptable(x):
         return False
-    if _len_torch_dispatch_stack() or _len_torch_function_stack():
+    if compat.modes_active():
         return False
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *state, *weights)):
         return False
     if x.dtype == torch.float64 or x.dim() != 3 or x.numel() == 0 or state[0].dim() != 3:
         return False
     directions, _, hidden = state[0].shape
-    gates = _GATES[cell] * hidden
+    gates = spec.info.gates * hidden
     shapes = [(gates, x.size(2)), (gates, hidden), (gates,), (gates,)][: len(weights) // directions]
     return all(s.shape == (directions, x.size(1), hidden) for s in state) and (
         [w.shape for w in weights] == shapes * directions
@@ -102,31 +105,31 @@ def takes(cell: str, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tenso
 
 
 def run(
-    cell: str, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], bidirectional: bool
+    spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
     """`(output, *final_state)` of one layer in evaluation; x [T, B, I]."""
-    hidden, per_direction = state[0].size(2), len(weights) // (2 if bidirectional else 1)
+    hidden, per_direction = state[0].size(2), len(weights) // spec.directions
     flat = [w.detach().clone() for w in weights]  # which the next line makes views of the buffer
     with torch.no_grad(), torch.cuda.device(x.device):
-        buffer = torch._cudnn_rnn_flatten_weight(
-            flat, per_direction, x.size(2), _MODES[cell], hidden, 0, 1, False, bidirectional
+        buffer = compat.cudnn_rnn_flatten_weight(
+            flat, per_direction, x.size(2), _MODES[spec.cell], hidden, 0, 1, False, spec.bidirectional
         )
-    output, h_n, c_n, *_ = torch._cudnn_rnn(
+    output, h_n, c_n, *_ = compat.cudnn_rnn(
         x.contiguous(),
         flat,
         per_direction,
         buffer,
         state[0].contiguous(),
-        state[1].contiguous() if cell == "lstm" else None,
-        _MODES[cell],
+        state[1].contiguous() if spec.info.has_cell_state else None,
+        _MODES[spec.cell],
         hidden,
         0,  # no projection
         1,  # layer
         False,  # batch_first
         0.0,  # dropout
         False,  # train
-        bidirectional,
+        spec.bidirectional,
         [],  # batch_sizes
         None,  # dropout_state
     )
-    return (output, h_n, c_n) if cell == "lstm" else (output, h_n)
+    return (output, h_n, c_n) if spec.info.has_cell_state else (output, h_n)

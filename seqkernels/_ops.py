@@ -1,35 +1,22 @@
 """Loads the extension and teaches its ops the rest: shapes, derivatives, autocast.
 
-The schemas and kernels are C++ (csrc/ops.cpp). Here each forward op gets a fake kernel (torch.compile,
-torch.export, the meta device), its derivative, which is an op of its own, and an autocast rule. The backward
-ops are derived through reference.py, so that every higher derivative exists.
+The schemas and kernels are C++ (csrc/layer_ops.cpp). Here the forward op of each cell gets a fake kernel
+(torch.compile, torch.export, the meta device), its derivative, which is an op of its own, and an autocast
+rule. The backward ops are derived through reference.py, so that every higher derivative exists.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import reference
-
-try:
-    from . import _C
-except ImportError as error:
-    raise ImportError(
-        "The compiled part of seqkernels, seqkernels._C, cannot be loaded. In a source checkout, build it "
-        "with `pip install --no-build-isolation -e .`; otherwise install seqkernels again for this Python. "
-        f"({error})"
-    ) from error
-
-BUILD_CONFIG: dict[str, Any] = _C.build_config()
-
-lstm = torch.ops.seqkernels.lstm.default
-gru = torch.ops.seqkernels.gru.default
-rnn = torch.ops.seqkernels.rnn.default
+from . import _C, reference
+from . import _torch_compat as compat
+from ._extension import BUILD_CONFIG
+from .cells import CELLS, Cell
 
 _library = torch.library.Library("seqkernels", "IMPL")
 
@@ -50,111 +37,97 @@ def _new_output(x: Tensor, h0: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], h0.size(0) * h0.size(2))
 
 
-def _new_saved(x: Tensor, h0: Tensor, *gates: int) -> Tensor:
-    """What forward keeps for backward, [D, rows, *gates, Hp]: H is padded to whole vectors."""
+def _new_saved(x: Tensor, h0: Tensor, *saved: int) -> Tensor:
+    """What forward keeps for backward, [D, rows, *saved, Hp]: H is padded to whole vectors."""
     rows = x.size(0) if x.dim() == 2 else x.size(0) * x.size(1)
-    padded = (h0.size(2) + 15) // 16 * 16
-    return x.new_empty(h0.size(0), rows, *gates, padded)
+    padded = (h0.size(2) + _C.unit_padding - 1) // _C.unit_padding * _C.unit_padding
+    return x.new_empty(h0.size(0), rows, *saved, padded)
 
 
-@torch.library.register_fake("seqkernels::lstm")
-def _(
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None = None,
-    save_for_backward: bool = True,
-) -> tuple[Tensor, ...]:
-    gates = _new_saved(x, h0, 4) if save_for_backward else x.new_empty(0)
-    cells = _new_saved(x, h0) if save_for_backward else x.new_empty(0)
-    if x.dtype in (torch.float16, torch.bfloat16):
-        cells = cells.float()
-    return _new_output(x, h0), x.new_empty(h0.shape), x.new_empty(c0.shape), gates, cells
+def _fake_forward(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
+    def fake(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        states, save = args[: cell.states], args[-1]
+        results = [_new_output(x, states[0]), *(x.new_empty(s.shape) for s in states)]
+        if cell.saved:
+            results.append(_new_saved(x, states[0], cell.saved) if save else x.new_empty(0))
+        if cell.has_cell_state:
+            cells = _new_saved(x, states[0]) if save else x.new_empty(0)
+            results.append(cells.float() if x.dtype in (torch.float16, torch.bfloat16) else cells)
+        return tuple(results)
 
-
-@torch.library.register_fake("seqkernels::gru")
-def _(
-    x: Tensor,
-    h0: Tensor,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None = None,
-    save_for_backward: bool = True,
-) -> tuple[Tensor, ...]:
-    gates = _new_saved(x, h0, 4) if save_for_backward else x.new_empty(0)
-    return _new_output(x, h0), x.new_empty(h0.shape), gates
-
-
-@torch.library.register_fake("seqkernels::rnn")
-def _(
-    x: Tensor, h0: Tensor, weights: Sequence[Tensor], nonlinearity: str, batch_sizes: Tensor | None = None
-) -> tuple[Tensor, ...]:
-    return _new_output(x, h0), x.new_empty(h0.shape)
+    return fake
 
 
 # ---------------------------------------------------------------- derivatives
 
 
 class _Differentiable:
-    """One cell's forward op with its derivatives, and the derivatives of its backward op.
+    """The forward op of a cell with its derivatives, and the derivatives of its backward op.
 
-    With the states h0 and, for the LSTM, c0, the signatures are
-        forward:  (x, *states, weights, *options, batch_sizes[, save_for_backward]) -> (output, *finals,
-            *saved)
-        backward: (*grads, x, *states, weights, *options, batch_sizes, output, *saved, needs_grad)
+    With the states h0 and, where the cell has one, c0, the signatures are
+        forward:  (x, *states, weights, *options, save_for_backward) -> (output, *finals, *saved)
+        backward: (*grads, x, *states, weights, *options, output, *saved, needs_grad)
                   -> (grad_x, *grad_states, grad_weights)
-    `options` is the nonlinearity of an RNN, `saved` are gates and cells, `needs_grad` has a flag for each of
-    x, the states and every weight.
+    `options` are the optional tensors of `LayerSpec.of_op`, `saved` are gates and cells, `needs_grad` has a
+    flag for each of x, the states and every weight.
 
     `torch.library.register_autograd` would do for the forward op too, but its handling of lists costs more
     than a short sequence does, so the weights are passed one by one to an autograd.Function that is
     registered here.
     """
 
-    def __init__(self, op: torch._ops.OpOverload, states: int) -> None:
-        self.cell = cell = op._schema.name.split("::")[1]
-        self.op = op
-        self.backward_op = getattr(torch.ops.seqkernels, f"_{cell}_backward").default
-        self.n = 1 + states  # x and the states; also the output and the final states
-        self.optional_save = cell != "rnn"  # the RNN's derivative reads its output alone
-        self.batch_sizes_at = self.n + (1 if self.optional_save else 2)
+    def __init__(self, cell: Cell) -> None:
+        self.cell, name = cell.name, cell.name
+        self.op = getattr(torch.ops.seqkernels, name).default
+        self.backward_op = getattr(torch.ops.seqkernels, f"_{name}_backward").default
+        self.n = 1 + cell.states  # x and the states; also the output and the final states
+        self.arguments = compat.argument_names(self.op)
+        self.n_options = len(self.arguments) - self.n - 2
+        self.defaults = (*[None] * self.n_options, True)
         self.function: Any = type(
-            f"{cell}_with_derivative",
+            f"{name}_with_derivative",
             (torch.autograd.Function,),
             {"forward": staticmethod(self._forward), "backward": staticmethod(self._backward)},
         )
-        _library.impl(cell, self._autograd_kernel, "Autograd", with_keyset=True)
+        _library.impl(name, self._autograd_kernel, "Autograd", with_keyset=True)
+        torch.library.register_fake(f"seqkernels::{name}", self._with_defaults(_fake_forward(cell)))
         torch.library.register_autograd(
-            f"seqkernels::_{cell}_backward", self._double_backward, setup_context=self._setup_double_backward
+            f"seqkernels::_{name}_backward", self._double_backward, setup_context=self._setup_double_backward
         )
-        torch.library.register_fake(f"seqkernels::_{cell}_backward", self._fake_backward)
+        torch.library.register_fake(f"seqkernels::_{name}_backward", self._fake_backward)
 
     def __call__(self, *args: Any) -> tuple[Tensor, ...]:
         """The op where a gradient is needed: differentiable, without the detour through the dispatcher."""
         return self._apply(self.op, args)
 
+    def _with_defaults(self, fake: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+        """`fake` with all arguments; the dispatcher leaves out those that have their default, or names them."""
+        def run(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+            given = [*args, *self.defaults[len(args) - self.n - 1 :]]
+            for name, value in kwargs.items():
+                given[self.arguments.index(name)] = value
+            return fake(*given)
+
+        return run
+
     def _apply(self, op: Callable[..., Any], args: Sequence[Any]) -> tuple[Tensor, ...]:
-        n, at = self.n, self.batch_sizes_at
-        batch_sizes = args[at] if len(args) > at else None  # the dispatcher leaves defaults out
-        save = args[at + 1] if len(args) > at + 1 else True
-        return self.function.apply(op, save, args[n + 1 : at], batch_sizes, *args[:n], *args[n])
+        n = self.n
+        *options, save = (*args[n + 1 :], *self.defaults[len(args) - n - 1 :])
+        return self.function.apply(op, save, *options, *args[:n], *args[n])
 
     def _autograd_kernel(self, keyset: Any, *args: Any) -> tuple[Tensor, ...]:
-        op = functools.partial(self.op.redispatch, keyset & torch._C._after_autograd_keyset)
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+        op = compat.below_autograd_of(self.op, keyset)
+        if torch.is_grad_enabled() and compat.any_requires_grad(*args):
             return self._apply(op, args)
-        with torch._C._AutoDispatchBelowAutograd():
+        with compat.below_autograd():
             return op(*args)
 
-    def _forward(
-        self, ctx: Any, op: Any, save: bool, options: Any, batch_sizes: Any, *tensors: Tensor
-    ) -> Any:
-        n = self.n
-        save_for_backward = (save,) if self.optional_save else ()
-        with torch._C._AutoDispatchBelowAutograd():
-            results = op(*tensors[:n], list(tensors[n:]), *options, batch_sizes, *save_for_backward)
-        ctx.was_saved, ctx.options = save, options
-        ctx.save_for_backward(batch_sizes, results[0], *results[n:], *tensors)
+    def _forward(self, ctx: Any, op: Any, save: bool, *args: Any) -> Any:
+        n, options, tensors = self.n, args[: self.n_options], args[self.n_options :]
+        with compat.below_autograd():
+            results = op(*tensors[:n], list(tensors[n:]), *options, save)
+        ctx.was_saved = save
+        ctx.save_for_backward(*options, results[0], *results[n:], *tensors)
         ctx.mark_non_differentiable(*results[n:])
         ctx.set_materialize_grads(False)
         return results
@@ -165,31 +138,33 @@ class _Differentiable:
                 f"seqkernels::{self.cell} ran with save_for_backward=False and kept nothing to derive; "
                 "call it with save_for_backward=True where gradients are needed"
             )
-        n, needs_grad = self.n, list(ctx.needs_input_grad[4:])
-        batch_sizes, *kept = ctx.saved_tensors
-        tensors = kept[-len(needs_grad) :]
-        del kept[-len(needs_grad) :]
-        args = (*grads[:n], *tensors[:n], tensors[n:], *ctx.options, batch_sizes, *kept, needs_grad)
+        first = 2 + self.n_options  # op and save come before the options
+        n, needs_grad = self.n, list(ctx.needs_input_grad[first:])
+        saved = ctx.saved_tensors
+        options, kept = saved[: self.n_options], saved[self.n_options : -len(needs_grad)]
+        tensors = saved[-len(needs_grad) :]
+        args = (*grads[:n], *tensors[:n], list(tensors[n:]), *options, *kept, needs_grad)
         if torch.is_grad_enabled():  # create_graph=True
             *found, grad_weights = self.backward_op(*args)
         else:
-            with torch._C._AutoDispatchBelowAutograd():
+            with compat.below_autograd():
                 *found, grad_weights = self.backward_op(*args)
-        return None, None, None, None, *_where(needs_grad, [*found, *grad_weights])
+        return *[None] * first, *_where(needs_grad, [*found, *grad_weights])
 
     def _setup_double_backward(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         n, args = self.n, inputs[self.n :]  # after the grads come the arguments of the forward op
-        ctx.options, ctx.needs_grad = args[n + 1 : self.batch_sizes_at], inputs[-1]
-        ctx.save_for_backward(args[self.batch_sizes_at], *inputs[:n], *args[:n], *args[n])
+        ctx.needs_grad = inputs[-1]
+        options = args[n + 1 : n + 1 + self.n_options]
+        ctx.save_for_backward(*options, *inputs[:n], *args[:n], *args[n])
         ctx.set_materialize_grads(False)
 
     def _double_backward(self, ctx: Any, *v: Any) -> tuple[Any, ...]:
-        n, (batch_sizes, *tensors) = self.n, ctx.saved_tensors
+        n, options = self.n, ctx.saved_tensors[: self.n_options]
+        tensors = ctx.saved_tensors[self.n_options :]
         grads, inputs = tensors[:n], tensors[n:]
-        layer = getattr(reference, self.cell)
 
         def run(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-            return layer(*inputs[:n], inputs[n:], *ctx.options, batch_sizes)
+            return reference.layer(self.cell, inputs[0], inputs[1:n], inputs[n:], *options)
 
         v_weights = v[n] or [None] * (len(inputs) - n)
         to_inputs, to_grads = _second_derivative(
@@ -259,11 +234,8 @@ def _where(flags: Sequence[bool], tensors: Sequence[Tensor | None]) -> list[Tens
     return [t if flag else None for flag, t in zip(flags, tensors, strict=True)]
 
 
-differentiable = {
-    lstm: _Differentiable(lstm, states=2),
-    gru: _Differentiable(gru, states=1),
-    rnn: _Differentiable(rnn, states=1),
-}
+# The op of every cell, by the cell's name.
+OPS = {name: _Differentiable(cell) for name, cell in CELLS.items()}
 
 
 # ---------------------------------------------------------------- autocast
@@ -281,19 +253,8 @@ def cast(value: Any, device_type: str, dtype: torch.dtype) -> Any:
     return value
 
 
-def _register_autocast(op: torch._ops.OpOverload, device_type: str) -> None:
-    """As `torch.library.register_autocast`, but with the dtype that is in force when the op is called."""
-    key_name = "Autocast" + torch._C._dispatch_key_for_device(device_type)
-    key = getattr(torch._C.DispatchKey, key_name)
-
-    def kernel(*args: Any) -> Any:
-        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
-            return op(*cast(args, device_type, torch.get_autocast_dtype(device_type)))
-
-    op.py_impl(key)(kernel)  # for tracing, which dispatches in Python
-    _library.impl(op._schema.name.split("::")[1], lambda _, *args: kernel(*args), key_name, with_keyset=True)
-
-
-for _op in (lstm, gru, rnn):
+for _op in OPS.values():
     for _device_type in ("cpu", "cuda"):
-        _register_autocast(_op, _device_type)
+        compat.register_autocast(
+            _library, _op.op, _device_type, lambda args, dtype, device=_device_type: cast(args, device, dtype)
+        )

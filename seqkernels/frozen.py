@@ -1,7 +1,7 @@
 """Recurrent modules for streaming: weights packed once, and as little as possible around a call.
 
 With 64 hidden units the kernel takes some 2 µs for a step, and what `Frozen.forward` does is measured by
-that, so that nearly all of it is done in C++ (csrc/direct.cpp).
+that, so that nearly all of it is done in C++ (csrc/python/frozen.cpp).
 """
 
 from __future__ import annotations
@@ -14,18 +14,15 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _C, _dynamo, modules, plan
+from . import _C
+from . import _torch_compat as compat
+from .cells import CELLS
+from .fusion import FUSED
+from .plan import spec_of
 
 __all__ = ["Frozen", "freeze"]
 
-_CELLS = {
-    getattr(where, prefix + cell + kind): cell.lower()
-    for where, prefix in ((torch.nn, ""), (modules, "Fused"))
-    for cell in ("LSTM", "GRU", "RNN")
-    for kind in ("", "Cell")
-}
-_GATES = {"lstm": 4, "gru": 3, "tanh": 1, "relu": 1}
-
+_CLASSES = {*FUSED, *FUSED.values()}
 
 def freeze(module: torch.nn.Module, dtype: torch.dtype | None = None) -> Frozen:
     """A module for inference on the CPU that computes what `module` does now, with the least time for a call.
@@ -61,8 +58,8 @@ def freeze(module: torch.nn.Module, dtype: torch.dtype | None = None) -> Frozen:
         >>> output.shape
         torch.Size([1, 1, 16])
     """
-    cell = _CELLS.get(parametrize.type_before_parametrizations(module))
-    if cell is None:
+    kind = parametrize.type_before_parametrizations(module)
+    if kind not in _CLASSES:
         raise TypeError(
             f"freeze takes an LSTM, GRU or RNN of torch.nn or seqkernels, or one of their Cells,"
             f" got {type(module).__name__}"
@@ -73,8 +70,6 @@ def freeze(module: torch.nn.Module, dtype: torch.dtype | None = None) -> Frozen:
         raise ValueError(
             f"freeze does not support projections, and this module has proj_size={module.proj_size}"
         )
-    if cell == "rnn":
-        cell = str(module.nonlinearity)
     options: dict[str, Any] = {"input_size": module.input_size, "hidden_size": module.hidden_size}
     if isinstance(module, torch.nn.RNNBase):
         options |= {n: getattr(module, n) for n in ("num_layers", "bidirectional", "batch_first")}
@@ -87,7 +82,7 @@ def freeze(module: torch.nn.Module, dtype: torch.dtype | None = None) -> Frozen:
         for suffix in suffixes
         for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     ]
-    return Frozen(cell, parameters, dtype or torch.float32, **options)
+    return Frozen(spec_of(module).cell, parameters, dtype or torch.float32, **options)
 
 
 def _weight(module: torch.nn.Module, name: str) -> Tensor:
@@ -101,9 +96,10 @@ def _weight(module: torch.nn.Module, name: str) -> Tensor:
     return weight
 
 
-class Frozen(torch.nn.Module):
+class Frozen(compat.NotTraceable):
     """What `freeze` makes of a layer or a Cell; called as that is."""
 
+    why_not_traceable = "a frozen module cannot be traced or exported: take the module that it was made from"
     _packed: Any  # _C.Frozen
 
     def __init__(
@@ -127,7 +123,7 @@ class Frozen(torch.nn.Module):
         self._pack(parameters)
 
     def forward(self, x: Tensor, hx: Any = None) -> Any:
-        if not plan.transforms_active():
+        if not compat.transforms_active():
             result = self._packed.run(x, hx, torch.is_grad_enabled())
             if result is not None:
                 return result
@@ -135,11 +131,11 @@ class Frozen(torch.nn.Module):
 
     def _admit(self, x: Any, hx: Any) -> tuple[Tensor, Any]:
         """x and hx as the kernels read them, or an error that says what is wrong with them."""
-        names = ("h", "c") if self.cell == "lstm" else ("h",)
-        states = () if hx is None else hx if self.cell == "lstm" else (hx,)
+        names = ("h", "c")[: CELLS[self.cell].states]
+        states = () if hx is None else hx if len(names) > 1 else (hx,)
         if hx is not None and (not isinstance(states, (tuple, list)) or len(states) != len(names)):
             raise RuntimeError(f"hx must be {'a tuple (h, c)' if len(names) > 1 else 'one tensor'}")
-        if plan.transforms_active():
+        if compat.transforms_active():
             raise RuntimeError(
                 "a frozen module supports neither torch.func transforms nor forward-mode differentiation"
             )
@@ -149,7 +145,7 @@ class Frozen(torch.nn.Module):
         for name, state in zip(names, states, strict=False):
             if state.shape != shape:
                 raise RuntimeError(f"{name} must have shape {list(shape)}, got {list(state.shape)}")
-        return x, None if hx is None else tuple(states) if self.cell == "lstm" else states[0]
+        return x, None if hx is None else tuple(states) if len(names) > 1 else states[0]
 
     @staticmethod
     def _plain(name: str, t: Any) -> Tensor:
@@ -208,7 +204,7 @@ class Frozen(torch.nn.Module):
 
     def _unpack(self) -> list[Tensor]:
         """What `_pack` takes, with zeros for biases that were not there."""
-        directions, rows = 1 + self.bidirectional, _GATES[self.cell] * self.hidden_size
+        directions, rows = 1 + self.bidirectional, CELLS[self.cell].gates * self.hidden_size
         parameters = []
         for n in range(self.num_layers * directions):
             inputs = self.input_size if n < directions else directions * self.hidden_size
@@ -232,11 +228,6 @@ class Frozen(torch.nn.Module):
             raise RuntimeError("a frozen module cannot be trained: train the module that it was made from")
         return self
 
-    def _slow_forward(self, *args: Any, **kwargs: Any) -> Any:  # what torch.jit.trace calls
-        raise RuntimeError(
-            "a frozen module cannot be traced or exported: take the module that it was made from"
-        )
-
     def extra_repr(self) -> str:
         defaults = {"num_layers": 1, "bidirectional": False, "batch_first": False, "dtype": torch.float32}
         options = [
@@ -245,7 +236,4 @@ class Frozen(torch.nn.Module):
         return ", ".join([self.cell, str(self.input_size), str(self.hidden_size), *options])
 
 
-# What torch.compiler.disable does, but without a wrapper around every call.
-Frozen.forward._torchdynamo_disable = True  # type: ignore[attr-defined]
-Frozen.forward._torchdynamo_disable_msg = "it is a frozen module"  # type: ignore[attr-defined]
-_dynamo.leave(Frozen.forward.__code__)
+compat.let_dynamo_skip(Frozen.forward, "it is a frozen module")

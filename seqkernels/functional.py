@@ -7,35 +7,21 @@ with torch's generator. The modules of this package are built on these functions
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch._C import _AutoDispatchBelowAutograd, _is_any_autocast_enabled
 from torch.compiler import is_compiling
 from torch.jit import is_tracing
 from torch.nn.functional import dropout as _dropout
 
-from . import _cudnn, _ops, plan, reference
+from . import _cudnn, _ops, dispatch, reference, resets
+from . import _torch_compat as compat
+from .spec import LayerSpec
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 
 State = tuple[Tensor, ...]  # h0, or h0 and c0
-
-# One layer, all its directions: (x, state, weights, batch_sizes, save_for_backward) -> (output, *final_state)
-Layer = Callable[[Tensor, State, Sequence[Tensor], Tensor | None, bool], tuple[Tensor, ...]]
-
-_NATIVE: dict[str, Layer] = {
-    "lstm": lambda x, s, w, sizes, save: _call(_ops.lstm, save, x, s[0], s[1], w, sizes, save)[:3],
-    "gru": lambda x, s, w, sizes, save: _call(_ops.gru, save, x, s[0], w, sizes, save)[:2],
-    "tanh": lambda x, s, w, sizes, save: _call(_ops.rnn, save, x, s[0], w, "tanh", sizes),
-    "relu": lambda x, s, w, sizes, save: _call(_ops.rnn, save, x, s[0], w, "relu", sizes),
-}
-_REFERENCE: dict[str, Layer] = {
-    "lstm": lambda x, s, w, sizes, save: reference.lstm(x, s[0], s[1], w, sizes),
-    "gru": lambda x, s, w, sizes, save: reference.gru(x, s[0], w, sizes),
-    "tanh": lambda x, s, w, sizes, save: reference.rnn(x, s[0], w, "tanh", sizes),
-    "relu": lambda x, s, w, sizes, save: reference.rnn(x, s[0], w, "relu", sizes),
-}
 
 
 def lstm(
@@ -50,6 +36,7 @@ def lstm(
     training: bool = False,
     bidirectional: bool = False,
     batch_first: bool = False,
+    reset_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A stack of LSTM layers.
@@ -65,6 +52,8 @@ def lstm(
             first have I = D*H (or D*P). Gate order i, f, g, o.
         batch_sizes: Sequences that have each time step, int64 [T] on the CPU, as in a PackedSequence.
         dropout: Probability of zeroing an element of each layer's output but the last, while `training`.
+        reset_mask: Where sequences start anew; bool, the shape of `x` without its last dimension. See
+            `seqkernels.FusedLSTM`.
         backend: "native" runs the kernels or raises; "reference" runs plain torch; "auto" runs the kernels
             where they can run, else plain torch. `seqkernels.explain` says which and why.
 
@@ -74,7 +63,8 @@ def lstm(
         autocast.
 
     Raises:
-        ValueError: An unknown `backend`.
+        ValueError: An unknown `backend`, or a `reset_mask` of another shape.
+        TypeError: A `reset_mask` that is no bool tensor.
         RuntimeError: T = 0, sizes, dtypes or devices that do not fit together, or with `backend="native"`
             every reason why the kernels cannot run.
 
@@ -85,8 +75,19 @@ def lstm(
         >>> output.shape
         torch.Size([5, 3, 16])
     """
-    args = (batch_sizes, bias, num_layers, dropout, training, bidirectional, batch_first, backend)
-    return _stack("lstm", x, tuple(hx), weights, *args)  # type: ignore[return-value]
+    spec = LayerSpec(
+        "lstm",
+        num_layers,
+        bias,
+        bidirectional,
+        batch_first,
+        dropout,
+        training,
+        backend,
+        batch_sizes,
+        reset_mask,
+    )
+    return run(spec, x, tuple(hx), weights)  # type: ignore[return-value]
 
 
 def gru(
@@ -101,6 +102,7 @@ def gru(
     training: bool = False,
     bidirectional: bool = False,
     batch_first: bool = False,
+    reset_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """A stack of GRU layers: `(output, h_n)`.
@@ -114,8 +116,19 @@ def gru(
         >>> output.shape
         torch.Size([5, 3, 16])
     """
-    args = (batch_sizes, bias, num_layers, dropout, training, bidirectional, batch_first, backend)
-    return _stack("gru", x, (h0,), weights, *args)  # type: ignore[return-value]
+    spec = LayerSpec(
+        "gru",
+        num_layers,
+        bias,
+        bidirectional,
+        batch_first,
+        dropout,
+        training,
+        backend,
+        batch_sizes,
+        reset_mask,
+    )
+    return run(spec, x, (h0,), weights)  # type: ignore[return-value]
 
 
 def rnn(
@@ -131,6 +144,7 @@ def rnn(
     training: bool = False,
     bidirectional: bool = False,
     batch_first: bool = False,
+    reset_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """A stack of Elman layers: `(output, h_n)`.
@@ -144,8 +158,19 @@ def rnn(
         torch.Size([5, 3, 16])
     """
     _check_nonlinearity(nonlinearity)
-    args = (batch_sizes, bias, num_layers, dropout, training, bidirectional, batch_first, backend)
-    return _stack(nonlinearity, x, (h0,), weights, *args)  # type: ignore[return-value]
+    spec = LayerSpec(
+        f"rnn_{nonlinearity}",
+        num_layers,
+        bias,
+        bidirectional,
+        batch_first,
+        dropout,
+        training,
+        backend,
+        batch_sizes,
+        reset_mask,
+    )
+    return run(spec, x, (h0,), weights)  # type: ignore[return-value]
 
 
 def lstm_cell(
@@ -177,7 +202,7 @@ def lstm_cell(
         >>> h.shape
         torch.Size([3, 16])
     """
-    return _cell("lstm", x, tuple(hx), w_ih, w_hh, b_ih, b_hh, backend)  # type: ignore[return-value]
+    return run_cell(LayerSpec("lstm", backend=backend), x, tuple(hx), w_ih, w_hh, b_ih, b_hh)  # type: ignore[return-value]
 
 
 def gru_cell(
@@ -197,7 +222,7 @@ def gru_cell(
         >>> seqkernels.functional.gru_cell(x, h, torch.randn(48, 8), torch.randn(48, 16)).shape
         torch.Size([3, 16])
     """
-    return _cell("gru", x, (h,), w_ih, w_hh, b_ih, b_hh, backend)[0]
+    return run_cell(LayerSpec("gru", backend=backend), x, (h,), w_ih, w_hh, b_ih, b_hh)[0]
 
 
 def rnn_cell(
@@ -219,117 +244,101 @@ def rnn_cell(
         torch.Size([3, 16])
     """
     _check_nonlinearity(nonlinearity)
-    return _cell(nonlinearity, x, (h,), w_ih, w_hh, b_ih, b_hh, backend)[0]
+    spec = LayerSpec(f"rnn_{nonlinearity}", backend=backend)
+    return run_cell(spec, x, (h,), w_ih, w_hh, b_ih, b_hh)[0]
 
 
-def _stack(
-    cell: str,
-    x: Tensor,
-    state: State,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    bias: bool,
-    num_layers: int,
-    dropout: float,
-    training: bool,
-    bidirectional: bool,
-    batch_first: bool,
-    backend: str,
-) -> tuple[Tensor, ...]:
-    """Layer after layer: `(output, *final_state)`. Takes the place of `torch._VF.lstm` and its like."""
+def run(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """A stack of layers: `(output, *final_state)`. In place of `torch._VF.lstm` and its like.
+
+    x is [T, B, I], [B, T, I] with `spec.batch_first`, or packed [R, I] with `spec.batch_sizes`.
+    """
+    if spec.reset_mask is not None:
+        return resets.run(spec, x, state, weights, run)
     if _autocast(x):
-        args = (batch_sizes, bias, num_layers, dropout, training, bidirectional, batch_first, backend)
-        return _with_autocast(_stack, cell, x, state, weights, *args)
-    if batch_sizes is not None:
-        batch_first = False
-    elif not is_tracing() and x.size(1 if batch_first else 0) == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    if batch_first:
-        x = x.transpose(0, 1)
+        return _with_autocast(run, spec, x, state, weights)
+    if spec.batch_sizes is None:
+        if not is_tracing() and x.size(1 if spec.batch_first else 0) == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        if spec.batch_first:
+            output, *finals = _run_stack(spec, x.transpose(0, 1), state, weights)
+            return output.transpose(0, 1), *finals
+    return _run_stack(spec, x, state, weights)
 
-    directions = 2 if bidirectional else 1
-    per_layer = len(weights) // num_layers
-    projection = per_layer > (4 if bias else 2) * directions
-    layer = _layer(cell, x, state, weights, projection, backend)
-    if layer is not _NATIVE[cell]:
+
+def _run_stack(
+    spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Layer after layer; x [T, B, I] or packed [R, I]."""
+    implementation = dispatch.choose(spec, x, state, weights)
+    if implementation == "cudnn":
+        return _cudnn.run(spec, x, state, weights)
+    if implementation == "reference":
         _check_devices(x, state, weights)
-    elif (
-        backend == "auto"
-        and x.is_cuda
-        and not is_compiling()
-        and _cudnn_runs(cell, x, state, weights, batch_sizes, num_layers, directions)
-    ):
-        output, *finals = _cudnn.run(cell, x, state, weights, bidirectional)
-        return (output.transpose(0, 1) if batch_first else output, *finals)
-    if num_layers == 1:
-        output, *finals = layer(x, state, weights, batch_sizes, _needs_grad(x, state, weights))
-    else:
-        output, layers = x, []
-        for n in range(num_layers):
-            if n > 0 and training and dropout > 0:
-                output = _dropout(output, dropout, True)
-            states = tuple(s[n * directions : (n + 1) * directions] for s in state)
-            own = weights[n * per_layer : (n + 1) * per_layer]
-            output, *final = layer(output, states, own, batch_sizes, _needs_grad(output, states, own))
-            layers.append(final)
-        finals = [torch.cat(f) for f in zip(*layers, strict=True)]
-    return (output.transpose(0, 1) if batch_first else output, *finals)
+    run_layer = LAYERS[implementation]
+    if spec.num_layers == 1:
+        return run_layer(spec, x, state, weights)
+    directions, per_layer = spec.directions, len(weights) // spec.num_layers
+    layers = []
+    for n in range(spec.num_layers):
+        if n > 0 and spec.training and spec.dropout > 0:
+            x = _dropout(x, spec.dropout, True)
+        own = tuple(s[n * directions : (n + 1) * directions] for s in state)
+        x, *final = run_layer(spec, x, own, weights[n * per_layer : (n + 1) * per_layer])
+        layers.append(final)
+    return x, *(torch.cat(f) for f in zip(*layers, strict=True))
 
 
-def _cudnn_runs(
-    cell: str,
-    x: Tensor,
-    state: State,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    num_layers: int,
-    directions: int,
-) -> bool:
-    """Whether this is handed to cuDNN, of what the kernels take."""
-    if batch_sizes is not None or num_layers != 1 or not _cudnn.takes(cell, x, state, weights):
-        _cudnn.refuse()
-        return False
-    sizes = x.size(0), x.size(1), state[0].size(2)
-    return _cudnn.is_faster(cell, x.dtype, _ops.tf32_allowed(), *sizes, directions)
-
-
-def _cell(
-    cell: str,
+def run_cell(
+    spec: LayerSpec,
     x: Tensor,  # [B, I]
     state: State,  # each [B, H]
     w_ih: Tensor,
     w_hh: Tensor,
     b_ih: Tensor | None,
     b_hh: Tensor | None,
-    backend: str,
 ) -> State:
     """One step: a layer of one direction with T = 1. In place of `torch._VF.lstm_cell` and its like."""
     if _autocast(x):
-        return _with_autocast(_cell, cell, x, state, w_ih, w_hh, b_ih, b_hh, backend)
+        return _with_autocast(run_cell, spec, x, state, w_ih, w_hh, b_ih, b_hh)
     _check_cell(x, state, w_ih, w_hh)
     weights = [w_ih, w_hh]
     if b_ih is not None and b_hh is not None:
         weights = [w_ih, w_hh, b_ih, b_hh]
     elif b_ih is not None or b_hh is not None:
         raise RuntimeError("b_ih and b_hh are given together or not at all")
-    layer = _layer(cell, x, state, weights, False, backend)
-    save = _needs_grad(x, state, weights)
-    _, *finals = layer(x.unsqueeze(0), tuple([s.unsqueeze(0) for s in state]), weights, None, save)
+    _, *finals = _run_stack(spec, x.unsqueeze(0), tuple([s.unsqueeze(0) for s in state]), weights)
     return tuple([s.squeeze(0) for s in finals])
 
 
-def _layer(
-    cell: str, x: Tensor, state: State, weights: Sequence[Tensor], projection: bool, backend: str
-) -> Layer:
-    """The implementation that runs this input."""
-    if backend not in plan.BACKENDS:
-        plan.check_backend(backend)
-    if backend != "reference" and plan.takes(x, state, weights, projection):
-        return _NATIVE[cell]
-    if backend == "native":
-        reasons = plan.obstacles(x, state, weights, projection)
-        raise RuntimeError("backend='native' cannot run this because of\n  - " + "\n  - ".join(reasons))
-    return _REFERENCE[cell]
+def _run_native(
+    spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """One layer by its op, the shortest way: tracers see the dispatcher's, but there autograd in Python is slow."""
+    save, op = _needs_grad(x, state, weights), _ops.OPS[spec.cell]
+    args = (x, *state, weights, *spec.of_op, save)
+    if is_compiling() or is_tracing():
+        results = op.op(*args)
+    elif save:
+        results = op(*args)
+    else:
+        with compat.below_autograd():
+            results = op.op(*args)
+    return tuple(results[: 1 + len(state)])
+
+
+def _run_reference(
+    spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    return reference.layer(spec.cell, x, state, weights, *spec.of_op)
+
+
+# One layer, all its directions, by each implementation of `dispatch.choose`: (spec, x, state, weights) -> (output,
+# *final_state).
+LAYERS: dict[str, Callable[[LayerSpec, Tensor, State, Sequence[Tensor]], tuple[Tensor, ...]]] = {
+    "native": _run_native,
+    "reference": _run_reference,
+}
 
 
 def _needs_grad(x: Tensor, state: State, weights: Sequence[Tensor]) -> bool:
@@ -341,25 +350,15 @@ def _needs_grad(x: Tensor, state: State, weights: Sequence[Tensor]) -> bool:
     return is_tracing() or any(t.requires_grad for t in (*state, *weights))
 
 
-def _call(op: torch._ops.OpOverload, save: bool, *args: object) -> tuple[Tensor, ...]:
-    """Run the op the shortest way: tracers see the dispatcher's, but there autograd in Python is slow."""
-    if is_compiling() or is_tracing():
-        return op(*args)
-    if save:
-        return _ops.differentiable[op](*args)
-    with _AutoDispatchBelowAutograd():
-        return op(*args)
-
-
 def _autocast(x: Tensor) -> bool:
-    if not _is_any_autocast_enabled():
+    if not compat.is_any_autocast_enabled():
         return False
     device_type = x.device.type
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def _with_autocast(
-    run: Callable[..., tuple[Tensor, ...]], cell: str, x: Tensor, state: State, *args: object
+    run: Callable[..., tuple[Tensor, ...]], spec: LayerSpec, x: Tensor, state: State, *weights: object
 ) -> tuple[Tensor, ...]:
     """`run` on arguments cast once, as a whole; every backend then computes the same.
 
@@ -369,8 +368,8 @@ def _with_autocast(
     device_type = x.device.type
     dtype = torch.get_autocast_dtype(device_type)
     with torch.autocast(device_type, enabled=False):
-        result = run(cell, *_ops.cast((x, state, *args), device_type, dtype))
-    if device_type == "cpu" and (cell == "gru" or (cell == "lstm" and run is _cell)):
+        result = run(spec, *_ops.cast((x, state, *weights), device_type, dtype))
+    if device_type == "cpu" and (spec.cell == "gru" or (spec.cell == "lstm" and run is run_cell)):
         wide = torch.promote_types(result[-1].dtype, state[-1].dtype)
         result = tuple([t.to(wide) for t in result])
     return result

@@ -8,13 +8,14 @@ from typing import TypeVar
 import torch
 from torch.nn.utils import parametrize
 
-from . import modules, plan
+from . import _torch_compat as compat
+from . import dispatch, modules
 
 __all__ = ["fuse", "unfuse"]
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
-_FUSED: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
+FUSED: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
     torch.nn.LSTM: modules.FusedLSTM,
     torch.nn.GRU: modules.FusedGRU,
     torch.nn.RNN: modules.FusedRNN,
@@ -22,7 +23,7 @@ _FUSED: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
     torch.nn.GRUCell: modules.FusedGRUCell,
     torch.nn.RNNCell: modules.FusedRNNCell,
 }
-_PLAIN = {fused: plain for plain, fused in _FUSED.items()}
+_PLAIN = {fused: plain for plain, fused in FUSED.items()}
 
 _log = logging.getLogger(__name__)
 
@@ -50,12 +51,12 @@ def fuse(model: Model, backend: str = "auto") -> Model:
         >>> type(model[0]).__name__
         'FusedLSTM'
     """
-    plan.check_backend(backend)
+    dispatch.check_backend(backend)
     for name, module in model.named_modules():
         kind = parametrize.type_before_parametrizations(module)
-        if kind in _FUSED:
-            _change_class(module, _FUSED[kind])
-            module.__dict__.pop("_flat_weights", None)
+        if kind in FUSED:
+            _change_class(module, FUSED[kind])
+            compat.forget_weights(module)
         if isinstance(module, modules._Fused):
             module.backend = backend
         elif isinstance(module, (torch.nn.RNNBase, torch.nn.modules.rnn.RNNCellBase)):
@@ -79,7 +80,7 @@ def unfuse(model: Model) -> Model:
             _change_class(module, _PLAIN[kind])
             module.__dict__.pop("_backend", None)
             if isinstance(module, torch.nn.RNNBase):
-                module._init_flat_weights()
+                compat.refresh_weights(module)
     return model
 
 

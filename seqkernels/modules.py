@@ -1,101 +1,35 @@
 """The layers and cells of torch.nn, running on fused kernels.
 
-Every class is a subclass of its torch.nn namesake and takes over its constructor, parameters, state_dict and
-`forward`: the very code of the installed torch runs, checks, messages, packing and all, except that where it
-calls torch's kernels (`_VF.lstm` and so on) it finds the functions of this package.
+Every class is a subclass of its torch.nn namesake and takes over its constructor, parameters and state_dict.
+`forward` is written out here, on torch's own `check_input`, `check_forward_args` and `permute_hidden`. What is
+wrong with an argument before these can be asked is for torch's own `forward` to say, in the words of the
+installed torch.
 """
 
 from __future__ import annotations
 
-import types
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, is_grad_enabled
-from torch.nn.modules import rnn as _torch_rnn
+from torch.nn.utils.rnn import PackedSequence
 
-from . import _C, direct, functional, plan, resets
+from . import _C, dispatch, functional, resets
+from ._torch_compat import WeightsAsAttributes
+from .cells import CELLS
+from .spec import LayerSpec
 
 __all__ = ["FusedGRU", "FusedGRUCell", "FusedLSTM", "FusedLSTMCell", "FusedRNN", "FusedRNNCell"]
 
 
-def _kernels(backend: str) -> types.SimpleNamespace:
-    """What `forward` finds under the name `_VF`: torch's functions, by their names and arguments."""
-
-    def layer(cell: str) -> Callable[..., tuple[Tensor, ...]]:
-        def run(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
-            if isinstance(
-                args[1], list
-            ):  # (hx, weights, bias, layers, dropout, training, bidirectional, batch_first)
-                hx, weights, bias, num_layers, dropout, training, bidirectional, batch_first = args
-                batch_sizes = None
-            else:  # (batch_sizes, hx, weights, bias, layers, dropout, training, bidirectional)
-                batch_sizes, hx, weights, bias, num_layers, dropout, training, bidirectional = args
-                batch_first = False
-            state = (hx,) if isinstance(hx, Tensor) else tuple(hx)
-            return functional._stack(
-                cell,
-                x,
-                state,
-                weights,
-                batch_sizes,
-                bias,
-                num_layers,
-                dropout,
-                training,
-                bidirectional,
-                batch_first,
-                backend,
-            )
-
-        return run
-
-    def lstm_cell(x: Tensor, hx: Any, w_ih: Tensor, w_hh: Tensor, b_ih: Any, b_hh: Any) -> tuple[Tensor, ...]:
-        return functional._cell("lstm", x, tuple(hx), w_ih, w_hh, b_ih, b_hh, backend)
-
-    def cell(name: str) -> Callable[..., Tensor]:
-        def run(x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Any, b_hh: Any) -> Tensor:
-            return functional._cell(name, x, (h,), w_ih, w_hh, b_ih, b_hh, backend)[0]
-
-        return run
-
-    return types.SimpleNamespace(
-        lstm=layer("lstm"),
-        gru=layer("gru"),
-        rnn_tanh=layer("tanh"),
-        rnn_relu=layer("relu"),
-        lstm_cell=lstm_cell,
-        gru_cell=cell("gru"),
-        rnn_tanh_cell=cell("tanh"),
-        rnn_relu_cell=cell("relu"),
-    )
-
-
-def _forwards(cls: type[torch.nn.Module]) -> dict[str, Callable[..., Any]]:
-    """For each backend, `cls.forward` of the installed torch with `_VF` replaced."""
-    original: Any = cls.forward
-    forwards: dict[str, Callable[..., Any]] = {}
-    for backend in plan.BACKENDS:
-        names = {**vars(_torch_rnn), "_VF": _kernels(backend)}
-        del names["__name__"]  # with a name, torch.compile would look things up in the module of that name
-        forward = types.FunctionType(
-            original.__code__, names, "forward", original.__defaults__, original.__closure__
-        )
-        forward.__kwdefaults__ = original.__kwdefaults__
-        forwards[backend] = forward
-    return forwards
-
-
 class _Fused(torch.nn.Module):
-    """The `backend` option that all the classes here have, and what `forward` does."""
+    """The `backend` option that all the classes here have."""
 
-    _torch_forward: dict[str, Callable[..., Any]]  # by backend
-    _cell: str  # of a single step; "" of a stack of layers
-    _own_checks: bool  # whether a subclass has overridden part of what torch's forward does
+    _like: type[torch.nn.Module]  # the class of torch.nn
+    _fastpath_supported = True  # unless a subclass has changed part of what the fast path does by itself
 
     def __init__(self, *args: Any, backend: str = "auto", **kwargs: Any) -> None:
-        plan.check_backend(backend)
+        dispatch.check_backend(backend)
         super().__init__(*args, **kwargs)
         self.backend = backend
 
@@ -106,95 +40,132 @@ class _Fused(torch.nn.Module):
 
     @backend.setter
     def backend(self, backend: str) -> None:
-        self.__dict__["_backend"] = plan.check_backend(backend)
+        self.__dict__["_backend"] = dispatch.check_backend(backend)
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        others = [c for c in cls.__mro__ if c.__module__ not in (__name__, _torch_rnn.__name__)]
-        cls._own_checks = any(name in vars(c) for c in others for name in _CHECKS)
+    def _fastpath(self, cell: str, input: Any, hx: Any) -> Any:
+        """The result, or None where the fast path does not understand what it gets, or finds it wrong."""
+        own = self.__dict__  # nn.Module makes it slow to read an attribute
+        if dispatch.fastpath_allowed() and self._fastpath_supported and own.get("_backend") != "reference":
+            return _C.fastpath(own, cell, input, hx, is_grad_enabled())
+        return None
 
-    def _run(self, input: Any, hx: Any) -> Any:
-        """The short way, and where that does not understand what it gets, or finds it wrong, torch's."""
-        own, cls = self.__dict__, type(self)  # nn.Module makes it slow to read an attribute
-        if direct.allowed() and not cls._own_checks and own.get("_backend") != "reference":
-            result = _C.direct(own, cls._cell, input, hx, is_grad_enabled())
-            if result is not None:
-                return result
-        return self._torch_forward[self.backend](self, input, hx)
+    def _refuse(self, input: Any, hx: Any) -> NoReturn:
+        """torch's own error for arguments that it does not take."""
+        self._like.forward(self, input, hx)
+        raise RuntimeError(f"{type(self).__name__} does not take these arguments")
 
     def extra_repr(self) -> str:
         shown = super().extra_repr()
         return shown if self.backend == "auto" else f"{shown}, backend={self.backend!r}"
 
 
-# What torch's forward calls of the module's own, and subclasses may change.
-_CHECKS = (
-    "check_input",
-    "check_hidden_size",
-    "check_forward_args",
-    "get_expected_hidden_size",
-    "permute_hidden",
-)
+class _FusedLayer(_Fused, WeightsAsAttributes):
+    """A stack of layers; the other base of a subclass is its namesake in torch.nn, an RNNBase."""
 
+    mode: str
+    num_layers: int
+    bias: bool
+    batch_first: bool
+    dropout: float
+    bidirectional: bool
+    proj_size: int
+    hidden_size: int
 
-class _Checked:
-    """The part of a layer that `RNNBase.check_input` reads."""
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._fastpath_supported = all(
+            getattr(cls, name, None) in (getattr(base, name, None) for base in (cls._like, WeightsAsAttributes))
+            for name in (
+                "check_input",
+                "check_hidden_size",
+                "check_forward_args",
+                "get_expected_hidden_size",
+                "permute_hidden",
+            )
+        )
 
-    def __init__(self, input_size: int, first_weight: Tensor) -> None:
-        self.input_size = input_size
-        self._flat_weights = (first_weight,)
+    def _spec(self, batch_sizes: Tensor | None = None, reset_mask: Tensor | None = None) -> LayerSpec:
+        """What a call of this layer is, beside its input, state and weights."""
+        return LayerSpec(
+            self.mode.lower(),
+            self.num_layers,
+            self.bias,
+            self.bidirectional,
+            self.batch_first and batch_sizes is None,
+            self.dropout,
+            self.training,
+            self.backend,
+            batch_sizes,
+            reset_mask,
+        )
 
+    def forward(self, input: Any, hx: Any = None, *, reset_mask: Tensor | None = None) -> Any:
+        if reset_mask is None:
+            result = self._fastpath("", input, hx)
+            if result is not None:
+                return result
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx, reset_mask)
+        if input.dim() not in (2, 3) or self.mode.lower() not in CELLS:
+            self._refuse(input, hx)
+        if hx is not None and any(s.dim() != input.dim() for s in self._states(hx)):
+            self._refuse(input, hx)
+        if reset_mask is not None:
+            resets.check(reset_mask, input.shape[:-1])
+        if input.dim() == 3:
+            return self._forward_batched(input, hx, reset_mask)
 
-class _FusedLayer(_Fused):
-    """Weights as ordinary attributes, read afresh by every forward.
+        batch_dim = 0 if self.batch_first else 1
+        if hx is not None:
+            hx = self._state([s.unsqueeze(1) for s in self._states(hx)])
+        if reset_mask is not None:
+            reset_mask = reset_mask.unsqueeze(batch_dim)
+        output, final = self._forward_batched(input.unsqueeze(batch_dim), hx, reset_mask)
+        return output.squeeze(batch_dim), self._state([s.squeeze(1) for s in self._states(final)])
 
-    torch.nn keeps a list of its weights beside its parameters (for cuDNN), which parametrizations, pruning or
-    `functional_call` can leave behind. Here the list is made when asked for, and there is nothing to flatten.
-    """
+    def _forward_batched(self, input: Tensor, hx: Any, reset_mask: Tensor | None) -> tuple[Tensor, Any]:
+        if hx is None:
+            hx = self._zeros(input, input.size(0 if self.batch_first else 1))
+        else:
+            hx = self.permute_hidden(hx, None)  # nothing, unless a subclass has made it something
+        self.check_forward_args(input, hx, None)
+        output, *final = self._run(self._spec(None, reset_mask), input, hx)
+        return output, self.permute_hidden(self._state(final), None)
 
-    _flat_weights_names: list[str]
-    _cell = ""
-    input_size: int
+    def _forward_packed(self, input: PackedSequence, hx: Any, reset_mask: Tensor | None) -> tuple[Any, Any]:
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        if hx is None:
+            hx = self._zeros(data, batch_sizes[0])
+        else:
+            hx = self.permute_hidden(hx, sorted_indices)
+        if not self._has_cell_state:  # of an LSTM, torch's forward leaves it to what runs it
+            self.check_forward_args(data, hx, batch_sizes)
+        if reset_mask is not None:
+            resets.check(reset_mask, data.shape[:-1])
+        output, *final = self._run(self._spec(batch_sizes, reset_mask), data, hx)
+        packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+        return packed, self.permute_hidden(self._state(final), unsorted_indices)
+
+    def _run(self, spec: LayerSpec, x: Tensor, hx: Any) -> tuple[Tensor, ...]:
+        return functional.run(spec, x, self._states(hx), self.flat_weights())
 
     @property
-    def _flat_weights(self) -> list[Tensor | None]:
-        own = self._parameters  # read first: `getattr` of a parameter comes to the same, but slowly
-        return [own[name] if name in own else getattr(self, name, None) for name in self._flat_weights_names]
+    def _has_cell_state(self) -> bool:
+        return CELLS[self.mode.lower()].has_cell_state
 
-    @_flat_weights.setter
-    def _flat_weights(self, weights: list[Tensor | None]) -> None:
-        pass
+    def _states(self, hx: Any) -> tuple[Tensor, ...]:
+        """The parts of a state as torch has it: one tensor, or of an LSTM h and c."""
+        return tuple(hx) if self._has_cell_state else (hx,)
 
-    def _init_flat_weights(self) -> None:
-        self._flat_weight_refs: list[Any] = []
+    def _state(self, parts: Any) -> Any:
+        return tuple(parts) if self._has_cell_state else parts[0]
 
-    def _update_flat_weights(self) -> None:
-        pass
-
-    def flatten_parameters(self) -> None:
-        """Nothing to do: the kernels read the parameters as they are."""
-
-    def _run_layer(self, input: Any, hx: Any, reset_mask: Tensor | None) -> Any:
-        if reset_mask is None:
-            return self._run(input, hx)
-        return resets.run(self, self._run, input, hx, reset_mask)
-
-    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
-        # torch's own check, on just what it reads: no weight is computed for it, so that a forward computes
-        # each once.
-        seen: Any = _Checked(self.input_size, self._first_weight())
-        torch.nn.RNNBase.check_input(seen, input, batch_sizes)
-
-    def _first_weight(self) -> Tensor:
-        """A tensor with the dtype of the first weight."""
-        name = self._flat_weights_names[0]
-        if name in self._parameters:
-            return self._parameters[name]  # type: ignore[return-value]
-        if hasattr(type(self), name):  # parametrized, which keeps the dtype unless told that it is unsafe
-            origin: Any = self.parametrizations[name]  # type: ignore[index]
-            if not origin.unsafe:
-                return origin.original if origin.is_tensor else origin.original0
-        return getattr(self, name)
+    def _zeros(self, x: Tensor, batch: Any) -> Any:
+        states = self.num_layers * (2 if self.bidirectional else 1)
+        widths = [self.proj_size or self.hidden_size, self.hidden_size][: 2 if self._has_cell_state else 1]
+        return self._state(
+            [torch.zeros(states, batch, width, dtype=x.dtype, device=x.device) for width in widths]
+        )
 
 
 class FusedLSTM(_FusedLayer, torch.nn.LSTM):
@@ -222,10 +193,7 @@ class FusedLSTM(_FusedLayer, torch.nn.LSTM):
         >>> output, (h_n, c_n) = lstm(torch.randn(5, 3, 8), reset_mask=done)
     """
 
-    _torch_forward = _forwards(torch.nn.LSTM)
-
-    def forward(self, input: Any, hx: Any = None, *, reset_mask: Tensor | None = None) -> Any:
-        return self._run_layer(input, hx, reset_mask)
+    _like = torch.nn.LSTM
 
 
 class FusedGRU(_FusedLayer, torch.nn.GRU):
@@ -241,10 +209,7 @@ class FusedGRU(_FusedLayer, torch.nn.GRU):
         torch.Size([5, 3, 16])
     """
 
-    _torch_forward = _forwards(torch.nn.GRU)
-
-    def forward(self, input: Any, hx: Any = None, *, reset_mask: Tensor | None = None) -> Any:
-        return self._run_layer(input, hx, reset_mask)
+    _like = torch.nn.GRU
 
 
 class FusedRNN(_FusedLayer, torch.nn.RNN):
@@ -260,13 +225,50 @@ class FusedRNN(_FusedLayer, torch.nn.RNN):
         torch.Size([5, 3, 16])
     """
 
-    _torch_forward = _forwards(torch.nn.RNN)
-
-    def forward(self, input: Any, hx: Any = None, *, reset_mask: Tensor | None = None) -> Any:
-        return self._run_layer(input, hx, reset_mask)
+    _like = torch.nn.RNN
 
 
-class FusedLSTMCell(_Fused, torch.nn.LSTMCell):
+class _FusedCell(_Fused):
+    """A single step; the other base of a subclass is its namesake in torch.nn, an RNNCellBase."""
+
+    hidden_size: int
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
+
+    @property
+    def _cell(self) -> str:
+        """The name of the cell."""
+        raise NotImplementedError
+
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        cell = self._cell
+        result = self._fastpath(cell, input, hx)
+        if result is not None:
+            return result
+        if input.dim() not in (1, 2) or cell not in CELLS:
+            self._refuse(input, hx)
+        has_cell_state = CELLS[cell].has_cell_state
+        states = None if hx is None else tuple(hx) if has_cell_state else (hx,)
+        if states is not None and any(s.dim() not in (1, 2) for s in states):
+            self._refuse(input, hx)
+
+        batched = input.dim() == 2
+        x = input if batched else input.unsqueeze(0)
+        if states is None:
+            zeros = torch.zeros(x.size(0), self.hidden_size, dtype=x.dtype, device=x.device)
+            states = (zeros,) * CELLS[cell].states
+        elif not batched:
+            states = tuple([s.unsqueeze(0) for s in states])
+        weights = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+        final = functional.run_cell(LayerSpec(cell, backend=self.backend), x, states, *weights)
+        if not batched:
+            final = tuple([s.squeeze(0) for s in final])
+        return final if has_cell_state else final[0]
+
+
+class FusedLSTMCell(_FusedCell, torch.nn.LSTMCell):
     """`torch.nn.LSTMCell` on fused kernels: the same arguments, state_dict, inputs, outputs and errors.
 
     Args:
@@ -279,14 +281,11 @@ class FusedLSTMCell(_Fused, torch.nn.LSTMCell):
         torch.Size([3, 16])
     """
 
-    _torch_forward = _forwards(torch.nn.LSTMCell)
-    _cell = "lstm"
-
-    def forward(self, input: Tensor, hx: Any = None) -> Any:
-        return self._run(input, hx)
+    _like = torch.nn.LSTMCell
+    _cell = "lstm"  # type: ignore[assignment]
 
 
-class FusedGRUCell(_Fused, torch.nn.GRUCell):
+class FusedGRUCell(_FusedCell, torch.nn.GRUCell):
     """`torch.nn.GRUCell` on fused kernels: the same arguments, state_dict, inputs, outputs and errors.
 
     Args:
@@ -298,14 +297,11 @@ class FusedGRUCell(_Fused, torch.nn.GRUCell):
         torch.Size([3, 16])
     """
 
-    _torch_forward = _forwards(torch.nn.GRUCell)
-    _cell = "gru"
-
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Any:
-        return self._run(input, hx)
+    _like = torch.nn.GRUCell
+    _cell = "gru"  # type: ignore[assignment]
 
 
-class FusedRNNCell(_Fused, torch.nn.RNNCell):
+class FusedRNNCell(_FusedCell, torch.nn.RNNCell):
     """`torch.nn.RNNCell` on fused kernels: the same arguments, state_dict, inputs, outputs and errors.
 
     Args:
@@ -317,9 +313,8 @@ class FusedRNNCell(_Fused, torch.nn.RNNCell):
         torch.Size([3, 16])
     """
 
-    _torch_forward = _forwards(torch.nn.RNNCell)
+    _like = torch.nn.RNNCell
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Any:
-        return self._run(input, hx)
-
-    _cell = "rnn"
+    @property
+    def _cell(self) -> str:
+        return f"rnn_{self.nonlinearity}"

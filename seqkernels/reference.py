@@ -17,6 +17,7 @@ kernels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -74,37 +75,36 @@ def rnn_step(
     return (activation(input_gates + linear(h, w_hh, b_hh)),)
 
 
-def lstm(
-    x: Tensor, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One LSTM layer, all its directions: `(output, h_n, c_n)`.
+# The step of every cell, by its name.
+STEPS: dict[str, Step] = {
+    "lstm": lstm_step,
+    "gru": gru_step,
+    "rnn_tanh": partial(rnn_step, activation=torch.tanh),
+    "rnn_relu": partial(rnn_step, activation=torch.relu),
+}
 
-    A projection is recognised by its fifth (without biases: third) weight per direction, `w_hr` [P, H]; `h0`,
-    `h_n` and each direction of `output` then have P features instead of H.
+
+def layer(
+    cell: str,
+    x: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """One layer of a cell, all its directions: `(output, *final_states)`.
+
+    Of an LSTM, a projection is recognised by its fifth (without biases: third) weight per direction, `w_hr`
+    [P, H]; `h0`, `h_n` and each direction of `output` then have P features instead of H.
+
+    Example:
+        >>> x, h0 = torch.randn(5, 3, 8), torch.zeros(1, 3, 16)
+        >>> weights = [torch.randn(16, 8), torch.randn(16, 16)]
+        >>> output, h_n = seqkernels.reference.layer("rnn_tanh", x, [h0], weights)
+        >>> output.shape
+        torch.Size([5, 3, 16])
     """
-    output, (h_n, c_n) = _layer(lstm_step, x, (h0, c0), weights, batch_sizes)
-    return output, h_n, c_n
-
-
-def gru(
-    x: Tensor, h0: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """One GRU layer, all its directions: `(output, h_n)`."""
-    output, (h_n,) = _layer(gru_step, x, (h0,), weights, batch_sizes)
-    return output, h_n
-
-
-def rnn(
-    x: Tensor, h0: Tensor, weights: Sequence[Tensor], nonlinearity: str, batch_sizes: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """One Elman layer, all its directions: `(output, h_n)`. `nonlinearity` is "tanh" or "relu"."""
-    activation = {"tanh": torch.tanh, "relu": torch.relu}[nonlinearity]
-
-    def step(*args: Tensor) -> tuple[Tensor]:
-        return rnn_step(*args, activation=activation)
-
-    output, (h_n,) = _layer(step, x, (h0,), weights, batch_sizes)
-    return output, h_n
+    output, finals = _layer(STEPS[cell], x, tuple(states), weights, batch_sizes)
+    return output, *finals
 
 
 def _layer(

@@ -7,67 +7,48 @@ derivatives and backends stay what they are. Only rows are moved, there and back
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, invert_permutation
+from torch.nn.utils.rnn import invert_permutation
 
-State = Any  # None, h0 [L*D, B, H], or a tuple of such
+from .spec import LayerSpec
+
+Run = Callable[[LayerSpec, Tensor, tuple[Tensor, ...], Sequence[Tensor]], tuple[Tensor, ...]]
 
 
-def run(layer: Any, forward: Callable[[Any, State], Any], input: Any, hx: State, reset_mask: Tensor) -> Any:
-    """`forward(input, hx)`, but nothing passes from step t - 1 to t, or back, where the mask is true at t.
+def run(
+    spec: LayerSpec, x: Tensor, state: tuple[Tensor, ...], weights: Sequence[Tensor], run: Run
+) -> tuple[Tensor, ...]:
+    """`run` without `spec.reset_mask`; but nothing passes from step t - 1 to t, or back, where it is true at t.
 
     Args:
-        layer: A subclass of `torch.nn.RNNBase`.
-        forward: Its forward without resets.
-        input, hx: As for the layer.
-        reset_mask: bool, one for each row of the input: the shape of the input, or of a PackedSequence's
-            data, without the last dimension.
+        spec: With a mask, one value for each row of x.
+        x, state, weights: As for `seqkernels.functional.run`.
 
     Raises:
         TypeError: A mask that is no bool tensor.
         ValueError: A mask of another shape.
     """
-    data, batch_sizes = input, None
-    if isinstance(input, PackedSequence):
-        data, batch_sizes = input.data, input.batch_sizes
-    if data.dim() != 2 and (batch_sizes is not None or data.dim() != 3):
-        return forward(input, hx)  # which says what is wrong
-    _check(reset_mask, data.shape[:-1])
-    mask = reset_mask.detach().cpu()
+    check(spec.reset_mask, x.shape[:-1])
+    mask: Tensor = spec.reset_mask.detach().cpu()  # type: ignore[union-attr]
+    plain = replace(spec, reset_mask=None)
     if not bool(mask.any()):
-        return forward(input, hx)
-
-    batch_dim, unbatched = 0 if layer.batch_first else 1, batch_sizes is None and data.dim() == 2
-    if batch_sizes is not None:
-        hx = None if hx is None else layer.permute_hidden(hx, input.sorted_indices)
-        rows, first = _rows_of_packed(batch_sizes)
+        return run(plain, x, state, weights)
+    if spec.batch_sizes is not None:
+        rows, first = _rows_of_packed(spec.batch_sizes)
     else:
-        if any(s.dim() != data.dim() for s in _states(hx)):
-            return forward(input, hx)  # likewise
-        if unbatched:
-            data, mask = data.unsqueeze(batch_dim), mask.unsqueeze(batch_dim)
-            hx = _each(hx, lambda s: s.unsqueeze(1))
-        rows, first = _rows_of_padded(mask.shape, batch_dim)
-    if hx is not None:
-        layer.check_forward_args(data, hx, batch_sizes)
-
-    directions = 2 if layer.bidirectional else 1
-    segments = _segments(rows, first, mask.flatten()[rows]).to(data.device)
-    x = PackedSequence(data.flatten(0, -2).index_select(0, segments.order), segments.batch_sizes)
-    packed, final = forward(x, _each(hx, lambda s: segments.initial(s, directions)))
-    output = packed.data.index_select(0, segments.position).unflatten(0, data.shape[:-1])
-    final = _each(final, lambda s: segments.final(s, directions))
-    if batch_sizes is not None:
-        return input._replace(data=output), layer.permute_hidden(final, input.unsorted_indices)
-    if unbatched:
-        return output.squeeze(batch_dim), _each(final, lambda s: s.squeeze(1))
-    return output, final
+        rows, first = _rows_of_padded(mask.shape, 0 if spec.batch_first else 1)
+    segments = _segments(rows, first, mask.flatten()[rows]).to(x.device)
+    packed = replace(plain, batch_first=False, batch_sizes=segments.batch_sizes)
+    initial = tuple(segments.initial(s, spec.directions) for s in state)
+    output, *finals = run(packed, x.flatten(0, -2).index_select(0, segments.order), initial, weights)
+    output = output.index_select(0, segments.position).unflatten(0, x.shape[:-1])
+    return output, *(segments.final(s, spec.directions) for s in finals)
 
 
 @dataclass
@@ -137,27 +118,18 @@ def _rows_of_padded(shape: torch.Size, batch_dim: int) -> tuple[Tensor, Tensor]:
 
 
 def _rows_of_packed(batch_sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """Likewise of a PackedSequence."""
+    """The rows of a packed sequence, sequence by sequence, and which is the first of its own."""
     step = torch.repeat_interleave(batch_sizes)
     sequence = torch.arange(len(step)) - (batch_sizes.cumsum(0) - batch_sizes)[step]
     rows = torch.argsort(sequence, stable=True)
     return rows, step[rows] == 0
 
 
-def _check(reset_mask: Any, shape: torch.Size) -> None:
+def check(reset_mask: Any, shape: torch.Size) -> None:
+    """An error for what is no mask of the rows of an input of `shape`, its last dimension left out."""
     if not isinstance(reset_mask, Tensor) or reset_mask.dtype != torch.bool:
         got = reset_mask.dtype if isinstance(reset_mask, Tensor) else type(reset_mask).__name__
         raise TypeError(f"reset_mask must be a bool tensor, got {got}")
     if reset_mask.shape != shape:
         expected = f"one value for each row of the input, {tuple(shape)}"
         raise ValueError(f"reset_mask must have {expected}, got {tuple(reset_mask.shape)}")
-
-
-def _states(state: State) -> tuple[Tensor, ...]:
-    return () if state is None else (state,) if isinstance(state, Tensor) else tuple(state)
-
-
-def _each(state: State, change: Callable[[Tensor], Tensor]) -> State:
-    if state is None or isinstance(state, Tensor):
-        return None if state is None else change(state)
-    return tuple(change(s) for s in state)

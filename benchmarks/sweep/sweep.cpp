@@ -130,7 +130,7 @@ class Problem {
  public:
   explicit Problem(const Layer& layer)
       : layer_(layer),
-        sizes_(cell_sizes(layer.cell)),
+        sizes_(cell_info(layer.cell)),
         kernels_(layer.backward ? kernels_of(layer.cell, layer.type->dtype, layer.type->tf32).backward
                                 : kernels_of(layer.cell, layer.type->dtype, layer.type->tf32).forward) {
     const int64_t d = layer.directions, b = layer.batch, h = layer.hidden, rows = kSteps[1] * b;
@@ -269,7 +269,7 @@ class Problem {
 
  private:
   const Layer layer_;
-  const CellSizes sizes_;
+  const CellInfo sizes_;
   const PassKernels& kernels_;
   std::vector<std::unique_ptr<Buffer>> buffers_;
   std::unique_ptr<Buffer> exchange_;

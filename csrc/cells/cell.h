@@ -4,6 +4,7 @@
 // memory, threads or matrices. It is templated on the value type V: a SIMD vector of hidden units on the CPU, one
 // float in a CUDA thread. V needs + - * and unary minus, and `sigmoid`, `tanh`, `relu`, `relu_grad` found by overload.
 //
+//   kName            the name it has in Python, in the ops and in messages
 //   kGates           blocks of H rows in weight_ih and weight_hh
 //   kSaved           values per unit that `forward` saves for `backward` (the reserve)
 //   kHasCellState    whether the state has a second half c beside h

@@ -10,6 +10,7 @@
 namespace seqkernels::cells {
 
 struct Gru {
+  static constexpr const char* kName = "gru";
   // dgates are [n of the input side | r | z | n of the hidden side]: the input side reads the first three blocks,
   // the hidden side the last three.
   static constexpr int kGates = 3, kSaved = 4, kDgates = 4;

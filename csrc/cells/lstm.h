@@ -11,6 +11,7 @@
 namespace seqkernels::cells {
 
 struct Lstm {
+  static constexpr const char* kName = "lstm";
   static constexpr int kGates = 4, kSaved = 4, kDgates = 4;
   static constexpr bool kHasCellState = true, kBackwardReadsH = false;
   SEQKERNELS_INLINE static constexpr int input_dgate(int gate) { return gate; }

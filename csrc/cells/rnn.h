@@ -8,6 +8,8 @@
 namespace seqkernels::cells {
 
 struct Tanh {
+  static constexpr const char* kCellName = "rnn_tanh";
+
   template <class V>
   SEQKERNELS_INLINE static V forward(V x) {
     return tanh(x);
@@ -19,6 +21,8 @@ struct Tanh {
 };
 
 struct Relu {
+  static constexpr const char* kCellName = "rnn_relu";
+
   template <class V>
   SEQKERNELS_INLINE static V forward(V x) {
     return relu(x);
@@ -31,6 +35,7 @@ struct Relu {
 
 template <class Nonlinearity>
 struct Rnn {
+  static constexpr const char* kName = Nonlinearity::kCellName;
   static constexpr int kGates = 1, kSaved = 0, kDgates = 1;
   static constexpr bool kHasCellState = false, kBackwardReadsH = true;
   SEQKERNELS_INLINE static constexpr int input_dgate(int gate) { return gate; }
@@ -48,5 +53,8 @@ struct Rnn {
     return {V(0), V()};
   }
 };
+
+using RnnTanh = Rnn<Tanh>;
+using RnnRelu = Rnn<Relu>;
 
 }  // namespace seqkernels::cells

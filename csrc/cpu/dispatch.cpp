@@ -23,7 +23,7 @@ struct Isa {
 // An ISA's kernels with those that another one has for bfloat16.
 KernelTable extended(KernelTable table, const Bf16Kernels& bf16) {
   table.isa = bf16.isa;
-  for (int cell = 0; cell < int(CellKind::kCount); ++cell) table.cells[cell][int(DType::kBFloat16)] = bf16.cells[cell];
+  for (int cell = 0; cell < kCellKinds; ++cell) table.cells[cell][int(DType::kBFloat16)] = bf16.cells[cell];
   return table;
 }
 
@@ -63,14 +63,20 @@ bool has_amx() {
 }
 #endif
 
-// Best last. Never destroyed: threads may outlive main.
+// Those of this build (SEQKERNELS_HAS_*, from setup.py), best last. Never destroyed: threads may outlive main.
 const std::vector<Isa>& isas() {
   static const auto* const all = new std::vector<Isa>{
       {baseline_kernels(), always},
-#if defined(__x86_64__)
+#if defined(SEQKERNELS_HAS_AVX2)
       {avx2_kernels(), has_avx2},
+#endif
+#if defined(SEQKERNELS_HAS_AVX512)
       {avx512_kernels(), has_avx512},
+#endif
+#if defined(SEQKERNELS_HAS_AVX512BF16)
       {extended(avx512_kernels(), avx512bf16_kernels()), has_avx512bf16},
+#endif
+#if defined(SEQKERNELS_HAS_AMX)
       {extended(avx512_kernels(), amx_kernels()), has_amx},
 #endif
   };

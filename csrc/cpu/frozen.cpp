@@ -20,7 +20,7 @@ Frozen::Frozen(CellKind cell, DType weights, const StackSizes& sizes, const std:
     const int64_t input_size = i < sizes.directions ? sizes.input_size : sizes.directions * sizes.hidden_size;
     packs_.push_back({input_size, words_});
     words_ += panels * (2 + ceil_div(input_size, per_word) + ceil_div(sizes.hidden_size, per_word)) *
-              cell_sizes(cell).gates * kernels_.lanes;
+              cell_info(cell).gates * kernels_.lanes;
   }
   packed_ = new_memory(words_ * int64_t(sizeof(float)));
   std::fill_n(packed(), words_, 0.0f);
@@ -46,7 +46,7 @@ void Frozen::each(void* const* parameters, const Move& move) const {
 template <class W, class Move>
 void Frozen::each_weight(const Pack& pack, void* const* parameters, const Move& move) const {
   constexpr int64_t kPerWord = sizeof(float) / sizeof(W);
-  const int64_t lanes = kernels_.lanes, gates = cell_sizes(cell_).gates, hidden = sizes_.hidden_size;
+  const int64_t lanes = kernels_.lanes, gates = cell_info(cell_).gates, hidden = sizes_.hidden_size;
   const int64_t stride = gates * lanes;  // words from one depth to the next
   const int64_t input_depth = ceil_div(pack.input_size, kPerWord), depth = input_depth + ceil_div(hidden, kPerWord);
   for (int64_t u = 0; u < hidden; ++u)
@@ -69,36 +69,23 @@ double Frozen::work(int64_t rows) const {
   return static_cast<double>(rows) * static_cast<double>(words_) * (weights_ == DType::kBFloat16 ? 2 : 1);
 }
 
-void Frozen::run(const Call& call) const {
-  const int64_t hidden = sizes_.hidden_size, directions = sizes_.directions, width = directions * hidden;
-  const int64_t rows = call.seq_len * call.batch, states = directions * call.batch * hidden;  // of a layer
-  // What one layer leaves to the next, in two buffers that take turns.
-  const std::unique_ptr<float[]> between(sizes_.layers > 1 ? new float[static_cast<size_t>(2 * rows * width)]
-                                                           : nullptr);
-  const auto problem_of = [&](int64_t layer) {
-    const Pack* const packs = &packs_[static_cast<size_t>(layer * directions)];
-    FrozenProblem p{};
-    p.seq_len = call.seq_len, p.batch = call.batch;
-    p.input_size = packs->input_size, p.hidden_size = hidden, p.directions = directions;
-    for (int64_t d = 0; d < directions; ++d) p.packed[d] = packed() + packs[d].begin;
-    const auto buffer = [&](int64_t n) { return between.get() + n % 2 * rows * width; };
-    const auto rows_of = [&](float* data) {
-      return RowTensor{reinterpret_cast<char*>(data), call.batch * width, width};
-    };
-    p.x = layer == 0 ? call.x : rows_of(buffer(layer - 1));
-    p.output = rows_of(layer == sizes_.layers - 1 ? call.output : buffer(layer));
-    const auto state = [&](auto* first) { return first ? first + layer * states : nullptr; };
-    p.h0 = state(call.h0), p.c0 = state(call.c0), p.h_n = state(call.h_n), p.c_n = state(call.c_n);
-    return p;
-  };
+void Frozen::run(const StackCall& call) const {
   const FrozenKernels& kernels = kernels_.frozen[int(cell_)];
   const auto kernel = weights_ == DType::kBFloat16 ? kernels.bfloat16 : kernels.float32;
-  run_team(team_threads(work(rows)), 1, [&](Team* team, Member member) {
-    for (int64_t layer = 0; layer < sizes_.layers; ++layer) {
-      FrozenProblem problem = problem_of(layer);
-      problem.team = team;
-      kernel(problem, member);
-    }
+  const auto floats = [](char* data) { return reinterpret_cast<float*>(data); };
+  const Stack stack(call);
+  run_team(team_threads(work(call.seq_len * call.batch)), 1, [&](Team* team, Member member) {
+    stack.for_layers([&](const LayerCall& layer) {
+      FrozenProblem p{};
+      p.seq_len = call.seq_len, p.batch = call.batch;
+      p.input_size = layer.input_size, p.hidden_size = sizes_.hidden_size, p.directions = sizes_.directions;
+      for (int64_t d = 0; d < sizes_.directions; ++d)
+        p.packed[d] = packed() + packs_[static_cast<size_t>(layer.index * sizes_.directions + d)].begin;
+      p.x = layer.x, p.output = layer.output;
+      p.h0 = floats(layer.h0), p.c0 = floats(layer.c0), p.h_n = floats(layer.h_n), p.c_n = floats(layer.c_n);
+      p.team = team;
+      kernel(p, member);
+    });
   });
 }
 

@@ -17,14 +17,8 @@ class Frozen {
   // The other way: fills tensors like those it was made from, without null.
   void unpack(const std::vector<void*>& parameters) const;
 
-  struct Call {
-    int64_t seq_len, batch;
-    RowTensor x;                // [T, B, I]
-    const float *h0, *c0;       // [L D, B, H]; null: zeros
-    float *output, *h_n, *c_n;  // [T, B, D H], [L D, B, H]; h_n may be the output; c_n not used without cell state
-  };
-  // From any number of threads at once.
-  void run(const Call& call) const;
+  // float32, of the sizes that this was made for; h_n may be the output. From any number of threads at once.
+  void run(const StackCall& call) const;
 
   double work(int64_t rows) const;  // of a call, in multiply-adds
 

@@ -120,15 +120,15 @@ struct FrozenKernels {
 struct KernelTable {
   const char* isa;
   int lanes;  // float32 numbers of a vector
-  CellKernels cells[int(CellKind::kCount)][int(DType::kCount)];
-  FrozenKernels frozen[int(CellKind::kCount)];
+  CellKernels cells[kCellKinds][int(DType::kCount)];
+  FrozenKernels frozen[kCellKinds];
   void (*math)(MathFunction, DType, const void* x, void* y, int64_t n);
 };
 
 // What an ISA offers that extends another one for bfloat16 alone.
 struct Bf16Kernels {
   const char* isa;
-  CellKernels cells[int(CellKind::kCount)];
+  CellKernels cells[kCellKinds];
 };
 
 const KernelTable& baseline_kernels();

@@ -11,36 +11,46 @@ int64_t bytes_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == D
 }  // namespace
 
 double work_of(CellKind cell, const StackSizes& sizes) {
-  const int64_t rows = cell_sizes(cell).gates * sizes.hidden_size, above = sizes.directions * sizes.hidden_size;
+  const int64_t rows = cell_info(cell).gates * sizes.hidden_size, above = sizes.directions * sizes.hidden_size;
   const int64_t columns = sizes.input_size + (sizes.layers - 1) * above + sizes.layers * sizes.hidden_size;
   return static_cast<double>(sizes.directions * rows) * static_cast<double>(columns);
 }
 
-void run_stack(const StackProblem& stack) {
-  const auto [input_size, hidden, layers, directions] = stack.sizes;
-  const int64_t bytes = bytes_of(stack.dtype), width = directions * hidden, rows = stack.seq_len * stack.batch;
-  const int64_t state_bytes = directions * stack.batch * hidden * bytes;  // of a layer
-  std::vector<int64_t> offsets(static_cast<size_t>(stack.seq_len) + 1);
-  for (size_t t = 0; t < offsets.size(); ++t) offsets[t] = static_cast<int64_t>(t) * stack.batch;
-  // What one layer leaves to the next, in two buffers that take turns.
-  const Memory between = layers > 1 ? new_memory(2 * rows * width * bytes) : Memory();
-  const CellKernels& kernels = cpu_kernels().cells[int(stack.cell)][int(stack.dtype)];
+Stack::Stack(const StackCall& call)
+    : call_(call),
+      width_(call.sizes.directions * call.sizes.hidden_size),
+      buffer_bytes_(call.seq_len * call.batch * width_ * bytes_of(call.dtype)),
+      state_bytes_(call.batch * width_ * bytes_of(call.dtype)),
+      between_(call.sizes.layers > 1 ? new_memory(2 * buffer_bytes_) : Memory()) {}
 
-  RowTensor x = stack.x;
-  for (int64_t layer = 0; layer < layers; ++layer) {
-    const int64_t inputs = layer == 0 ? input_size : width;
+LayerCall Stack::layer_call(int64_t layer) const {
+  const auto rows = [&](char* first) { return RowTensor{first, call_.batch * width_, width_}; };
+  const auto buffer = [&](int64_t n) { return rows(between_.get() + n % 2 * buffer_bytes_); };
+  const auto state = [&](char* first) { return first ? first + layer * state_bytes_ : nullptr; };
+  return {layer,
+          layer == 0 ? call_.sizes.input_size : width_,
+          layer == 0 ? call_.x : buffer(layer - 1),
+          layer == call_.sizes.layers - 1 ? rows(call_.output) : buffer(layer),
+          state(call_.h0),
+          state(call_.c0),
+          state(call_.h_n),
+          state(call_.c_n)};
+}
+
+void run_stack(CellKind cell, const StackCall& call, const std::vector<Weights>& weights) {
+  const int64_t hidden = call.sizes.hidden_size, directions = call.sizes.directions;
+  std::vector<int64_t> offsets(static_cast<size_t>(call.seq_len) + 1);
+  for (size_t t = 0; t < offsets.size(); ++t) offsets[t] = static_cast<int64_t>(t) * call.batch;
+  const CellKernels& kernels = cpu_kernels().cells[int(cell)][int(call.dtype)];
+  Stack(call).for_layers([&](const LayerCall& layer) {
     ForwardProblem p{};
-    p.shape = {stack.seq_len, stack.batch, inputs, hidden, directions, offsets.data(), false};
-    p.x = x;
-    p.output = {layer == layers - 1 ? stack.output : between.get() + layer % 2 * rows * width * bytes,
-                stack.batch * width, width};
-    const auto state = [&](char* first) { return first ? first + layer * state_bytes : nullptr; };
-    p.h0 = state(stack.h0), p.c0 = state(stack.c0), p.h_n = state(stack.h_n), p.c_n = state(stack.c_n);
-    for (int64_t d = 0; d < directions; ++d) p.weights[d] = stack.weights[static_cast<size_t>(layer * directions + d)];
-    const double work = static_cast<double>(rows) * work_of(stack.cell, {inputs, hidden, 1, directions});
-    run_kernel(p, work, kernels.forward_workspace, kernels.forward);
-    x = p.output;
-  }
+    p.shape = {call.seq_len, call.batch, layer.input_size, hidden, directions, offsets.data(), false};
+    p.x = layer.x, p.output = layer.output;
+    p.h0 = layer.h0, p.c0 = layer.c0, p.h_n = layer.h_n, p.c_n = layer.c_n;
+    for (int64_t d = 0; d < directions; ++d) p.weights[d] = weights[static_cast<size_t>(layer.index * directions + d)];
+    const double work = work_of(cell, {layer.input_size, hidden, 1, directions});
+    run_kernel(p, static_cast<double>(call.seq_len * call.batch) * work, kernels.forward_workspace, kernels.forward);
+  });
 }
 
 }  // namespace seqkernels

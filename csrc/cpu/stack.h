@@ -1,8 +1,10 @@
-// A stack of layers without gradients, from plain pointers: what the ops do for torch's tensors, layer after layer.
+// A stack of layers without gradients, from plain pointers, layer after layer: of modules that are called around torch's
+// dispatcher, and of frozen ones.
 #pragma once
 #include <vector>
 
 #include "kernels.h"
+#include "memory.h"
 
 namespace seqkernels {
 
@@ -10,20 +12,45 @@ struct StackSizes {
   int64_t input_size, hidden_size, layers, directions;
 };
 
-// Adds up what a step of one sequence takes, in multiply-adds, over the layers and directions of a stack.
+// What a step of one sequence takes, in multiply-adds, added up over the layers and directions of a stack.
 double work_of(CellKind cell, const StackSizes& sizes);
 
-struct StackProblem {
-  CellKind cell;
-  DType dtype;
+struct StackCall {
   StackSizes sizes;
+  DType dtype;
   int64_t seq_len, batch;
-  RowTensor x;                   // [T, B, I]
-  char *h0, *c0;                 // [L D, B, H]; null: zeros
-  std::vector<Weights> weights;  // [L D]
-  char* output;                  // [T, B, D H]
-  char *h_n, *c_n;               // [L D, B, H]; c_n not used without cell state
+  RowTensor x;      // [T, B, I]
+  char *h0, *c0;    // [L D, B, H]; null: zeros
+  char* output;     // [T, B, D H]
+  char *h_n, *c_n;  // [L D, B, H]; c_n not used without cell state
 };
-void run_stack(const StackProblem& problem);
+
+// One layer's part of a call; the states are those of the layer alone, [D, B, H].
+struct LayerCall {
+  int64_t index, input_size;
+  RowTensor x, output;
+  char *h0, *c0, *h_n, *c_n;
+};
+
+// A call taken apart into layers. It holds what one layer leaves to the next, in two buffers that take turns.
+class Stack {
+ public:
+  explicit Stack(const StackCall& call);
+
+  template <class Run>
+  void for_layers(const Run& run) const {
+    for (int64_t layer = 0; layer < call_.sizes.layers; ++layer) run(layer_call(layer));
+  }
+
+ private:
+  LayerCall layer_call(int64_t layer) const;
+
+  const StackCall call_;
+  const int64_t width_, buffer_bytes_, state_bytes_;
+  Memory between_;
+};
+
+// With the weights of all layers and directions as they are in the modules, [L D].
+void run_stack(CellKind cell, const StackCall& call, const std::vector<Weights>& weights);
 
 }  // namespace seqkernels

@@ -1,4 +1,4 @@
-// The table of one cell's kernels; each .cu file makes one, so that files compile side by side.
+// The table of one cell's kernels.
 #pragma once
 #include <type_traits>
 
@@ -50,9 +50,11 @@ const CellKernels& kernels_of(DType dtype, bool tf32) {
       return float64;
     case DType::kBFloat16:
       return bfloat16;
-    default:
-      return float16;
+    case DType::kFloat16:
+    case DType::kCount:
+      break;
   }
+  return float16;
 }
 
 }  // namespace seqkernels::cuda

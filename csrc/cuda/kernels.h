@@ -29,11 +29,10 @@ struct CellKernels {
   PassKernels forward, backward;
 };
 
-// `tf32`: whether persistent kernels may multiply float32 as TF32; nothing to other dtypes.
-const CellKernels& lstm_kernels(DType dtype, bool tf32);
-const CellKernels& gru_kernels(DType dtype, bool tf32);
-const CellKernels& rnn_tanh_kernels(DType dtype, bool tf32);
-const CellKernels& rnn_relu_kernels(DType dtype, bool tf32);
+// `tf32`: whether persistent kernels may multiply float32 as TF32; nothing to other dtypes. The first form is compiled for
+// each cell of the registry by itself (cell.cu), the second finds it.
+template <class Cell>
+const CellKernels& kernels_of(DType dtype, bool tf32);
 const CellKernels& kernels_of(CellKind cell, DType dtype, bool tf32);
 
 // rows.cuh: (Shape, output, h0, previous), and (OffsetsPart, offsets)

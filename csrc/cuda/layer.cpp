@@ -50,7 +50,7 @@ Tensor as_rows(const Layer& layer, const Tensor& tensor, int64_t features) {
 }
 
 void run_forward(const Device& device, const Layer& layer, cuda::ForwardProblem& problem) {
-  const int64_t wide = layer.sizes().gates * layer.hidden_size(), steps = layer.seq_len();
+  const int64_t wide = layer.info().gates * layer.hidden_size(), steps = layer.seq_len();
   const Tensor x = as_rows(layer, layer.x(), layer.input_size());
   const int64_t element = layer.dtype() == DType::kFloat64 ? 8 : 4;
   const int64_t rows_at_once = kGatesBytes / (element * layer.directions() * wide);
@@ -76,7 +76,7 @@ void run_forward(const Device& device, const Layer& layer, cuda::ForwardProblem&
 
 // Gradients of the gates, [R, D, G H]; of one direction [R, G H].
 Tensor of_direction(const Layer& layer, const Tensor& dgates, int64_t direction) {
-  const int64_t wide = layer.sizes().gates * layer.hidden_size();
+  const int64_t wide = layer.info().gates * layer.hidden_size();
   return window(dgates, {layer.rows(), wide}, {layer.directions() * wide, 1}, direction * wide);
 }
 
@@ -92,7 +92,7 @@ Tensor previous_states(const Device& device, const Layer& layer, cuda::Shape& sh
 }
 
 void input_gradients(const Layer& layer, const Tensor& dgates, const Tensor& grad_x) {
-  const int64_t wide = layer.directions() * layer.sizes().gates * layer.hidden_size(), input = layer.input_size();
+  const int64_t wide = layer.directions() * layer.info().gates * layer.hidden_size(), input = layer.input_size();
   // One product over the gates of both directions, so that their sum is rounded once.
   cuda::multiply(window(dgates, {layer.rows(), wide}), window(cuda::stacked_weights(layer, 0), {wide, input}),
                  window(grad_x, {layer.rows(), input}));
@@ -107,7 +107,7 @@ LayerOutputs layer_forward_cuda(const LayerInputs& inputs, bool save_for_backwar
   if (layer.batch() == 0) return out;
   const std::optional<Tensor> offsets = device_offsets(device, layer);
   std::optional<Tensor> c_carry;
-  if (layer.sizes().has_cell_state) c_carry = new_tensor(layer.state_sizes(), layer.compute_type(), layer.x());
+  if (layer.info().has_cell_state) c_carry = new_tensor(layer.state_sizes(), layer.compute_type(), layer.x());
 
   cuda::ForwardProblem problem{};
   problem.shape = shape_of(layer, offsets);
@@ -139,9 +139,9 @@ InputGradients layer_backward_cuda(const LayerInputs& inputs, const LayerGradien
   const Tensor states = as_contiguous(tensors.output);
   std::optional<Tensor> grad_output;
   if (tensors.grad_output) grad_output = as_contiguous(*tensors.grad_output);
-  const Sizes dgates_sizes{layer.rows(), layer.directions(), layer.sizes().gates * layer.hidden_size()};
+  const Sizes dgates_sizes{layer.rows(), layer.directions(), layer.info().gates * layer.hidden_size()};
   const Tensor input_dgates = new_tensor(dgates_sizes, layer.scalar_type(), layer.x());
-  const bool differ = layer.cell() == CellKind::kGru;
+  const bool differ = layer.info().has_hidden_dgates;
   const Tensor hidden_dgates = differ ? new_tensor(dgates_sizes, layer.scalar_type(), layer.x()) : input_dgates;
 
   cuda::BackwardProblem problem{};

@@ -11,6 +11,13 @@ namespace {
 constexpr std::array<const char*, int(PlanKind::kCount)> kNames{"stepwise", "persistent_block", "persistent_cluster",
                                                                 "persistent_grid"};
 
+// The tables of all cells, in the order of the registry.
+using KernelsOf = const CellKernels& (*)(DType dtype, bool tf32);
+template <class... Cells>
+std::array<KernelsOf, sizeof...(Cells)> tables_of(cells::CellList<Cells...>) {
+  return {&kernels_of<Cells>...};
+}
+
 int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
@@ -153,16 +160,7 @@ Candidate persistent(PlanKind kind, const PassKernels& kernels, const DeviceLimi
 bool (*tf32_allowed)() = nullptr;
 
 const CellKernels& kernels_of(CellKind cell, DType dtype, bool tf32) {
-  switch (cell) {
-    case CellKind::kLstm:
-      return lstm_kernels(dtype, tf32);
-    case CellKind::kGru:
-      return gru_kernels(dtype, tf32);
-    case CellKind::kRnnTanh:
-      return rnn_tanh_kernels(dtype, tf32);
-    default:
-      return rnn_relu_kernels(dtype, tf32);
-  }
+  return tables_of(cells::Registry())[size_t(cell)](dtype, tf32);
 }
 
 const char* name(PlanKind kind) { return kNames[size_t(kind)]; }

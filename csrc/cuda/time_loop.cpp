@@ -112,7 +112,7 @@ std::optional<Tensor> TimeLoop::arranged_weights() const {
     return is_forward_ ? transposed(stacked) : stacked;
   }
   if (is_forward_) return std::nullopt;
-  const int64_t rows = layer_.sizes().gates * layer_.hidden_size(), hidden = layer_.hidden_size();
+  const int64_t rows = layer_.info().gates * layer_.hidden_size(), hidden = layer_.hidden_size();
   const Tensor weights = new_tensor({layer_.directions(), hidden, rows}, layer_.scalar_type(), layer_.x());
   for (int64_t d = 0; d < layer_.directions(); ++d) {
     Tensor part = window(weights, {hidden, rows}, d * hidden * rows);

@@ -5,7 +5,7 @@
 #pragma once
 #include <pybind11/pybind11.h>
 
-#include "kinds.h"
+#include "../kinds.h"
 
 namespace seqkernels {
 

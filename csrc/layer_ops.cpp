@@ -1,0 +1,151 @@
+// The ops of every cell in the registry: their schemas, and what they are in terms of a layer (layer.h).
+//
+// An op runs one layer in all its directions (D = h0.size(0)). Shapes: x [T, B, I], or packed [R, I] with batch_sizes
+// [T]; h0, c0 [D, B, H]; weights per direction w_ih [G H, I], w_hh [G H, H] and, with biases, b_ih, b_hh [G H];
+// output [T, B, D H] or [R, D H]. `gates` and `cells` are what backward needs, in the layout of the device.
+// Backward returns an empty tensor for each gradient that needs_grad (x, the states, each weight) does not ask for.
+//
+// Of a cell without cell state, arguments and results named c are left out, and `cells`; `gates` of one that saves none.
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+#include <utility>
+
+#include "layer.h"
+
+namespace seqkernels {
+namespace {
+
+// ---- schemas ----
+
+// What may be said of a call beside its tensors: the fields of LayerSpec, in this order.
+constexpr const char* kOptions = "Tensor? batch_sizes";
+
+std::string forward_schema(const CellInfo& cell) {
+  const std::string c = cell.has_cell_state ? ", Tensor c0" : "", c_n = cell.has_cell_state ? ", Tensor c_n" : "";
+  const std::string gates = cell.saved > 0 ? ", Tensor gates" : "", cells = cell.has_cell_state ? ", Tensor cells" : "";
+  return std::string(cell.name) + "(Tensor x, Tensor h0" + c + ", Tensor[] weights, " + kOptions +
+         "=None, bool save_for_backward=True) -> (Tensor output, Tensor h_n" + c_n + gates + cells + ")";
+}
+
+std::string backward_name(const CellInfo& cell) { return "_" + std::string(cell.name) + "_backward"; }
+
+std::string backward_schema(const CellInfo& cell) {
+  const auto c = [&](const char* text) { return std::string(cell.has_cell_state ? text : ""); };
+  const std::string gates = cell.saved > 0 ? ", Tensor gates" : "";
+  return backward_name(cell) + "(Tensor? grad_output, Tensor? grad_h_n" + c(", Tensor? grad_c_n") +
+         ", Tensor x, Tensor h0" + c(", Tensor c0") + ", Tensor[] weights, " + kOptions + ", Tensor output" + gates +
+         c(", Tensor cells") + ", bool[] needs_grad) -> (Tensor grad_x, Tensor grad_h0" + c(", Tensor grad_c0") +
+         ", Tensor[] grad_weights)";
+}
+
+// ---- calls ----
+
+// The arguments of a call, taken off torch's stack in the order of the schema; each is to be taken once.
+class Arguments {
+ public:
+  explicit Arguments(StableIValue* stack) : stack_(stack) {}
+  template <class T>
+  T take() {
+    return torch::stable::detail::to<T>(stack_[taken_++]);
+  }
+
+ private:
+  StableIValue* stack_;
+  int taken_ = 0;
+};
+
+// The results of a call, put where its arguments were.
+class Results {
+ public:
+  explicit Results(StableIValue* stack) : stack_(stack) {}
+  template <class T>
+  void give(T value) {
+    stack_[given_++] = torch::stable::detail::from(std::move(value));
+  }
+
+ private:
+  StableIValue* stack_;
+  int given_ = 0;
+};
+
+LayerInputs take_inputs(Arguments& arguments, CellKind cell) {
+  LayerInputs inputs;
+  inputs.spec.cell = cell;
+  inputs.x = arguments.take<Tensor>();
+  inputs.h0 = arguments.take<Tensor>();
+  if (cell_info(cell).has_cell_state) inputs.c0 = arguments.take<Tensor>();
+  inputs.weights = arguments.take<std::vector<Tensor>>();
+  inputs.spec.batch_sizes = arguments.take<std::optional<Tensor>>();
+  return inputs;
+}
+
+template <int kCell, LayerForward layer_forward>
+void forward(StableIValue* stack, uint64_t, uint64_t) {
+  constexpr CellInfo cell = cell_info(CellKind(kCell));
+  Arguments arguments(stack);
+  const LayerInputs inputs = take_inputs(arguments, CellKind(kCell));
+  const bool save_for_backward = arguments.take<bool>();
+  LayerOutputs out = layer_forward(inputs, save_for_backward);
+  Results results(stack);
+  results.give(out.output);
+  results.give(out.h_n);
+  if constexpr (cell.has_cell_state) results.give(*out.c_n);
+  if constexpr (cell.saved > 0) results.give(*out.gates);
+  if constexpr (cell.has_cell_state) results.give(*out.cells);
+}
+
+template <int kCell, LayerBackward layer_backward>
+void backward(StableIValue* stack, uint64_t, uint64_t) {
+  constexpr CellInfo cell = cell_info(CellKind(kCell));
+  Arguments arguments(stack);
+  LayerGradients grads;
+  grads.output = arguments.take<std::optional<Tensor>>();
+  grads.h_n = arguments.take<std::optional<Tensor>>();
+  if constexpr (cell.has_cell_state) grads.c_n = arguments.take<std::optional<Tensor>>();
+  const LayerInputs inputs = take_inputs(arguments, CellKind(kCell));
+  const Tensor output = arguments.take<Tensor>();
+  std::optional<Tensor> gates, cells;
+  if constexpr (cell.saved > 0) gates = arguments.take<Tensor>();
+  if constexpr (cell.has_cell_state) cells = arguments.take<Tensor>();
+  const auto needs_grad = arguments.take<std::vector<bool>>();
+  InputGradients found = layer_backward(inputs, grads, output, gates, cells, needs_grad);
+  Results results(stack);
+  results.give(found.x);
+  results.give(found.h0);
+  if constexpr (cell.has_cell_state) results.give(*found.c0);
+  results.give(found.weights);
+}
+
+// ---- registration ----
+
+using Library = torch::stable::detail::StableLibrary;
+using AllCells = std::make_integer_sequence<int, kCellKinds>;
+
+template <int kCell, LayerForward layer_forward, LayerBackward layer_backward>
+void implement(Library& m) {
+  constexpr CellInfo cell = cell_info(CellKind(kCell));
+  m.impl(cell.name, &forward<kCell, layer_forward>);
+  m.impl(backward_name(cell).c_str(), &backward<kCell, layer_backward>);
+}
+
+template <LayerForward layer_forward, LayerBackward layer_backward, int... kCells>
+void implement_all(Library& m, std::integer_sequence<int, kCells...>) {
+  (implement<kCells, layer_forward, layer_backward>(m), ...);
+}
+
+STABLE_TORCH_LIBRARY(seqkernels, m) {
+  for (const CellInfo& cell : kCellInfos.of) {
+    m.def(forward_schema(cell).c_str());
+    m.def(backward_schema(cell).c_str());
+  }
+}
+
+STABLE_TORCH_LIBRARY_IMPL(seqkernels, CPU, m) { implement_all<layer_forward_cpu, layer_backward_cpu>(m, AllCells()); }
+
+#if defined(SEQKERNELS_CUDA_TARGETS)
+STABLE_TORCH_LIBRARY_IMPL(seqkernels, CUDA, m) { implement_all<layer_forward_cuda, layer_backward_cuda>(m, AllCells()); }
+#endif
+
+}  // namespace
+}  // namespace seqkernels

@@ -1,0 +1,87 @@
+#include "call.h"
+
+namespace seqkernels {
+
+bool find_cell(std::string_view name, CellKind& kind) {
+  const auto lower = [](char letter) { return letter >= 'A' && letter <= 'Z' ? char(letter - 'A' + 'a') : letter; };
+  for (int i = 0; i < kCellKinds; ++i) {
+    const std::string_view cell = kCellInfos.of[i].name;
+    bool same = cell.size() == name.size();
+    for (size_t n = 0; same && n < cell.size(); ++n) same = lower(name[n]) == cell[n];
+    if (same) return kind = CellKind(i), true;
+  }
+  return false;
+}
+
+bool Call::read(const Form& form, PyObject* x, PyObject* hx, bool gradients) {
+  form_ = form;
+  if (!borrow(x, gradients, x_)) return false;
+  const int rows = form.is_cell ? 0 : 1, last = x_.dim - 1;
+  batched_ = x_.dim == rows + 2;
+  if ((!batched_ && x_.dim != rows + 1) || x_.sizes[last] != form.sizes.input_size) return false;
+  if (x_.sizes[last] > 1 && x_.strides[last] != 1) return false;
+  const int step = batched_ && form.batch_first ? 1 : 0, sequence = 1 - step;
+  seq_len_ = form.is_cell ? 1 : x_.sizes[step];
+  batch_ = !batched_ ? 1 : form.is_cell ? x_.sizes[0] : x_.sizes[sequence];
+  if (seq_len_ == 0) return false;
+  x_rows_ = {x_.data, form.is_cell ? 0 : x_.strides[step],
+             !batched_      ? 0
+             : form.is_cell ? x_.strides[0]
+                            : x_.strides[sequence]};
+  return hx == Py_None || read_states(hx, gradients);
+}
+
+void Call::make_results() {
+  const auto [input_size, hidden, layers, directions] = form_.sizes;
+  const BorrowedTensor& like = has_state_ ? h0_ : x_;
+  const auto new_state = [&, hidden = hidden, states = layers * directions] {
+    if (form_.is_cell) return batched_ ? new_tensor({batch_, hidden}, like) : new_tensor({hidden}, like);
+    return batched_ ? new_tensor({states, batch_, hidden}, like) : new_tensor({states, hidden}, like);
+  };
+  h_n_ = new_state();
+  if (form_.has_c()) c_n_ = new_state();
+  if (form_.is_cell) return;
+  const int64_t width = directions * hidden;
+  const bool no_matter = seq_len_ == 1 || batch_ == 1;  // which of them comes first
+  output_ = !batched_                        ? new_tensor({seq_len_, width}, h_n_)
+            : form_.batch_first && no_matter ? new_tensor({batch_, seq_len_, width}, h_n_)
+                                             : new_tensor({seq_len_, batch_, width}, h_n_);
+}
+
+pybind11::object Call::results() {
+  pybind11::object state = form_.has_c() ? pybind11::make_tuple(h_n_.owner, c_n_.owner) : h_n_.owner;
+  if (form_.is_cell) return state;
+  const bool turn = batched_ && form_.batch_first && seq_len_ > 1 && batch_ > 1;
+  return pybind11::make_tuple(turn ? output_.owner.attr("transpose")(0, 1) : output_.owner, state);
+}
+
+StackCall Call::stack() const {
+  char* const h_n = h_n_.data;
+  return {form_.sizes,
+          x_.dtype,
+          seq_len_,
+          batch_,
+          x_rows_,
+          has_state_ ? h0_.data : nullptr,
+          has_state_ && form_.has_c() ? c0_.data : nullptr,
+          form_.is_cell ? h_n : output_.data,
+          h_n,
+          form_.has_c() ? c_n_.data : nullptr};
+}
+
+bool Call::read_states(PyObject* hx, bool gradients) {
+  has_state_ = true;
+  if (!form_.has_c()) return read_state(hx, gradients, h0_);
+  if (!(PyTuple_Check(hx) || PyList_Check(hx)) || PySequence_Fast_GET_SIZE(hx) != 2) return false;
+  PyObject* const* const states = PySequence_Fast_ITEMS(hx);
+  return read_state(states[0], gradients, h0_) && read_state(states[1], gradients, c0_);
+}
+
+bool Call::read_state(PyObject* object, bool gradients, BorrowedTensor& state) const {
+  if (!borrow(object, gradients, state) || state.dtype != x_.dtype || !state.is_contiguous()) return false;
+  const int64_t hidden = form_.sizes.hidden_size, layers = form_.sizes.layers * form_.sizes.directions;
+  if (form_.is_cell) return batched_ ? state.has_sizes({batch_, hidden}) : state.has_sizes({hidden});
+  return batched_ ? state.has_sizes({layers, batch_, hidden}) : state.has_sizes({layers, hidden});
+}
+
+}  // namespace seqkernels

@@ -1,0 +1,59 @@
+// A call of a whole module, without torch's dispatcher: its arguments, borrowed, and its results.
+#pragma once
+#include <pybind11/pybind11.h>
+
+#include <string_view>
+
+#include "../cpu/stack.h"
+#include "borrow.h"
+
+namespace seqkernels {
+
+// How a module is called.
+struct Form {
+  CellKind cell;
+  bool is_cell;  // one of torch's Cells: x is [B, I] or [I], and the result the state alone
+  StackSizes sizes;
+  bool batch_first;
+
+  bool has_c() const { return cell_info(cell).has_cell_state; }
+};
+
+// A cell by its name, or by the `mode` of torch's layers, which is the same in capitals; false where there is none.
+bool find_cell(std::string_view name, CellKind& kind);
+
+// One call: what came, what it is in sizes, and what it gives.
+class Call {
+ public:
+  // False where x and hx are not plain tensors of the sizes that this form takes, or, with `gradients`, require one.
+  bool read(const Form& form, PyObject* x, PyObject* hx, bool gradients);
+  void make_results();
+  pybind11::object results();  // what the module's forward returns
+
+  DType dtype() const { return x_.dtype; }
+  int64_t rows() const { return seq_len_ * batch_; }
+  StackCall stack() const;
+
+ private:
+  bool read_states(PyObject* hx, bool gradients);
+  bool read_state(PyObject* object, bool gradients, BorrowedTensor& state) const;
+
+  Form form_;
+  BorrowedTensor x_, h0_, c0_;
+  bool batched_, has_state_ = false;
+  int64_t seq_len_, batch_;
+  RowTensor x_rows_;
+  BorrowedTensor output_, h_n_, c_n_;
+};
+
+// From this many multiply-adds on, Python's other threads may run meanwhile.
+constexpr double kLongWork = 1 << 19;
+
+template <class Kernels>
+void run_beside_python(double work, const Kernels& kernels) {
+  if (work < kLongWork) return kernels();
+  const pybind11::gil_scoped_release others_may_run;
+  kernels();
+}
+
+}  // namespace seqkernels

@@ -1,0 +1,142 @@
+#include "fastpath.h"
+
+#include <pybind11/stl.h>
+
+#include <string_view>
+#include <vector>
+
+#include "call.h"
+
+namespace seqkernels {
+namespace {
+
+namespace py = pybind11;
+
+// What a module of torch.nn keeps of itself in its __dict__, read without the interpreter's help.
+class Attributes {
+ public:
+  explicit Attributes(PyObject* dict) : dict_(dict) {}
+
+  // False where there is no such attribute or it is of another type.
+  bool read(PyObject* name, int64_t& value) const {
+    PyObject* const found = get(name);
+    if (!found || !PyLong_Check(found)) return false;
+    value = PyLong_AsLongLong(found);
+    return value >= 0 || !PyErr_Occurred();
+  }
+  bool read(PyObject* name, bool& value) const {
+    PyObject* const found = get(name);
+    value = found == Py_True;
+    return value || found == Py_False;
+  }
+  std::string_view text(PyObject* name) const {
+    PyObject* const found = get(name);
+    Py_ssize_t size = 0;
+    const char* const data = found && PyUnicode_Check(found) ? PyUnicode_AsUTF8AndSize(found, &size) : nullptr;
+    return data ? std::string_view(data, size_t(size)) : std::string_view();
+  }
+  PyObject* get(PyObject* name) const { return PyDict_GetItemWithError(dict_, name); }
+
+ private:
+  PyObject* dict_;
+};
+
+struct Names {
+  PyObject *parameters = intern("_parameters"), *flat_weights_names = intern("_flat_weights_names"),
+           *input_size = intern("input_size"), *hidden_size = intern("hidden_size"), *num_layers = intern("num_layers"),
+           *bidirectional = intern("bidirectional"), *batch_first = intern("batch_first"), *mode = intern("mode"),
+           *training = intern("training"), *dropout = intern("dropout"),
+           *weights_of_a_cell =
+               Py_BuildValue("(NNNN)", intern("weight_ih"), intern("weight_hh"), intern("bias_ih"), intern("bias_hh"));
+
+  static PyObject* intern(const char* name) { return PyUnicode_InternFromString(name); }
+  static const Names& get() {
+    static const Names* const names = new Names();
+    return *names;
+  }
+};
+
+// `cell` is the name of a Cell's cell, "" for layers.
+bool read_form(const Attributes& attributes, const std::string_view cell, Form& form) {
+  const Names& names = Names::get();
+  const bool is_cell = !cell.empty();
+  form = {{}, is_cell, {0, 0, 1, 1}, false};
+  if (!find_cell(is_cell ? cell : attributes.text(names.mode), form.cell)) return false;
+  StackSizes& sizes = form.sizes;
+  if (!attributes.read(names.input_size, sizes.input_size) || !attributes.read(names.hidden_size, sizes.hidden_size))
+    return false;
+  if (sizes.hidden_size < 1) return false;
+  if (is_cell) return true;
+  bool bidirectional, training;
+  if (!attributes.read(names.num_layers, sizes.layers) || sizes.layers < 1 ||
+      !attributes.read(names.bidirectional, bidirectional) || !attributes.read(names.batch_first, form.batch_first) ||
+      !attributes.read(names.training, training))
+    return false;
+  sizes.directions = bidirectional ? 2 : 1;
+  if (sizes.layers == 1 || !training) return true;
+  PyObject* const dropout = attributes.get(names.dropout);
+  return dropout && PyFloat_Check(dropout) && PyFloat_AS_DOUBLE(dropout) == 0.0;
+}
+
+// Of every layer and direction w_ih, w_hh and maybe b_ih, b_hh; false where one is not an ordinary parameter that fits.
+bool read_weights(const Attributes& attributes, const Form& form, DType dtype, bool gradients,
+                  std::vector<BorrowedTensor>& tensors, std::vector<Weights>& weights) {
+  const Names& all = Names::get();
+  PyObject* const parameters = attributes.get(all.parameters);
+  PyObject* const names = form.is_cell ? all.weights_of_a_cell : attributes.get(all.flat_weights_names);
+  if (!parameters || !PyDict_Check(parameters) || !names || !(PyList_Check(names) || PyTuple_Check(names)))
+    return false;
+  const int64_t count = form.sizes.layers * form.sizes.directions, hidden = form.sizes.hidden_size;
+  const int64_t per_direction = PySequence_Fast_GET_SIZE(names) / count;
+  if (PySequence_Fast_GET_SIZE(names) != per_direction * count || (per_direction != 2 && per_direction != 4))
+    return false;
+  const int64_t gate_rows = cell_info(form.cell).gates * hidden;
+  PyObject* const* name = PySequence_Fast_ITEMS(names);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t inputs = i < form.sizes.directions ? form.sizes.input_size : form.sizes.directions * hidden;
+    const char* found[4] = {};
+    for (int64_t kind = 0; kind < per_direction; ++kind) {
+      PyObject* const object = PyDict_GetItemWithError(parameters, *name++);
+      if (object == Py_None && form.is_cell && kind >= 2) continue;  // a Cell without biases
+      BorrowedTensor weight;
+      if (!object || !borrow(object, gradients, weight) || weight.dtype != dtype || !weight.is_contiguous())
+        return false;
+      const bool fits = kind == 0   ? weight.has_sizes({gate_rows, inputs})
+                        : kind == 1 ? weight.has_sizes({gate_rows, hidden})
+                                    : weight.has_sizes({gate_rows});
+      if (!fits) return false;
+      found[kind] = weight.data;
+      tensors.push_back(std::move(weight));
+    }
+    if (!found[2] != !found[3]) return false;
+    weights.push_back({found[0], found[1], found[2], found[3]});
+  }
+  return true;
+}
+
+py::object fastpath(const py::dict& module, const std::string_view cell, py::handle x, py::handle hx, bool gradients) {
+  const Attributes attributes(module.ptr());
+  Form form;
+  Call call;
+  std::vector<BorrowedTensor> parameters;  // kept alive while other threads may exchange them
+  std::vector<Weights> weights;
+  if (!read_form(attributes, cell, form) || !call.read(form, x.ptr(), hx.ptr(), gradients) || call.rows() == 0 ||
+      !read_weights(attributes, form, call.dtype(), gradients, parameters, weights)) {
+    if (PyErr_Occurred()) PyErr_Clear();
+    return py::none();
+  }
+  call.make_results();
+  run_beside_python(static_cast<double>(call.rows()) * work_of(form.cell, form.sizes),
+                    [&] { run_stack(form.cell, call.stack(), weights); });
+  return call.results();
+}
+
+}  // namespace
+
+void define_fastpath(py::module_& m) {
+  m.def("fastpath", &fastpath, py::arg("module"), py::arg("cell"), py::arg("x"), py::arg("hx"), py::arg("gradients"),
+        "The result of a module's forward without gradients, or None; `module` is the __dict__ of an RNNBase, or of a "
+        "Cell whose cell has this name.");
+}
+
+}  // namespace seqkernels

@@ -1,0 +1,61 @@
+// The Python module seqkernels._C: what was built, which CPU kernels run, and calls around torch's dispatcher. The ops are in
+// torch.ops.seqkernels (layer_ops.cpp).
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "../cpu/dispatch.h"
+#include "cuda_plans.h"
+#include "fastpath.h"
+
+namespace seqkernels {
+namespace {
+
+pybind11::dict build_config() {
+  pybind11::dict config;
+  config["version"] = SEQKERNELS_VERSION;
+  config["compiler"] = __VERSION__;
+  config["cpu_targets"] = compiled_cpu_isas();
+#if defined(SEQKERNELS_CUDA_TARGETS)
+  config["cuda_targets"] = SEQKERNELS_CUDA_TARGETS;
+#else
+  config["cuda_targets"] = "";
+#endif
+  config["torch_target"] = "2.10";
+  return config;
+}
+
+std::vector<pybind11::dict> list_cells() {
+  std::vector<pybind11::dict> list;
+  for (const CellInfo& cell : kCellInfos.of) {
+    pybind11::dict described;
+    described["name"] = cell.name;
+    described["gates"] = cell.gates;
+    described["saved"] = cell.saved;
+    described["has_cell_state"] = cell.has_cell_state;
+    list.push_back(std::move(described));
+  }
+  return list;
+}
+
+}  // namespace
+}  // namespace seqkernels
+
+PYBIND11_MODULE(_C, m) {
+  using namespace seqkernels;
+  m.doc() = "Build configuration and CPU dispatch of seqkernels; the ops are in torch.ops.seqkernels.";
+  m.def("build_config", &build_config, "What this binary was built with.");
+  m.def("cells", &list_cells, "Every cell of the registry, in its order.");
+  m.attr("unit_padding") = kUnitPadding;
+  m.def("cpu_isa", [] { return std::string(cpu_kernels().isa); }, "The ISA whose kernels run.");
+  m.def("cpu_isas", &available_cpu_isas, "Every ISA this machine can run, best last.");
+  m.def("emulated_cpu_isas", &emulated_cpu_isas, "avx512bf16 and amx on any CPU, for tests.");
+  m.def("set_cpu_isa", &set_cpu_isa, pybind11::arg("isa"), "Run the kernels of this ISA from now on.");
+  define_fastpath(m);
+  define_frozen(m);
+#if defined(SEQKERNELS_CUDA_TARGETS)
+  define_cuda_plans(m);
+#endif
+}

@@ -1,0 +1,305 @@
+"""Every private name of torch that this package uses, and what happens where a torch does without it.
+
+All were checked on the versions in `CHECKED`. A name that another torch has moved is replaced by something
+slower or by a graph break, never by another result, and a warning says so once. No other file of the package
+may name something private of torch; tests/test_torch_compat.py takes each of these away in turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad, profiler
+
+CHECKED = ("2.10", "2.13", "2.14")
+
+# What is private and looked up here, with what is lost without it.
+LOSSES = {
+    "_C._AutoDispatchBelowAutograd": "calls of the ops take longer",
+    "_C._after_autograd_keyset": "calls of the ops that are traced take longer",
+    "_C._any_requires_grad": "calls of the ops that are traced take longer",
+    "_C._is_any_autocast_enabled": "calls take longer",
+    "_C._is_tracing": "calls take longer",
+    "_C._len_torch_dispatch_stack": "calls without gradients take longer, and no layer is handed to cuDNN",
+    "_C._len_torch_function_stack": "calls without gradients take longer, and no layer is handed to cuDNN",
+    "_C._are_functorch_transforms_active": "everything runs as plain torch",
+    "autograd.forward_ad._current_level": "everything runs as plain torch",
+    "autograd.profiler._is_profiler_enabled": "calls without gradients take longer",
+    "_C._dispatch_key_for_device": "ops that are called by themselves know no autocast",
+    "_C._ExcludeDispatchKeyGuard": "ops that are called by themselves know no autocast",
+    "_cudnn_rnn": "no layer is handed to cuDNN",
+    "_cudnn_rnn_flatten_weight": "no layer is handed to cuDNN",
+    "_guards.CompileContext": "torch.compile breaks the graph at fused layers",
+}
+
+
+def _lost(path: str) -> None:
+    warnings.warn(
+        f"this torch, {torch.__version__}, has no torch.{path} (checked on {', '.join(CHECKED)}): "
+        f"{LOSSES[path]}",
+        stacklevel=3,
+    )
+
+
+def _look_up(path: str, otherwise: Any) -> Any:
+    try:
+        return attrgetter(path)(torch)
+    except AttributeError:
+        _lost(path)
+        return otherwise
+
+
+# ---------------------------------------------------------------- who watches, derives, transforms
+
+below_autograd = _look_up("_C._AutoDispatchBelowAutograd", contextlib.nullcontext)
+is_any_autocast_enabled: Callable[[], bool] = _look_up(
+    "_C._is_any_autocast_enabled",
+    lambda: torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"),
+)
+is_tracing: Callable[[], bool] = _look_up("_C._is_tracing", torch.jit.is_tracing)
+_dispatch_modes: Callable[[], int] = _look_up("_C._len_torch_dispatch_stack", lambda: 1)
+_function_modes: Callable[[], int] = _look_up("_C._len_torch_function_stack", lambda: 1)
+_functorch_is_active: Callable[[], bool] = _look_up("_C._are_functorch_transforms_active", lambda: True)
+_FORWARD_AD = _look_up("autograd.forward_ad._current_level", None) is not None
+_PROFILER = _look_up("autograd.profiler._is_profiler_enabled", None) is not None
+
+
+def modes_active() -> int:
+    """How many modes of `__torch_dispatch__` and `__torch_function__` see every op."""
+    return _dispatch_modes() or _function_modes()
+
+
+def profiler_enabled() -> bool:
+    """Whether a profiler wants to see every op."""
+    return profiler._is_profiler_enabled if _PROFILER else True
+
+
+def transforms_active() -> bool:
+    """Whether a torch.func transform or forward-mode differentiation is on; the kernels know neither."""
+    return _functorch_is_active() or not _FORWARD_AD or forward_ad._current_level >= 0
+
+
+# Evaluated while Dynamo traces, which enters and leaves transforms as the program does, and guards on them.
+transforms_active._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+# ---------------------------------------------------------------- ops
+
+any_requires_grad: Callable[..., bool] = _look_up(
+    "_C._any_requires_grad", lambda *args: any(t.requires_grad for t in _tensors(args))
+)
+_after_autograd = _look_up("_C._after_autograd_keyset", None)
+_dispatch_key_for_device = _look_up("_C._dispatch_key_for_device", None)
+_exclude_dispatch_key = _look_up("_C._ExcludeDispatchKeyGuard", None)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [t for v in value for t in _tensors(v)] if isinstance(value, (list, tuple)) else []
+
+
+def below_autograd_of(op: Any, keyset: Any) -> Callable[..., Any]:
+    """`op` as its kernel under the dispatcher's Autograd key, called with `keyset`, passes a call on."""
+    if _after_autograd is not None:
+        return functools.partial(op.redispatch, keyset & _after_autograd)
+
+    def call(*args: Any) -> Any:
+        with below_autograd():
+            return op(*args)
+
+    return call
+
+
+def op_name(op: Any) -> str:
+    """`lstm` of `torch.ops.seqkernels.lstm.default`."""
+    return str(op.name().split("::")[1].split(".")[0])
+
+
+def argument_names(op: Any) -> list[str]:
+    """Of its schema, in order."""
+    return [str(argument.name) for argument in op._schema.arguments]
+
+
+def register_autocast(
+    library: torch.library.Library, op: Any, device_type: str, cast: Callable[[Any, torch.dtype], Any]
+) -> None:
+    """As `torch.library.register_autocast`, but with the dtype that is in force when the op is called."""
+    if _dispatch_key_for_device is None or _exclude_dispatch_key is None:
+        return
+    key_name = "Autocast" + _dispatch_key_for_device(device_type)
+    key = getattr(torch._C.DispatchKey, key_name)
+
+    def kernel(*args: Any) -> Any:
+        with _exclude_dispatch_key(torch._C.DispatchKeySet(key)):
+            return op(*cast(args, torch.get_autocast_dtype(device_type)))
+
+    op.py_impl(key)(kernel)  # for tracing, which dispatches in Python
+    library.impl(op_name(op), lambda _, *args: kernel(*args), key_name, with_keyset=True)
+
+
+cudnn_rnn = _look_up("_cudnn_rnn", None)
+cudnn_rnn_flatten_weight = _look_up("_cudnn_rnn_flatten_weight", None)
+
+
+# ---------------------------------------------------------------- torch.compile
+
+_traceable: list[type] = []
+_skipped: list[CodeType] = []
+
+
+def let_dynamo_trace(*classes: type) -> None:
+    """Let Dynamo trace instances of `classes`, subclasses of torch.nn's layers, and leave other code alone.
+
+    Dynamo refuses every instance of torch.nn.LSTM, GRU and RNN unless `allow_rnn` is set for the whole
+    process. Fused layers are ops that it can trace, so they, and they alone, are let through, at the one
+    place where Dynamo asks. `torch._dynamo` takes long to import, so this waits until it compiles something.
+    """
+    _traceable.extend(classes)
+
+
+def let_dynamo_skip(function: Callable[..., Any], why: str) -> None:
+    """What torch.compiler.disable does, but without a wrapper around every call."""
+    function._torchdynamo_disable = True  # type: ignore[attr-defined]
+    function._torchdynamo_disable_msg = why  # type: ignore[attr-defined]
+    _skipped.append(function.__code__)
+
+
+def _before_first_compilation(action: Callable[[], None]) -> None:
+    context = _look_up("_guards.CompileContext", None)
+    if context is None:
+        return
+    original = context.__init__
+
+    @functools.wraps(original)
+    def begin(self: Any, *args: Any, **kwargs: Any) -> None:
+        if context.__init__ is begin:
+            context.__init__ = original
+            action()
+        original(self, *args, **kwargs)
+
+    context.__init__ = begin
+
+
+def _prepare_dynamo() -> None:
+    from torch._dynamo import eval_frame
+    from torch._dynamo.variables import builder
+
+    skip = getattr(eval_frame, "skip_code", None)
+    for code in _skipped if skip else ():
+        skip(code)  # without it Dynamo tries to compile the frame, and warns
+    try:
+        wrap_module = builder.VariableBuilder.wrap_module
+        allow = functools.partial(builder.config.patch, allow_rnn=True)
+    except AttributeError:
+        warnings.warn(
+            f"torch.compile of this torch, {torch.__version__}, works in another way than in "
+            f"{', '.join(CHECKED)}: it breaks the graph at fused layers",
+            stacklevel=2,
+        )
+        return
+
+    @functools.wraps(wrap_module)
+    def wrap(self: Any, value: Any) -> Any:
+        if isinstance(value, tuple(_traceable)):
+            with allow():
+                return wrap_module(self, value)
+        return wrap_module(self, value)
+
+    builder.VariableBuilder.wrap_module = wrap
+
+
+_before_first_compilation(_prepare_dynamo)
+
+
+# ---------------------------------------------------------------- modules
+
+
+def weight_names(module: torch.nn.RNNBase) -> Sequence[str]:
+    """Of every layer and direction w_ih, w_hh and, where it has them, b_ih, b_hh, w_hr."""
+    return module._flat_weights_names
+
+
+def refresh_weights(module: torch.nn.RNNBase) -> None:
+    """Make the list that torch.nn's layers keep of their weights anew."""
+    module._init_flat_weights()
+
+
+def forget_weights(module: torch.nn.Module) -> None:
+    """Drop that list, of a module that has become one that keeps none."""
+    module.__dict__.pop("_flat_weights", None)
+
+
+class _Checked:
+    """The part of a layer that `RNNBase.check_input` reads."""
+
+    def __init__(self, input_size: int, first_weight: Tensor) -> None:
+        self.input_size = input_size
+        self._flat_weights = (first_weight,)
+
+
+class WeightsAsAttributes(torch.nn.Module):
+    """For a subclass of RNNBase: weights are ordinary attributes, read afresh by every forward.
+
+    torch.nn keeps a list of its weights beside its parameters (for cuDNN), which parametrizations, pruning or
+    `functional_call` can leave behind. Here the list is made when asked for, and there is nothing to flatten.
+    """
+
+    _flat_weights_names: list[str]
+    input_size: int
+
+    @property
+    def _flat_weights(self) -> list[Tensor | None]:
+        own = self._parameters  # read first: `getattr` of a parameter comes to the same, but slowly
+        return [own[name] if name in own else getattr(self, name, None) for name in self._flat_weights_names]
+
+    @_flat_weights.setter
+    def _flat_weights(self, weights: list[Tensor | None]) -> None:
+        pass
+
+    def _init_flat_weights(self) -> None:
+        self._flat_weight_refs: list[Any] = []
+
+    def _update_flat_weights(self) -> None:
+        pass
+
+    def flatten_parameters(self) -> None:
+        """Nothing to do: the kernels read the parameters as they are."""
+
+    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
+        # torch's own check, on just what it reads: no weight is computed for it, so that a forward computes
+        # each once.
+        seen: Any = _Checked(self.input_size, self._first_weight())
+        torch.nn.RNNBase.check_input(seen, input, batch_sizes)
+
+    def _first_weight(self) -> Tensor:
+        """A tensor with the dtype of the first weight."""
+        name = self._flat_weights_names[0]
+        if name in self._parameters:
+            return self._parameters[name]  # type: ignore[return-value]
+        if hasattr(type(self), name):  # parametrized, which keeps the dtype unless told that it is unsafe
+            origin: Any = self.parametrizations[name]  # type: ignore[index]
+            if not origin.unsafe:
+                return origin.original if origin.is_tensor else origin.original0
+        return getattr(self, name)
+
+    def flat_weights(self) -> list[Tensor]:
+        """All weights, in the order of `weight_names`."""
+        return self._flat_weights  # type: ignore[return-value]
+
+
+class NotTraceable(torch.nn.Module):
+    """A module that torch.jit.trace and what is built on it refuse, with the message `why_not_traceable`."""
+
+    why_not_traceable: str
+
+    def _slow_forward(self, *args: Any, **kwargs: Any) -> Any:  # what torch.jit.trace calls
+        raise RuntimeError(self.why_not_traceable)

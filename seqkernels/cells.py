@@ -1,0 +1,34 @@
+"""The cells that this build knows, as csrc/cells/registry.h lists them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ._extension import _C
+
+__all__ = ["CELLS", "Cell"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is the same for every layer of a cell.
+
+    Attributes:
+        name: Its name everywhere: "lstm", "gru", "rnn_tanh", "rnn_relu".
+        gates: Blocks of H rows in w_ih and w_hh.
+        saved: Values per hidden unit and step that forward saves for backward.
+        has_cell_state: Whether the state has a second part, c.
+    """
+
+    name: str
+    gates: int
+    saved: int
+    has_cell_state: bool
+
+    @property
+    def states(self) -> int:
+        """How many parts the state has: h, or h and c."""
+        return 2 if self.has_cell_state else 1
+
+
+CELLS = {str(cell["name"]): Cell(**cell) for cell in _C.cells()}

@@ -1,0 +1,158 @@
+"""Which implementation runs a call. This is the one place that decides; `seqkernels.explain` asks it.
+
+A call of a module is tried in this order:
+
+    the fast path   around torch's dispatcher, for what needs no gradient and nobody watches (`fastpath_allowed`)
+    "cudnn"         inference that cuDNN runs faster (`_cudnn.py`)
+    "native"        the ops of this package (`supports`)
+    "reference"     plain torch (`reference.py`)
+
+`backend="native"` leaves out cuDNN and raises in place of the last one, `backend="reference"` is the last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from . import _cudnn
+from . import _torch_compat as compat
+from ._extension import BUILD_CONFIG
+from ._ops import tf32_allowed
+from .spec import LayerSpec
+
+__all__ = ["get_fastpath_enabled", "set_fastpath_enabled"]
+
+BACKENDS = ("auto", "native", "reference")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+DEVICES = ("cpu", "meta", "cuda") if BUILD_CONFIG["cuda_targets"] else ("cpu", "meta")
+
+_fastpath_enabled = True
+
+
+def get_fastpath_enabled() -> bool:
+    """Whether modules may go around torch's dispatcher where nothing needs it; see `set_fastpath_enabled`.
+
+    Example:
+        >>> seqkernels.get_fastpath_enabled()
+        True
+    """
+    return _fastpath_enabled
+
+
+def set_fastpath_enabled(value: bool) -> None:
+    """Allow or forbid modules to go around torch's dispatcher, in this process.
+
+    The fast path is for calls on the CPU that need no gradient, and that nobody derives, traces, transforms or
+    watches. Results are the same to the bit; without it a call takes some 20 to 60 µs more. It is on by default,
+    as torch's own for attention (`torch.backends.mha.set_fastpath_enabled`).
+
+    Example:
+        >>> seqkernels.set_fastpath_enabled(False)  # so that a debugger sees every call
+        >>> seqkernels.set_fastpath_enabled(True)
+    """
+    global _fastpath_enabled
+    _fastpath_enabled = bool(value)
+
+
+def fastpath_allowed() -> bool:
+    """True where torch's dispatcher would do nothing with a call but pass it on, gradients apart."""
+    return _fastpath_enabled and not (
+        is_compiling()
+        or compat.is_tracing()
+        or compat.is_any_autocast_enabled()
+        or compat.transforms_active()
+        or compat.modes_active()
+        or compat.profiler_enabled()
+    )
+
+
+def choose(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> str:
+    """ "native", "cudnn" or "reference", for arguments as the ops take them; x [T, B, I] or packed [R, I].
+
+    Raises:
+        ValueError: An unknown backend.
+        RuntimeError: With `backend="native"`, every reason why the kernels cannot run this.
+    """
+    backend = spec.backend
+    if backend not in BACKENDS:
+        check_backend(backend)
+    if backend != "reference" and supports(spec, x, state, weights):
+        on_cudnn = backend == "auto" and x.is_cuda and not is_compiling() and cudnn_is_faster(spec, x, state, weights)
+        return "cudnn" if on_cudnn else "native"
+    if backend == "native":
+        reasons = not_supported_reasons(spec, x, state, weights)
+        raise RuntimeError("backend='native' cannot run this because of\n  - " + "\n  - ".join(reasons))
+    return "reference"
+
+
+def cudnn_is_faster(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
+    """Whether this is handed to cuDNN, of what the kernels take."""
+    if spec.batch_sizes is not None or spec.num_layers != 1 or not _cudnn.supports(spec, x, state, weights):
+        _cudnn.refuse()
+        return False
+    sizes = x.size(0), x.size(1), state[0].size(2)
+    return _cudnn.is_faster(spec.cell, x.dtype, tf32_allowed(), *sizes, spec.directions)
+
+
+def has_projection(spec: LayerSpec, weights: Sequence[Tensor]) -> bool:
+    return len(weights) > spec.num_layers * spec.directions * spec.weights_per_direction
+
+
+def supports(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
+    """Whether the native op runs this. True exactly where `not_supported_reasons` finds none."""
+    dtype, device = x.dtype, x.device
+    if dtype not in DTYPES or device.type not in DEVICES or compat.transforms_active():
+        return False
+    if x.layout is not torch.strided or has_projection(spec, weights):
+        return False
+    for t in state:
+        if t.dtype is not dtype or t.device != device:
+            return False
+    for t in weights:  # noqa: SIM110, a generator costs more
+        if t.dtype is not dtype or t.device != device:
+            return False
+    return True
+
+
+def not_supported_reasons(
+    spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]
+) -> list[str]:
+    """Every reason why the native op does not run this; none if it does."""
+    reasons = []
+    if x.dtype not in DTYPES:
+        reasons.append(f"dtype {name_of(x.dtype)} (the kernels take {', '.join(map(name_of, DTYPES))})")
+    if x.device.type == "cuda" and "cuda" not in DEVICES:
+        reasons.append("device cuda (this build of seqkernels has no CUDA kernels)")
+    elif x.device.type not in DEVICES:
+        reasons.append(f"device {x.device.type} (the kernels run on cpu and cuda)")
+    if x.layout is not torch.strided:
+        reasons.append(f"layout {x.layout} (the kernels take strided tensors)")
+    if has_projection(spec, weights):
+        reasons.append("proj_size > 0 (projections have no kernel yet)")
+    for what, tensors in (("state", state), ("weights", weights)):
+        dtypes = {t.dtype: None for t in tensors if t.dtype != x.dtype}
+        if dtypes:
+            others = ", ".join(map(name_of, dtypes))
+            reasons.append(f"{what} of dtype {others} with input of {name_of(x.dtype)}")
+        devices = {t.device: None for t in tensors if t.device != x.device}
+        if devices:
+            reasons.append(f"{what} on {', '.join(map(str, devices))} with input on {x.device}")
+    if compat.transforms_active():
+        reasons.append("a torch.func transform or forward-mode differentiation is active")
+    return reasons
+
+
+def check_backend(backend: str) -> str:
+    """`backend` itself, or a ValueError naming the choices."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+    return backend
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """ "float32" of torch.float32."""
+    return str(dtype).removeprefix("torch.")
