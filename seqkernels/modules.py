@@ -99,7 +99,7 @@ class _FusedLayer(_Fused, WeightsAsAttributes):
             reset_mask,
         )
 
-    def forward(self, input: Any, hx: Any = None, *, reset_mask: Tensor | None = None) -> Any:
+    def _forward(self, input: Any, hx: Any, reset_mask: Tensor | None) -> Any:
         if reset_mask is None:
             result = self._fastpath("", input, hx)
             if result is not None:
@@ -195,6 +195,9 @@ class FusedLSTM(_FusedLayer, torch.nn.LSTM):
 
     _like = torch.nn.LSTM
 
+    def forward(self, input: Any, hx: Any = None, *, reset_mask: Tensor | None = None) -> Any:
+        return self._forward(input, hx, reset_mask)
+
 
 class FusedGRU(_FusedLayer, torch.nn.GRU):
     """`torch.nn.GRU` on fused kernels: the same arguments, state_dict, inputs, outputs and errors.
@@ -210,6 +213,9 @@ class FusedGRU(_FusedLayer, torch.nn.GRU):
     """
 
     _like = torch.nn.GRU
+
+    def forward(self, input: Any, hx: Any = None, *, reset_mask: Tensor | None = None) -> Any:
+        return self._forward(input, hx, reset_mask)
 
 
 class FusedRNN(_FusedLayer, torch.nn.RNN):
@@ -227,6 +233,9 @@ class FusedRNN(_FusedLayer, torch.nn.RNN):
 
     _like = torch.nn.RNN
 
+    def forward(self, input: Any, hx: Any = None, *, reset_mask: Tensor | None = None) -> Any:
+        return self._forward(input, hx, reset_mask)
+
 
 class _FusedCell(_Fused):
     """A single step; the other base of a subclass is its namesake in torch.nn, an RNNCellBase."""
@@ -237,13 +246,7 @@ class _FusedCell(_Fused):
     bias_ih: Tensor | None
     bias_hh: Tensor | None
 
-    @property
-    def _cell(self) -> str:
-        """The name of the cell."""
-        raise NotImplementedError
-
-    def forward(self, input: Tensor, hx: Any = None) -> Any:
-        cell = self._cell
+    def _forward(self, cell: str, input: Tensor, hx: Any) -> Any:
         result = self._fastpath(cell, input, hx)
         if result is not None:
             return result
@@ -282,7 +285,9 @@ class FusedLSTMCell(_FusedCell, torch.nn.LSTMCell):
     """
 
     _like = torch.nn.LSTMCell
-    _cell = "lstm"  # type: ignore[assignment]
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> Any:
+        return self._forward("lstm", input, hx)
 
 
 class FusedGRUCell(_FusedCell, torch.nn.GRUCell):
@@ -298,7 +303,9 @@ class FusedGRUCell(_FusedCell, torch.nn.GRUCell):
     """
 
     _like = torch.nn.GRUCell
-    _cell = "gru"  # type: ignore[assignment]
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Any:
+        return self._forward("gru", input, hx)
 
 
 class FusedRNNCell(_FusedCell, torch.nn.RNNCell):
@@ -315,6 +322,5 @@ class FusedRNNCell(_FusedCell, torch.nn.RNNCell):
 
     _like = torch.nn.RNNCell
 
-    @property
-    def _cell(self) -> str:
-        return f"rnn_{self.nonlinearity}"
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Any:
+        return self._forward(f"rnn_{self.nonlinearity}", input, hx)

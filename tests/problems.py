@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from seqkernels import reference
+from seqkernels.cells import CELLS as REGISTRY
 
-CELLS = ("lstm", "gru", "tanh", "relu")
-GATES = {"lstm": 4, "gru": 3, "tanh": 1, "relu": 1}
-FINALS = {"lstm": ("h_n", "c_n"), "gru": ("h_n",), "tanh": ("h_n",), "relu": ("h_n",)}
+CELLS = tuple(REGISTRY)
+FINALS = {name: ("h_n", "c_n")[: cell.states] for name, cell in REGISTRY.items()}
 
 
 @dataclass
@@ -49,13 +49,13 @@ class Problem:
             values = torch.randn(*shape, generator=generator, dtype=torch.float64)
             return values.to(self.dtype).to(self.device)
 
-        d, h, gates = self.directions, self.hidden_size, GATES[self.cell] * self.hidden_size
+        d, h, gates = self.directions, self.hidden_size, REGISTRY[self.cell].gates * self.hidden_size
         x = random(self.seq_len, self.batch, self.input_size)
         if self.lengths is not None:
             packed = pack_padded_sequence(x, torch.tensor(self.lengths))
             x, self.batch_sizes = packed.data, packed.batch_sizes
         self.x = x
-        self.states = [random(d, self.batch, h) for _ in range(2 if self.cell == "lstm" else 1)]
+        self.states = [random(d, self.batch, h) for _ in FINALS[self.cell]]
         shapes = [(gates, self.input_size), (gates, h)] + [(gates,), (gates,)] * self.bias
         # torch.nn's own deviation, or less for an input that would saturate gates: a step's gain is below 1.
         fans = [max(h, self.input_size)] + [h] * (len(shapes) - 1)
@@ -65,14 +65,6 @@ class Problem:
             for shape, fan in zip(shapes, fans, strict=True)
         ]
         self.grads = [random(*x.shape[:-1], d * h), *(random(d, self.batch, h) for _ in self.states)]
-
-    @property
-    def options(self) -> tuple[str, ...]:
-        return (self.cell,) if self.cell in ("tanh", "relu") else ()
-
-    @property
-    def op_name(self) -> str:
-        return "rnn" if self.options else self.cell
 
     @property
     def inputs(self) -> list[Tensor]:
@@ -92,11 +84,11 @@ class Problem:
 
     def arguments(self, save_for_backward: bool | None = None) -> tuple:
         """Of the forward op."""
-        save = () if save_for_backward is None or self.options else (save_for_backward,)
-        return (self.x, *self.states, self.weights, *self.options, self.batch_sizes, *save)
+        save = () if save_for_backward is None else (save_for_backward,)
+        return (self.x, *self.states, self.weights, self.batch_sizes, *save)
 
     def forward(self, save_for_backward: bool | None = None) -> tuple[Tensor, ...]:
-        return getattr(torch.ops.seqkernels, self.op_name)(*self.arguments(save_for_backward))
+        return getattr(torch.ops.seqkernels, self.cell)(*self.arguments(save_for_backward))
 
     def backward_arguments(
         self, forward: Sequence[Tensor], needs_grad: Sequence[bool] | None = None
@@ -108,7 +100,7 @@ class Problem:
 
     def backward(self, forward: Sequence[Tensor], needs_grad: Sequence[bool] | None = None) -> list[Tensor]:
         """The gradients, in the order of `inputs`."""
-        op = getattr(torch.ops.seqkernels, f"_{self.op_name}_backward")
+        op = getattr(torch.ops.seqkernels, f"_{self.cell}_backward")
         *found, weights = op(*self.backward_arguments(forward, needs_grad))
         return [*found, *weights]
 
@@ -128,11 +120,10 @@ class Problem:
         inputs = [t.detach().cpu().double().requires_grad_() for t in self.inputs]
         n = 1 + len(self.states)
         x, states, weights = inputs[0], inputs[1:n], inputs[n:]
-        layer = getattr(reference, self.op_name)
         with torch.enable_grad():
-            results = layer(x, *states, weights, *self.options, self.batch_sizes)
+            results = reference.layer(self.cell, x, states, weights, self.batch_sizes)
             derived = results
-            if self.cell == "relu" and kinks is not None:
+            if self.cell == "rnn_relu" and kinks is not None:
                 step = self._relu_step(kinks.detach().cpu())
                 output, (h_n,) = reference._layer(step, x, tuple(states), weights, self.batch_sizes)
                 derived = (output, h_n)

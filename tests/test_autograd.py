@@ -26,8 +26,8 @@ def tiny(cell: str, **options: object) -> Problem:
 def of_inputs(problem: Problem) -> Callable[..., tuple[Tensor, ...]]:
     """The forward op as a function of `problem.inputs`, one by one."""
     n = 1 + len(problem.states)
-    op = getattr(torch.ops.seqkernels, problem.op_name)
-    return lambda *t: op(*t[:n], list(t[n:]), *problem.options, problem.batch_sizes)[:n]
+    op = getattr(torch.ops.seqkernels, problem.cell)
+    return lambda *t: op(*t[:n], list(t[n:]), problem.batch_sizes)[:n]
 
 
 def leaves(problem: Problem) -> list[Tensor]:
@@ -83,7 +83,7 @@ def test_derivatives_of_modules(name: str, options: dict, device: torch.device) 
 
 @pytest.mark.parametrize("name", ["lstm_cell", "gru_cell", "rnn_cell"])
 def test_derivatives_of_cells(name: str, device: torch.device) -> None:
-    problem = tiny({"lstm_cell": "lstm", "gru_cell": "gru", "rnn_cell": "tanh"}[name], device=device)
+    problem = tiny({"lstm_cell": "lstm", "gru_cell": "gru", "rnn_cell": "rnn_tanh"}[name], device=device)
     cell = getattr(functional, name)
 
     def run(x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...] | Tensor:
@@ -108,7 +108,7 @@ def test_second_derivative_is_the_references(cell: str, dtype: torch.dtype, devi
     right = getattr(torch.nn, name)(5, 20, **FLOAT64, **options)
     right.load_state_dict(module.state_dict())
     x = torch.randn(4, 3, 5, device=device).to(dtype)
-    if cell == "relu":  # keep away from the kink, where the derivative jumps
+    if cell == "rnn_relu":  # keep away from the kink, where the derivative jumps
         x = x.abs() + 1
         for m in (module, right):
             m.load_state_dict({key: value.abs() for key, value in m.state_dict().items()})
@@ -167,11 +167,11 @@ def test_only_a_final_state_is_used(cell: str, device: torch.device) -> None:
 def test_tied_tensors(cell: str, device: torch.device) -> None:
     """One tensor in several places: the weights of both directions, and h0 = c0."""
     problem = tiny(cell, device=device)
-    op = getattr(torch.ops.seqkernels, problem.op_name)
+    op = getattr(torch.ops.seqkernels, problem.cell)
     n = len(problem.states)
 
     def run(x: Tensor, state: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        return op(x, *[torch.cat((state, state))] * n, [*weights, *weights], *problem.options)[: 1 + n]
+        return op(x, *[torch.cat((state, state))] * n, [*weights, *weights])[: 1 + n]
 
     inputs = [t.detach().requires_grad_() for t in (problem.x, problem.states[0], *problem.weights)]
     assert gradcheck(run, inputs)

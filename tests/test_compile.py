@@ -29,8 +29,8 @@ def _fresh_compiler() -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_opcheck(cell: str, variant: dict[str, Any], device: torch.device) -> None:
     problem = Problem(cell, 3, 2, 4, 5, device=device, **variant)
-    forward_op = getattr(torch.ops.seqkernels, problem.op_name).default
-    backward_op = getattr(torch.ops.seqkernels, f"_{problem.op_name}_backward").default
+    forward_op = getattr(torch.ops.seqkernels, problem.cell).default
+    backward_op = getattr(torch.ops.seqkernels, f"_{problem.cell}_backward").default
     forward = problem.forward()
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     opcheck(backward_op, problem.backward_arguments(forward), test_utils=tests)

@@ -100,7 +100,7 @@ SHAPES = {
     "in_memory_of_one_quarter": Shape(
         630, 2, 2, Partition(20, 2), cells=("lstm",), bias=False, stepwise=False
     ),
-    "in_memory_rnn": Shape(600, 1, 2, Partition(5, 8), cells=("tanh",), bias=False, stepwise=False),
+    "in_memory_rnn": Shape(600, 1, 2, Partition(5, 8), cells=("rnn_tanh",), bias=False, stepwise=False),
 }
 
 
@@ -242,7 +242,8 @@ MUTANT = """\
 
 namespace seqkernels::cuda {
 
-const CellKernels& gru_kernels(DType, bool) {
+template <>
+const CellKernels& kernels_of<cells::Gru>(DType, bool) {
   static const CellKernels kernels = both_passes<cells::Gru, ELEMENT, ELEMENT>();
   return kernels;
 }
@@ -331,7 +332,7 @@ def mutant(name: str, mutation: Mutation, *, sanitize: bool = False) -> Path:
             assert text.count(mutation.before) == 1, f"{mutation.before!r} is not in {path.name} just once"
             text = text.replace(mutation.before, mutation.after)
         _write(csrc / path.relative_to(CSRC), text)
-    _write(csrc / "cuda" / "gru.cu", MUTANT.replace("ELEMENT", ELEMENTS[mutation.dtype]))
+    _write(csrc / "cuda" / "cell.cu", MUTANT.replace("ELEMENT", ELEMENTS[mutation.dtype]))
     return layer.program(["gru"], sanitize=sanitize, csrc=csrc, variant=name)
 
 

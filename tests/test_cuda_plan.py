@@ -19,7 +19,6 @@ pytestmark = pytest.mark.skipif(not BUILD_CONFIG["cuda_targets"], reason="built 
 V100, A100, H200 = (70, 80, 96 * 1024), (80, 108, 163 * 1024), (90, 132, 227 * 1024)
 H100 = H200
 SWEEP = ROOT / "benchmarks" / "results" / "nvidia-h100-80gb-hbm3-sweep.csv"
-CELLS = ("lstm", "gru", "tanh", "relu")
 CHUNK = {torch.bfloat16: 32, torch.float16: 32, torch.float32: 16}
 NUMBERS = [(torch.bfloat16, False), (torch.float16, False), (torch.float32, True), (torch.float32, False)]
 
@@ -95,7 +94,7 @@ def test_the_choice_is_what_was_measured_to_be_best() -> None:
     regrets = []
     for (cell, dtype, which, hidden, batch, directions), times in timed.items():
         found = plan.cuda_plans(
-            {"rnn_tanh": "tanh"}.get(cell, cell),
+            cell,
             torch.float32 if dtype == "tf32" else getattr(torch, dtype),
             which == "backward",
             int(batch),

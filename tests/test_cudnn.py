@@ -9,6 +9,7 @@ import torch
 
 import seqkernels
 from seqkernels import _cudnn
+from seqkernels.spec import LayerSpec
 
 from .conftest import BEST_TARGETS, assert_close
 
@@ -52,7 +53,7 @@ def test_a_forced_plan_decides(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_on_a_cpu_is_handed_over() -> None:
     x = torch.randn(3, 2, 4)
-    assert not _cudnn.takes("gru", x, (x,), (x,))
+    assert not _cudnn.supports(LayerSpec("gru"), x, (x,), (x,))
 
 
 @needs_gpu

@@ -6,6 +6,8 @@ import copy
 import itertools
 import logging
 import os
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,8 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import seqkernels
-from seqkernels import _C, __main__, functional, plan
+from seqkernels import _C, __main__, dispatch, functional
+from seqkernels.spec import LayerSpec
 
 from .conftest import assert_close, flat
 
@@ -231,13 +234,15 @@ def test_explain_refuses_other_modules() -> None:
 
 @pytest.mark.parametrize("projection", [False, True])
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_takes_what_has_no_obstacles(device: str, projection: bool) -> None:
+def test_supported_where_there_is_no_reason_against(device: str, projection: bool) -> None:
     dtypes = (torch.float32, torch.bfloat16, torch.int64, torch.complex64)
     for x_dtype, s_dtype, w_dtype in itertools.product(dtypes, repeat=3):
         x, w = torch.zeros(1, 1, 2, dtype=x_dtype), torch.zeros(2, 2, dtype=w_dtype)
         state = [torch.zeros(1, 1, 2, dtype=s_dtype, device=device)]
-        obstacles = plan.obstacles(x, state, [w], projection)
-        assert plan.takes(x, state, [w], projection) == (not obstacles)
+        weights = [w] * (5 if projection else 4)
+        spec = LayerSpec("lstm")
+        reasons = dispatch.not_supported_reasons(spec, x, state, weights)
+        assert dispatch.supports(spec, x, state, weights) == (not reasons)
 
 
 def test_native_raises_with_every_reason() -> None:
@@ -254,15 +259,14 @@ def test_native_raises_with_every_reason() -> None:
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
 def test_explained_backend_is_the_one_that_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = getattr(seqkernels, f"Fused{name}")(4, 5)
-    cell, ran = name.lower().replace("rnn", "tanh"), []
-    for backend, table in (("native", functional._NATIVE), ("reference", functional._REFERENCE)):
-        layer = table[cell]
+    ran = []
+    for backend, layer in functional.LAYERS.items():
 
-        def record(*args: object, layer: functional.Layer = layer, backend: str = backend) -> tuple:
+        def record(*args: Any, layer: Callable[..., tuple] = layer, backend: str = backend) -> tuple:
             ran.append(backend)
             return layer(*args)
 
-        monkeypatch.setitem(table, cell, record)
+        monkeypatch.setitem(functional.LAYERS, backend, record)
     x = torch.randn(3, 2, 4)
     for chosen in ("auto", "native", "reference"):
         module.backend = chosen

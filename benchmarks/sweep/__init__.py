@@ -13,7 +13,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = Path(__file__).with_name("sweep.cpp")
-KERNELS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 COLUMNS = (
     *("cell", "dtype", "pass", "hidden", "batch", "directions"),
     *("plan", "members", "unit_groups", "columns", "column_tiles"),
@@ -37,7 +36,7 @@ def toolkit() -> Path:
 def build(program: Path, build: Path = ROOT / "build") -> Path:
     """The program, linked with the kernels of the last build."""
     home = toolkit()
-    objects = [sorted(build.glob(f"temp*/csrc_cuda_{name}.cu.o"))[-1] for name in KERNELS]
+    objects = sorted(sorted(build.glob("temp*"))[-1].glob("csrc_cuda_*.cu.o"))
     objects.append(sorted(build.glob("temp*/csrc_cuda_plan.cpp.o"))[-1])
     options = ["-std=c++17", "-O1", f"-I{ROOT / 'csrc'}", f"-I{home / 'include'}"]
     libraries = [f"-L{path}" for path in (home / "lib64", home / "lib") if path.is_dir()]

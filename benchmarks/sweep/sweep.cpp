@@ -49,7 +49,6 @@ constexpr DTypeInfo kDTypes[] = {{"bfloat16", DType::kBFloat16, false, 2},
                                  {"float16", DType::kFloat16, false, 2},
                                  {"tf32", DType::kFloat32, true, 4},
                                  {"float32", DType::kFloat32, false, 4}};
-constexpr const char* kCells[] = {"lstm", "gru", "rnn_tanh", "rnn_relu"};
 
 struct Layer {
   CellKind cell;
@@ -160,7 +159,7 @@ class Problem {
       if (sizes_.has_cell_state) backward_.cells = add(d * rows * padded, -1, 1, true);
       result_bytes_ = rows * d * gates * bytes;
       backward_.input_dgates = result_ = room(rows * d * gates, bytes);
-      if (layer.cell == CellKind::kGru) backward_.hidden_dgates = room(rows * d * gates, bytes);
+      if (sizes_.has_hidden_dgates) backward_.hidden_dgates = room(rows * d * gates, bytes);
       backward_.grad_h0 = room(d * b * h, bytes);
       if (sizes_.has_cell_state) backward_.grad_c0 = room(d * b * h, bytes);
     } else {
@@ -332,15 +331,15 @@ std::vector<Layer> layers(bool quick) {
       all.push_back({cell, &kDTypes[dtype], size.hidden, size.batch, directions, backward});
   };
   for (const Size& size : sizes)
-    for (const int dtype : {0, 2}) add(CellKind::kLstm, dtype, size, 1);
+    for (const int dtype : {0, 2}) add(kind_of<cells::Lstm>(), dtype, size, 1);
   for (const Size& size : sizes)
-    for (const int dtype : {0, 2}) add(CellKind::kGru, dtype, size, 1);
-  for (const Size& size : sizes) add(CellKind::kLstm, 3, size, 1);
+    for (const int dtype : {0, 2}) add(kind_of<cells::Gru>(), dtype, size, 1);
+  for (const Size& size : sizes) add(kind_of<cells::Lstm>(), 3, size, 1);
   if (quick) return all;
-  for (const Size& size : sizes) add(CellKind::kRnnTanh, 0, size, 1);
-  for (const Size& size : sizes) add(CellKind::kGru, 3, size, 1);
-  for (const Size& size : sizes) add(CellKind::kLstm, 0, size, 2);
-  for (const Size& size : sizes) add(CellKind::kLstm, 1, size, 1);
+  for (const Size& size : sizes) add(kind_of<cells::RnnTanh>(), 0, size, 1);
+  for (const Size& size : sizes) add(kind_of<cells::Gru>(), 3, size, 1);
+  for (const Size& size : sizes) add(kind_of<cells::Lstm>(), 0, size, 2);
+  for (const Size& size : sizes) add(kind_of<cells::Lstm>(), 1, size, 1);
   return all;
 }
 
@@ -352,7 +351,7 @@ std::string described(const Layer& layer, const Plan& plan) {
       "{\"cell\": \"%s\", \"dtype\": \"%s\", \"pass\": \"%s\", \"hidden\": %d, \"batch\": %d, \"directions\": %d, "
       "\"plan\": \"%s\", \"members\": %d, \"unit_groups\": %d, \"columns\": %d, \"column_tiles\": %d, "
       "\"model_cycles\": %.0f",
-      kCells[int(layer.cell)], layer.type->name, layer.backward ? "backward" : "forward", layer.hidden, layer.batch,
+      cell_info(layer.cell).name, layer.type->name, layer.backward ? "backward" : "forward", layer.hidden, layer.batch,
       layer.directions, name(plan.kind), p.members, p.unit_groups, p.columns, p.column_tiles, plan.cycles);
   return line;
 }
@@ -439,7 +438,7 @@ int profile(const std::string& what) {
     std::fprintf(stderr, "unknown: %s\n", name.c_str());
     std::exit(2);
   };
-  const Layer layer{CellKind(index(fields[0], kCells, [](const char* n) { return n; })),
+  const Layer layer{CellKind(index(fields[0], kCellInfos.of, [](const CellInfo& cell) { return cell.name; })),
                     &kDTypes[index(fields[1], kDTypes, [](const DTypeInfo& t) { return t.name; })],
                     std::stoi(fields[3]),
                     std::stoi(fields[4]),

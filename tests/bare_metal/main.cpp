@@ -103,8 +103,8 @@ struct Results {
 
 template <class S>
 static Results<S> run(const CellKernels& kernels, const Case& c) {
-  const bool lstm = c.cell == CellKind::kLstm;
-  const int64_t gates = lstm ? 4 : c.cell == CellKind::kGru ? 3 : 1, states = c.directions * c.batch * c.hidden;
+  const bool lstm = cell_info(c.cell).has_cell_state;
+  const int64_t gates = cell_info(c.cell).gates, states = c.directions * c.batch * c.hidden;
   const int64_t rows = c.seq_len * c.batch, width = c.directions * c.hidden,
                 padded = (c.hidden + kUnitPadding - 1) / kUnitPadding * kUnitPadding;
   const int64_t matrix[2] = {gates * c.hidden * c.inputs, gates * c.hidden * c.hidden};
@@ -193,7 +193,7 @@ extern "C" int main() {
   constexpr int64_t kSizes[][5] = {{3, 1, 5, 7, 1},    {4, 2, 16, 32, 1},   {3, 3, 33, 31, 2}, {5, 17, 20, 50, 1},
                                    {3, 33, 64, 64, 2}, {9, 64, 32, 100, 1}, {4, 40, 70, 33, 1}};
   for (const auto& n : kSizes)
-    for (int cell = 0; cell < int(CellKind::kCount); ++cell) {
+    for (int cell = 0; cell < kCellKinds; ++cell) {
       const Case c{CellKind(cell), n[0], n[1], n[2], n[3], n[4]};
       const auto of = [&](const KernelTable& table, DType dtype) { return table.cells[cell][int(dtype)]; };
       give_back_memory();
@@ -201,7 +201,7 @@ extern "C" int main() {
       for (const KernelTable* table : {&avx2_kernels(), &avx512_kernels()})
         check<float>(table->isa, of(*table, DType::kFloat32), c, expected, kEps32, 128);
       // A number that rounds to the other side of its kink changes ReLU's gradients by more than any eps.
-      if (c.cell == CellKind::kRnnRelu) continue;
+      if (c.cell == kind_of<cells::RnnRelu>()) continue;
       for (const KernelTable* table : {&avx2_kernels(), &avx512_kernels()})
         check<Bf16>(table->isa, of(*table, DType::kBFloat16), c, expected, kEps16, 12);
       for (const Bf16Kernels* table : {&avx512bf16_kernels(), &amx_kernels()})

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 _HERE = Path(__file__).parent
 _ROOT = _HERE.parents[1]
+CSRC = _ROOT / "csrc"
 BUILD = _ROOT / "build" / "emulator"
 _PROGRAMS = ("selftest", "kernels")  # the other files here are the emulator, part of every program
 
@@ -21,19 +24,42 @@ rule emulator
   command = {compiler} $flags -I{root}/csrc/cuda -O2 -MMD -MF $out.d -c $in -o $out
   depfile = $out.d
 rule kernels
-  command = {compiler} $flags -I$csrc/cuda -O1 $sanitize -MMD -MF $out.d -x c++ -c $in -o $out
+  command = {compiler} $flags -I$csrc/cuda -O1 $sanitize $cell -MMD -MF $out.d -x c++ -c $in -o $out
   depfile = $out.d
 rule program
   command = {compiler} $sanitize $in -o $out
 """
 
 
-def build(
-    source: Path, *kernels: Path, sanitize: bool = False, csrc: Path = _ROOT / "csrc", variant: str = ""
-) -> Path:
-    """The program of `source`, `kernels` and the emulator, with ThreadSanitizer if `sanitize`.
+def registry(csrc: Path = CSRC) -> dict[str, str]:
+    """The struct of every cell, by the cell's name."""
+    text = (csrc / "cells" / "registry.h").read_text(encoding="utf-8")
+    structs = re.search(r"^using Registry = CellList<([\w\s,]+)>;", text, re.MULTILINE)[1].split(",")  # type: ignore[index]
+    return {re.sub(r"(?<!^)(?=[A-Z])", "_", s.strip()).lower(): s.strip() for s in structs}
 
-    `csrc` is where `kernels` include from; with a `variant`, they are not the project's own.
+
+def kernels(cells: Sequence[str], csrc: Path = CSRC) -> list[tuple[str, Path, str]]:
+    """(name, source, options) of what is to be compiled of the kernels for some cells."""
+    structs = registry(csrc)
+    parts = [("rows", csrc / "cuda" / "rows.cu", "")]
+    return parts + [
+        (cell, csrc / "cuda" / "cell.cu", f"-DSEQKERNELS_CELL={structs[cell]}") for cell in sorted(cells)
+    ]
+
+
+def build(
+    source: Path,
+    cells: Sequence[str] = (),
+    *,
+    sanitize: bool = False,
+    csrc: Path = CSRC,
+    variant: str = "",
+    with_source: bool = False,
+) -> Path:
+    """The program of `source`, the kernels of `cells` and the emulator, with ThreadSanitizer if `sanitize`.
+
+    `csrc` is where the kernels are and include from, and with `with_source` also `source`; with a `variant`,
+    they are not the project's own.
     """
     instrumentation = "sanitized" if sanitize else "plain"
     program = f"{source.stem}_{variant}{'_' if variant else ''}{instrumentation}"
@@ -44,10 +70,12 @@ def build(
             objects.append(f"{part.stem}.o")
             lines.append(f"build {part.stem}.o: emulator {part}")
     option = f"\n  sanitize = {'-fsanitize=thread' if sanitize else ''}"
-    for file, root in [(source, _ROOT / "csrc"), *((kernel, csrc) for kernel in kernels)]:
-        folder = f"{variant}/" if root != _ROOT / "csrc" else ""
-        objects.append(f"{folder}{file.stem}_{instrumentation}.o")
-        lines.append(f"build {objects[-1]}: kernels {file.resolve()}{option}\n  csrc = {root}")
+    parts = [(source.stem, source, "", csrc if with_source else CSRC)]
+    parts += [(*part, csrc) for part in (kernels(cells, csrc) if cells else [])]
+    for name, file, cell, root in parts:
+        folder = f"{variant}/" if root != CSRC else ""
+        objects.append(f"{folder}{name}_{instrumentation}.o")
+        lines.append(f"build {objects[-1]}: kernels {file.resolve()}{option}\n  csrc = {root}\n  cell = {cell}")
     lines.append(f"build {program}: program {' '.join(objects)}{option}\n")
     return make(program, "\n".join(lines))
 

@@ -14,9 +14,6 @@
 // The result's, all float64: output, h_n, c_n, and grad_ of all that may have a gradient.
 #include <cstdio>
 
-#include "../cells/gru.h"
-#include "../cells/lstm.h"
-#include "../cells/rnn.h"
 #include "kernels.h"
 #include "pointwise.cuh"
 #include "records.h"
@@ -24,10 +21,8 @@
 namespace seqkernels::cuda {
 
 // A program may leave out some cells' files.
-__attribute__((weak)) const CellKernels& lstm_kernels(DType dtype, bool tf32);
-__attribute__((weak)) const CellKernels& gru_kernels(DType dtype, bool tf32);
-__attribute__((weak)) const CellKernels& rnn_tanh_kernels(DType dtype, bool tf32);
-__attribute__((weak)) const CellKernels& rnn_relu_kernels(DType dtype, bool tf32);
+template <class Cell>
+__attribute__((weak)) const CellKernels& kernels_of(DType dtype, bool tf32);
 
 namespace {
 
@@ -39,28 +34,12 @@ enum class Plan { kStepwise, kCluster, kGrid };
 
 constexpr int kRowThreads = 64;
 
-struct CellTraits {
-  int gates, saved;
-  bool has_cell_state, has_hidden_dgates;
-  const CellKernels& (*kernels)(DType, bool);
-};
+using KernelsOf = const CellKernels& (*)(DType dtype, bool tf32);
 
-template <class Cell>
-CellTraits traits_of(const CellKernels& (*kernels)(DType, bool)) {
-  return {Cell::kGates, Cell::kSaved, Cell::kHasCellState, Cell::kDgates > Cell::kGates, kernels};
-}
-
-CellTraits traits_of(CellKind cell) {
-  switch (cell) {
-    case CellKind::kLstm:
-      return traits_of<cells::Lstm>(lstm_kernels);
-    case CellKind::kGru:
-      return traits_of<cells::Gru>(gru_kernels);
-    case CellKind::kRnnTanh:
-      return traits_of<cells::Rnn<cells::Tanh>>(rnn_tanh_kernels);
-    default:
-      return traits_of<cells::Rnn<cells::Relu>>(rnn_relu_kernels);
-  }
+template <class... Cells>
+KernelsOf find_kernels(cells::CellList<Cells...>, int64_t cell) {
+  const KernelsOf all[] = {&kernels_of<Cells>...};
+  return all[cell];
 }
 
 void expect(bool holds, const char* what) {
@@ -82,12 +61,13 @@ class Host {
   Host(const Records& problem, RecordWriter& result)
       : in_(problem),
         result_(result),
-        cell_(traits_of(static_cast<CellKind>(in_.integer("cell")))),
+        cell_(cell_info(CellKind(in_.integer("cell")))),
         plan_(static_cast<Plan>(in_.integer("plan"))),
         input_(in_.integer("input")),
         seed_(static_cast<uint64_t>(in_.integer("seed"))) {
-    expect(cell_.kernels, "this program is without that cell");
-    kernels_ = &cell_.kernels(static_cast<DType>(in_.integer("dtype")), in_.integer("tf32") != 0);
+    const KernelsOf kernels = find_kernels(cells::Registry(), in_.integer("cell"));
+    expect(kernels, "this program is without that cell");
+    kernels_ = &kernels(static_cast<DType>(in_.integer("dtype")), in_.integer("tf32") != 0);
     make_shape();
     if (plan_ != Plan::kStepwise) make_partition();
   }

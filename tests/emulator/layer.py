@@ -14,9 +14,8 @@ from torch import Tensor
 from tests import emulator
 from tests.problems import CELLS, Problem
 
-CSRC = Path(__file__).parents[2] / "csrc"
+CSRC = emulator.CSRC
 DRIVER = Path(__file__).parent / "kernels.cpp"
-FILES = {"lstm": "lstm.cu", "gru": "gru.cu", "tanh": "rnn_tanh.cu", "relu": "rnn_relu.cu"}
 PLANS = ("stepwise", "cluster", "grid")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # in the order of DType
 WARPS = 8  # of a block of a persistent kernel
@@ -48,8 +47,7 @@ def program(
     cells: Iterable[str] = CELLS, *, sanitize: bool = False, csrc: Path = CSRC, variant: str = ""
 ) -> Path:
     """The driver with the kernels of some cells."""
-    files = [csrc / "cuda" / name for name in sorted({"rows.cu", *(FILES[cell] for cell in cells)})]
-    return emulator.build(DRIVER, *files, sanitize=sanitize, csrc=csrc, variant=variant)
+    return emulator.build(DRIVER, list(cells), sanitize=sanitize, csrc=csrc, variant=variant)
 
 
 def run(

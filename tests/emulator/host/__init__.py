@@ -24,7 +24,6 @@ HOST = (
     "cuda/runtime.cpp",
     "cuda/time_loop.cpp",
 )
-KERNELS = ("lstm.cu", "gru.cu", "rnn_tanh.cu", "rnn_relu.cu", "rows.cu")
 
 _RULES = """\
 flags = -O1 -g -fPIC -fvisibility=hidden -w
@@ -34,7 +33,7 @@ rule host
   command = {compiler} -std=c++17 $flags $torch -MMD -MF $out.d -c $in -o $out
   depfile = $out.d
 rule emulated
-  command = {compiler} -std=c++20 $flags $emulated -MMD -MF $out.d -x c++ -c $in -o $out
+  command = {compiler} -std=c++20 $flags $emulated $cell -MMD -MF $out.d -x c++ -c $in -o $out
   depfile = $out.d
 rule library
   command = {compiler} -shared $in -o $out {libraries} -Wl,--no-undefined
@@ -61,11 +60,15 @@ def build(headers: Path) -> Path:
         csrc=CSRC,
         libraries=" ".join([*(f"-L{folder}" for folder in folders), "-ltorch", "-ltorch_cpu", "-lc10"]),
     )
-    parts = [("host", path) for path in (HERE / "cudart.cpp", HERE / "ops.cpp", *(CSRC / f for f in HOST))]
-    parts += [("emulated", path) for path in (HERE / "launch.cpp", *(CSRC / "cuda" / f for f in KERNELS))]
-    parts += [("emulated", path) for path in HERE.parent.glob("*.cpp") if path.stem not in PROGRAMS]
-    objects = [f"host/{path.parent.name}_{path.name}.o" for _, path in parts]
-    lines = [f"build {o}: {rule} {path.resolve()}" for o, (rule, path) in zip(objects, parts, strict=True)]
+    host = [HERE / "cudart.cpp", HERE / "ops.cpp", *(CSRC / file for file in HOST)]
+    emulated = [path for path in HERE.parent.glob("*.cpp") if path.stem not in PROGRAMS]
+    parts = [("host", f"{path.parent.name}_{path.stem}", path, "") for path in host]
+    parts += [("emulated", path.stem, path, "") for path in (HERE / "launch.cpp", *emulated)]
+    parts += [("emulated", *part) for part in emulator.kernels(list(emulator.registry()))]
+    objects = [f"host/{name}.o" for _, name, _, _ in parts]
+    lines = [
+        f"build host/{name}.o: {rule} {path.resolve()}\n  cell = {cell}" for rule, name, path, cell in parts
+    ]
     lines.append(f"build host.so: library {' '.join(objects)}\n")
     emulator.BUILD.mkdir(parents=True, exist_ok=True)
     with open(emulator.BUILD / "lock", "w") as lock:

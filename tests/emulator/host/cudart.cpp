@@ -45,7 +45,7 @@ void add(std::map<const void*, Call>& calls, const PassKernels& kernels) {
 // How each kernel wants to be called.
 std::map<const void*, Call> all_calls() {
   std::map<const void*, Call> calls;
-  for (int cell = 0; cell < 4; ++cell)
+  for (int cell = 0; cell < kCellKinds; ++cell)
     for (int dtype = 0; dtype < 4; ++dtype)
       for (const bool tf32 : {false, true}) {
         const CellKernels& kernels = kernels_of(CellKind(cell), DType(dtype), tf32);

@@ -13,7 +13,7 @@ bool tf32 = false;
 
 std::vector<Tensor> forward(int64_t cell, Tensor x, Tensor h0, OptionalTensor c0, std::vector<Tensor> weights,
                             OptionalTensor batch_sizes, bool save_for_backward) {
-  const LayerOutputs out = layer_forward_cuda({CellKind(cell), x, h0, c0, weights, batch_sizes}, save_for_backward);
+  const LayerOutputs out = layer_forward_cuda({{CellKind(cell), batch_sizes}, x, h0, c0, weights}, save_for_backward);
   std::vector<Tensor> results{out.output, out.h_n};
   for (const OptionalTensor& more : {out.c_n, out.gates, out.cells})
     if (more) results.push_back(*more);
@@ -24,7 +24,7 @@ std::vector<Tensor> backward(int64_t cell, OptionalTensor grad_output, OptionalT
                              Tensor x, Tensor h0, OptionalTensor c0, std::vector<Tensor> weights,
                              OptionalTensor batch_sizes, Tensor output, OptionalTensor gates, OptionalTensor cells,
                              std::vector<bool> needs_grad) {
-  const InputGradients grads = layer_backward_cuda({CellKind(cell), x, h0, c0, weights, batch_sizes},
+  const InputGradients grads = layer_backward_cuda({{CellKind(cell), batch_sizes}, x, h0, c0, weights},
                                                    {grad_output, grad_h_n, grad_c_n}, output, gates, cells, needs_grad);
   std::vector<Tensor> results{grads.x, grads.h0};
   if (grads.c0) results.push_back(*grads.c0);

@@ -28,7 +28,7 @@ rule emulator
   command = {compiler} $flags -MMD -MF $out.d -c $in -o $out
   depfile = $out.d
 rule kernels
-  command = {compiler} $flags $reports -MMD -MF $out.d -x c++ -c $in -o $out
+  command = {compiler} $flags $reports $cell -MMD -MF $out.d -x c++ -c $in -o $out
   depfile = $out.d
 rule program
   command = {compiler} -no-pie $in -o $out
@@ -53,13 +53,14 @@ class Cost:
 
 
 def program() -> Path:
-    parts = [
-        ("emulator", path) for path in _HERE.parent.glob("*.cpp") if path.stem not in ("selftest", "kernels")
+    sources = [path for path in _HERE.parent.glob("*.cpp") if path.stem not in ("selftest", "kernels")]
+    parts = [("emulator", path.stem, path, "") for path in (*sources, _HERE / "traffic.cpp")]
+    parts += [("kernels", "driver", layer.DRIVER, "")]
+    parts += [("kernels", *part) for part in emulator.kernels(CELLS)]
+    objects = [f"traffic/{name}.o" for _, name, _, _ in parts]
+    lines = [
+        f"build traffic/{name}.o: {rule} {path}\n  cell = {cell}" for rule, name, path, cell in parts
     ]
-    parts += [("emulator", _HERE / "traffic.cpp"), ("kernels", layer.DRIVER)]
-    parts += [("kernels", layer.CSRC / "cuda" / name) for name in (*layer.FILES.values(), "rows.cu")]
-    objects = [f"traffic/{path.name}.o" for _, path in parts]
-    lines = [f"build {o}: {rule} {path}" for o, (rule, path) in zip(objects, parts, strict=True)]
     root = _HERE.parents[2]
     rules = _RULES.format(root=root, compiler=os.environ.get("CXX", "c++"))
     lines.append(f"build traffic_program: program {' '.join(objects)}\n")

@@ -1,4 +1,4 @@
-"""The short way around torch's dispatcher: the same results, and taken only where nobody can tell."""
+"""The fast path around torch's dispatcher: the same results, and taken only where nobody can tell."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import seqkernels
-from seqkernels import _C, direct
+from seqkernels import _C, dispatch
 
 from .conftest import DTYPES, flat
 
@@ -31,16 +31,16 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """One entry for each try of the short way: whether it went through."""
+    """One entry for each try of the fast path: whether it went through."""
     tries: list[bool] = []
-    original = _C.direct
+    original = _C.fastpath
 
-    def direct_and_tell(*args: Any) -> Any:
+    def run_and_tell(*args: Any) -> Any:
         result = original(*args)
         tries.append(result is not None)
         return result
 
-    monkeypatch.setattr(_C, "direct", direct_and_tell)
+    monkeypatch.setattr(_C, "fastpath", run_and_tell)
     return tries
 
 
@@ -56,10 +56,10 @@ def state(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def both(module: nn.Module, *inputs: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """The results of the short way and of the long one."""
+    """The results of the fast path and of the long one."""
     short = module(*inputs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(direct, "allowed", lambda: False)
+        patch.setattr(dispatch, "_fastpath_enabled", False)
         long = module(*inputs)
     assert type(short) is type(long)
     return flat(short), flat(long)
@@ -89,7 +89,7 @@ def test_layers(
     calls: list[bool],
 ) -> None:
     if target.type != "cpu":
-        pytest.skip("the short way is for the CPU")
+        pytest.skip("the fast path is for the CPU")
     module = getattr(seqkernels, name)(I, H, **options).to(dtype).eval()
     states = module.num_layers * (1 + module.bidirectional)
     for shape in ((1, 1), (4, 1), (1, 3), (4, 3), (9, 30), (4,)):
@@ -239,14 +239,14 @@ NOT_PLAIN: dict[str, Callable[[nn.Module, Tensor], Any]] = {
 
 @pytest.mark.parametrize("what", NOT_PLAIN)
 def test_long_way(what: str, calls: list[bool]) -> None:
-    """What is not plain takes the long way, and comes out as it would without the short one."""
+    """What is not plain takes the long way, and comes out as it would without the fast one."""
     results = []
     for allowed in (True, False):
         torch.manual_seed(0)
         module, x = LSTM(I, H), torch.randn(4, 3, I)
         with pytest.MonkeyPatch.context() as patch:
             if not allowed:
-                patch.setattr(direct, "allowed", lambda: False)
+                patch.setattr(dispatch, "_fastpath_enabled", False)
             results.append([t for t in flat(NOT_PLAIN[what](module, x)) if t.is_floating_point()])
     assert not any(calls)
     short, long = results
@@ -273,7 +273,21 @@ def test_checks_of_a_subclass_are_asked() -> None:
     x = torch.randn(4, 3, I)
     with pytest.raises(ValueError, match="picky"):
         Picky(I, H)(x)
-    assert not Own._own_checks
+    assert Own._fastpath_supported
+
+
+def test_switch(calls: list[bool]) -> None:
+    module, x = seqkernels.FusedLSTM(I, H), torch.randn(4, 3, I)
+    assert seqkernels.get_fastpath_enabled()
+    seqkernels.set_fastpath_enabled(False)
+    try:
+        long = module(x)
+        assert not seqkernels.get_fastpath_enabled()
+    finally:
+        seqkernels.set_fastpath_enabled(True)
+    assert calls == []
+    assert all(torch.equal(a, b) for a, b in zip(flat(long), flat(module(x)), strict=True))
+    assert calls == [True]
 
 
 def test_state_as_a_list(calls: list[bool]) -> None:
