@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks.contestants import set_tf32
 from benchmarks.gpu_output import PLANS
 from seqkernels import _C
-from seqkernels._ops import BUILD_CONFIG
+from seqkernels._extension import BUILD_CONFIG
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() and BUILD_CONFIG["cuda_targets"] else [])

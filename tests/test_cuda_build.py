@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from benchmarks.cuda_tables import FIGURES, Kernel, kernels
-from seqkernels._ops import BUILD_CONFIG
+from seqkernels._extension import BUILD_CONFIG
 
 TARGETS = [t for t in BUILD_CONFIG["cuda_targets"].split(",") if t.startswith("sm_")]
 CELLS = ("LSTM", "GRU", "RNN tanh", "RNN relu")

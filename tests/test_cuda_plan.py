@@ -11,7 +11,8 @@ import torch
 from benchmarks import calibrate
 from benchmarks.cuda_tables import ROOT
 from seqkernels import plan
-from seqkernels._ops import BUILD_CONFIG
+from tests.problems import CELLS
+from seqkernels._extension import BUILD_CONFIG
 
 pytestmark = pytest.mark.skipif(not BUILD_CONFIG["cuda_targets"], reason="built without CUDA")
 

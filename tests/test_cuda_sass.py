@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import cuda_sass
 from benchmarks.cuda_tables import FIGURES, ROOT, SASS_TARGET
-from seqkernels._ops import BUILD_CONFIG
+from seqkernels._extension import BUILD_CONFIG
 
 CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN tanh", "rnn_relu": "RNN relu"}
 GROWTH = 1.05

@@ -16,7 +16,7 @@ from pathlib import Path
 from tests import emulator
 from tests.emulator import layer
 from tests.emulator.layer import Partition
-from tests.problems import Problem
+from tests.problems import CELLS, Problem
 
 KINDS = {"s": "shared", "p": "peer", "g": "global"}
 _HERE = Path(__file__).parent
@@ -56,7 +56,7 @@ def program() -> Path:
     sources = [path for path in _HERE.parent.glob("*.cpp") if path.stem not in ("selftest", "kernels")]
     parts = [("emulator", path.stem, path, "") for path in (*sources, _HERE / "traffic.cpp")]
     parts += [("kernels", "driver", layer.DRIVER, "")]
-    parts += [("kernels", *part) for part in emulator.kernels(CELLS)]
+    parts += [("kernels", *part) for part in emulator.kernels(list(CELLS))]
     objects = [f"traffic/{name}.o" for _, name, _, _ in parts]
     lines = [
         f"build traffic/{name}.o: {rule} {path}\n  cell = {cell}" for rule, name, path, cell in parts
