@@ -30,23 +30,23 @@ KernelTable extended(KernelTable table, const Bf16Kernels& bf16) {
 bool always() { return true; }
 
 #if defined(__x86_64__)
-bool has_avx2() {
+[[maybe_unused]] bool has_avx2() {
   __builtin_cpu_init();
   unsigned a, b, c = 0, d;
   const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);  // a name not every compiler supports below
   return f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
-bool has_avx512() {
+[[maybe_unused]] bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
-bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+[[maybe_unused]] bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 
 // Linux wants to be asked for tile registers, for good: signal handlers' stacks must hold 8 KB more from then on. So this is
 // asked only where no other ISA is named.
-bool has_amx() {
+[[maybe_unused]] bool has_amx() {
   static const bool granted = [] {
     constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
     unsigned a, b, c, d = 0;

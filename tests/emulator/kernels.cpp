@@ -361,7 +361,7 @@ class Host {
 
   const Records& in_;
   RecordWriter& result_;
-  const CellTraits cell_;
+  const CellInfo& cell_;
   const Plan plan_;
   const int64_t input_;
   uint64_t seed_;
