@@ -3,6 +3,6 @@
 #define SEQKERNELS_ISA emulated_amx
 #define SEQKERNELS_ISA_NAME "emulated_amx"
 #define SEQKERNELS_BF16_FORMAT PairTiles
-#include "kernels_bf16.inc"
+#include "kernels_bf16-inl.h"
 
 const seqkernels::Bf16Kernels& seqkernels::emulated_amx_kernels() { return emulated_amx::kTable; }

@@ -3,6 +3,6 @@
 #define SEQKERNELS_ISA emulated_avx512bf16
 #define SEQKERNELS_ISA_NAME "emulated_avx512bf16"
 #define SEQKERNELS_BF16_FORMAT Pairs
-#include "kernels_bf16.inc"
+#include "kernels_bf16-inl.h"
 
 const seqkernels::Bf16Kernels& seqkernels::emulated_avx512bf16_kernels() { return emulated_avx512bf16::kTable; }

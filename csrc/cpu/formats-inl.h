@@ -34,7 +34,7 @@ struct Singles {
   static constexpr int kDepthStep = 1;     // words; a depth is padded with zeros to a multiple of it
   static constexpr int kMultiplyAdds = 2;  // of a vector of words, in a cycle
   static constexpr int kRowsLost = 1;      // a tile of n rows takes as long as n and these would at that rate
-  static constexpr bool kInTiles = false;  // multiplied in tile registers (tile_registers.inc)
+  static constexpr bool kInTiles = false;  // multiplied in tile registers (tile_registers-inl.h)
   struct Setup {};                         // of the thread that multiplies, while it lives
 
   // Word k of a row, on all lanes.

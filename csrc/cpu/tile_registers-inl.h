@@ -1,7 +1,7 @@
 // Tile registers (AMX): products of bfloat16 pairs, 16 x 16 numbers of C by 16 words of depth in one instruction.
 // Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
 #pragma once
-#include "formats.inc"
+#include "formats-inl.h"
 
 #if defined(__AMX_BF16__) || defined(__AMXBF16__)  // what GCC and what Clang calls it
 #define SEQKERNELS_TILE_INSTRUCTIONS

@@ -5,7 +5,7 @@
 //   1. input_gates = x W_ih^T + b_ih for all its rows, into a buffer that stays in cache;
 //   2. step by step, hidden_gates = h_prev W_hh^T + b_hh for one tile of rows and one panel, and at once the cell.
 #pragma once
-#include "sequence.inc"
+#include "sequence-inl.h"
 
 namespace seqkernels::SEQKERNELS_ISA {
 

@@ -5,10 +5,10 @@
 // up to max_rows rows stays in registers over the whole depth, so C is touched once. B may also be read where it lies, row
 // by row of a matrix of `stride` columns.
 //
-// The depth is counted in words of a format F (formats.inc).
+// The depth is counted in words of a format F (formats-inl.h).
 #pragma once
-#include "formats.inc"
-#include "tile_registers.inc"
+#include "formats-inl.h"
+#include "tile_registers-inl.h"
 
 namespace seqkernels::SEQKERNELS_ISA {
 

@@ -5,7 +5,7 @@
 // with its members split by sequences (no barrier) or by hidden units (one barrier a step).
 #pragma once
 #include "activations.h"
-#include "gemm.inc"
+#include "gemm-inl.h"
 #include "team.h"
 
 namespace seqkernels::SEQKERNELS_ISA {

@@ -3,8 +3,8 @@
 #include "../cells/gru.h"
 #include "../cells/lstm.h"
 #include "../cells/rnn.h"
-#include "cell_kernels.inc"
-#include "frozen.inc"
+#include "cell_kernels-inl.h"
+#include "frozen-inl.h"
 
 namespace seqkernels::SEQKERNELS_ISA {
 

@@ -3,7 +3,7 @@
 #include "../cells/gru.h"
 #include "../cells/lstm.h"
 #include "../cells/rnn.h"
-#include "cell_kernels.inc"
+#include "cell_kernels-inl.h"
 
 namespace seqkernels::SEQKERNELS_ISA {
 
