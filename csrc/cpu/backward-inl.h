@@ -5,6 +5,7 @@
 //   2. dW += dgates^T [x | h_prev], db += sum of dgates, dx = dgates W_ih for all rows of the chunk.
 // Memory of dgates is that of a chunk, whatever the length of the sequence.
 #pragma once
+#include "gemm/packing-inl.h"
 #include "sequence-inl.h"
 
 namespace seqkernels::SEQKERNELS_ISA {

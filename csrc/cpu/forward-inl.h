@@ -5,6 +5,8 @@
 //   1. input_gates = x W_ih^T + b_ih for all its rows, into a buffer that stays in cache;
 //   2. step by step, hidden_gates = h_prev W_hh^T + b_hh for one tile of rows and one panel, and at once the cell.
 #pragma once
+#include "gemm/gemv-inl.h"
+#include "gemm/packing-inl.h"
 #include "sequence-inl.h"
 
 namespace seqkernels::SEQKERNELS_ISA {

@@ -5,7 +5,7 @@
 // and c is kept in c_n, so there is no scratch memory.
 #pragma once
 #include "activations.h"
-#include "gemm-inl.h"
+#include "gemm/gemm-inl.h"
 #include "team.h"
 
 namespace seqkernels::SEQKERNELS_ISA {

@@ -5,7 +5,7 @@
 // with its members split by sequences (no barrier) or by hidden units (one barrier a step).
 #pragma once
 #include "activations.h"
-#include "gemm-inl.h"
+#include "gemm/gemm-inl.h"
 #include "team.h"
 
 namespace seqkernels::SEQKERNELS_ISA {

@@ -3,26 +3,10 @@
 // A word is as wide as a number of the product, and holds one number or more that follow each other in depth. A format (Singles,
 // Pairs, PairTiles) says how many, and how words are read, multiplied and written.
 #pragma once
-#include "vec.h"
+#include "../ranges-inl.h"
+#include "../vec.h"
 
 namespace seqkernels::SEQKERNELS_ISA {
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
-// [begin, end) of n things for member `rank` of `size`.
-struct Range {
-  int64_t begin, end;
-  SEQKERNELS_INLINE int64_t size() const { return end - begin; }
-};
-SEQKERNELS_INLINE Range share(int64_t n, int rank, int size) { return {n * rank / size, n * (rank + 1) / size}; }
-
-template <class T>
-void copy(const T* from, int64_t n, T* to) {
-  for (int64_t i = 0; i < n; ++i) to[i] = from[i];
-}
 
 // A word is one number of C's type.
 template <class T>
