@@ -1,6 +1,7 @@
 // The kernels of one cell and storage type S, with operands in format F. Compiled once per ISA.
 #pragma once
 #include "backward-inl.h"
+#include "backward_products-inl.h"
 #include "forward-inl.h"
 
 namespace seqkernels::SEQKERNELS_ISA {
