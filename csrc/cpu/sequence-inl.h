@@ -6,6 +6,7 @@
 #pragma once
 #include "activations.h"
 #include "gemm/gemm-inl.h"
+#include "plan-inl.h"
 #include "team.h"
 
 namespace seqkernels::SEQKERNELS_ISA {
@@ -96,35 +97,11 @@ SEQKERNELS_INLINE void for_rows(const Shape& shape, const Steps& steps, const Ch
   }
 }
 
-// The members of one direction's recurrence: batch_parts groups of unit_parts members each. Members beyond
-// batch_parts * unit_parts only take part in the matrix products.
-struct Split {
-  int batch_parts, unit_parts;
-};
-
-// The split whose step takes the fewest cycles, for a product of `panels` panels, `vectors` wide and `depth` words deep. The
-// figures are those of a server core: F's multiply-adds a cycle; half a panel vector a cycle from L2 and an eighth beyond it,
-// about half of it hidden behind the arithmetic; and a barrier.
+// The split whose step takes the fewest cycles, for a product of `panels` panels, `vectors` wide and `depth` words deep.
 template <class F>
-Split choose_split(int size, int64_t batch, int64_t panels, int vectors, int64_t depth, int gates) {
-  constexpr double kL2Bytes = 1 << 19, kL2BytesPerCycle = 32, kL3BytesPerCycle = 8;
-  constexpr double kBarrierCycles = 1000, kPointwiseCycles = 30;
-  Split best{1, 1};
-  double best_cost = 1e300;
-  for (int unit_parts = 1; unit_parts <= size; ++unit_parts)
-    for (int batch_parts = 1; batch_parts * unit_parts <= size; ++batch_parts) {
-      const int64_t rows = ceil_div(batch, batch_parts), own = ceil_div(panels, unit_parts);
-      const int64_t tiles = row_tiles<F>(rows, product_vectors(vectors)).count();
-      const double per_depth = double(rows + tiles * F::kRowsLost) * vectors / F::kMultiplyAdds;
-      const double bytes = double(own) * vectors * kVectorBytes * depth;
-      const double stream = bytes / (bytes <= kL2Bytes ? kL2BytesPerCycle : kL3BytesPerCycle);
-      const double compute = double(own) * depth * per_depth;
-      const double arithmetic = compute + double(own) * rows * gates * kPointwiseCycles;
-      const double cost = (arithmetic > stream ? arithmetic + stream / 2 : stream + arithmetic / 2) +
-                          (unit_parts > 1 ? kBarrierCycles : 0);
-      if (cost < best_cost * 0.98) best_cost = cost, best = {batch_parts, unit_parts};
-    }
-  return best;
+Split choose_split(int members, int64_t batch, int64_t panels, int vectors, int64_t depth, int gates) {
+  return fastest_split({kVectorBytes, F::kMultiplyAdds, F::kRowsLost, tile_rows<F>(product_vectors(vectors))},
+                       {members, batch, panels, vectors, depth, gates});
 }
 
 // One member's place in one direction.
