@@ -1,29 +1,33 @@
 // The backward time loop. Compiled once per ISA.
 //
-// Per direction: pack W_hh and W_ih as they lie (not for few rows); then per chunk of steps, last step first,
+// Per direction: pack W_hh and W_ih as they lie (not for small M); then per chunk of steps, last step first,
 //   1. step by step, the cell turns dh and dc into dgates, then dh_prev += dgates W_hh;
 //   2. dW += dgates^T [x | h_prev], db += sum of dgates, dx = dgates W_ih for all rows of the chunk.
-// Memory of dgates is that of a chunk, whatever the length of the sequence.
+// Memory of dgates is that of a chunk, whatever the length of the sequence. The products of 2 are in backward_products-inl.h.
+//
+// Type parameters: Cell is one of cells/*.h, S the storage type of tensors, F the format of operands
+// (gemm/formats-inl.h). In the class T = Compute<S> is the type of sums and states, V a vector of them, E = F::Element
+// the type of operands where they lie.
 #pragma once
 #include "gemm/packing-inl.h"
 #include "sequence-inl.h"
 
 namespace seqkernels::SEQKERNELS_ISA {
 
-template <class Cell, class S, class F = Singles<Compute<S>>>
-class Backward {
+template <class Cell, class S, class F = ScalarFormat<Compute<S>>>
+class BackwardLoop {
   using T = Compute<S>;
   using E = typename F::Element;
   using V = Vec<T>;
-  using Size = Sizes<Cell, S>;
+  using Size = LayerSizes<Cell, S>;
   static constexpr int kGates = Cell::kGates, kDgates = Cell::kDgates, kLanes = V::kLanes;
   static constexpr int kTileRows = max_rows_in_parts<F>(kPanelVectors);
-  static constexpr bool kWide = sizeof(S) != sizeof(T);  // computes in wider numbers than it stores
-  // Depth of the weight gradients' products: enough that adding to dW costs little beside them.
+  static constexpr bool kMixedPrecision = sizeof(S) != sizeof(T);  // computes in wider numbers than it stores
+  // K of the weight gradients' products: enough that adding to dW costs little beside them.
   static constexpr int64_t kChunkRows = F::kInTiles ? 512 : 256;
-  static constexpr int64_t kFewRows = 8;  // so many or fewer: weights are read where they lie instead of being packed
-  static constexpr int64_t kMaxDepth = 512;  // of one block of dgates, on the stack
-  static constexpr int kSlack = 8;           // values that may be written beyond its end
+  static constexpr int64_t kSmallM = 8;  // so many or fewer: weights are read where they lie instead of being packed
+  static constexpr int64_t kMaxK = 512;  // of one block of dgates, on the stack
+  static constexpr int kSlack = 8;       // values that may be written beyond its end
   static_assert(F::kInTiles || kTileRows <= kSlack);
   static_assert(kSlack <= kUnitPadding && kLanes <= kUnitPadding, "rows of dgates end in kUnitPadding spare values");
 
@@ -37,29 +41,29 @@ class Backward {
     int first_dgate;     // the lowest of them
     Panels<T> panels() const { return {columns}; }
     // Whether its weight is read where it lies: it must not be widened, and whole vectors must end where rows do.
-    bool in_place(int64_t rows) const { return rows <= kFewRows && !kWide && columns % kLanes == 0; }
+    bool in_place(int64_t rows) const { return rows <= kSmallM && !kMixedPrecision && columns % kLanes == 0; }
   };
 
   // Scratch of one direction.
   struct Buffers {
-    T* w[2];        // input side and hidden side: panels of [words of a side][panel width], rows in the order of dgates
-    T* operand[2];  // x and h_prev of the chunk: panels of [words of chunk rows][panel width]
+    T* w[2];        // input side and hidden side: panels of [packs of a side][panel width], rows in the order of dgates
+    T* operand[2];  // x and h_prev of the chunk: panels of [packs of chunk rows][panel width]
     T* grad_w[2];   // [G H, columns], only where S is not T and chunks add up
     T* grad_b[2];   // [G H], only where S is not T
-    E* dgates;      // [chunk rows][dgates_stride], each gate in a block of whole words
+    E* dgates;      // [chunk rows][dgates_stride], each gate in a block of whole packs
     T* dh;          // [B][padded]
     T* dc;          // [B][padded]
     T* grad_x;      // [R, I]: the second direction's share
   };
 
  public:
-  Backward(const BackwardProblem& problem, char* workspace)
+  BackwardLoop(const BackwardProblem& problem, char* workspace)
       : p_(problem),
         shape_(problem.shape),
         size_(problem.shape),
         rows_(shape_.offsets[shape_.seq_len]),
-        block_(words<F>(size_.hidden) * F::kPerWord),
-        side_words_(kGates * words<F>(size_.hidden)),
+        block_(packs<F>(size_.hidden) * F::kPack),
+        side_packs_(kGates * packs<F>(size_.hidden)),
         chunk_rows_(chunk_capacity(shape_, kChunkRows)),
         dgates_stride_(row_stride<F>(kDgates * block_)) {
     Arena arena(workspace);
@@ -75,15 +79,15 @@ class Backward {
         Side& side = sides[s];
         for (int g = 0; g < kGates; ++g) {
           side.dgates[g] = s == 0 ? Cell::input_dgate(g) : Cell::hidden_dgate(g);
-          side.first_dgate = int(smaller(side.first_dgate, side.dgates[g]));
+          side.first_dgate = int(min(side.first_dgate, side.dgates[g]));
         }
         const bool packed = needs_product(s) && !side.in_place(rows_);
         const int64_t panels = packs_when_needed(s) ? p_.threads : side.panels().count();
-        buffers.w[s] = arena.take<T>(packed ? panels * Panels<T>::kWidth * side_words_ : 0);
-        buffers.operand[s] = arena.take<T>(side.grad ? side.panels().size(words<F>(chunk_rows_)) : 0);
+        buffers.w[s] = arena.take<T>(packed ? panels * Panels<T>::kWidth * side_packs_ : 0);
+        buffers.operand[s] = arena.take<T>(side.grad ? side.panels().size(packs<F>(chunk_rows_)) : 0);
         buffers.grad_w[s] =
-            kWide ? arena.take<T>(side.grad && adds_up() ? gate_rows * side.columns : 0) : (T*)side.grad;
-        buffers.grad_b[s] = kWide ? arena.take<T>(side.bias_grad ? gate_rows : 0) : (T*)side.bias_grad;
+            kMixedPrecision ? arena.take<T>(side.grad && adds_up() ? gate_rows * side.columns : 0) : (T*)side.grad;
+        buffers.grad_b[s] = kMixedPrecision ? arena.take<T>(side.bias_grad ? gate_rows : 0) : (T*)side.bias_grad;
       }
       buffers.dgates = arena.take<E>(chunk_rows_ * dgates_stride_);
       buffers.dh = arena.take<T>(batch * size_.padded);
@@ -100,86 +104,85 @@ class Backward {
     [[maybe_unused]] const typename F::Setup setup;
     for_directions(shape_, member, [&](int d, int rank, int size) {
       const Split split =
-          choose_split<F>(size, shape_.batch, hidden_panels().count(), kPanelVectors, side_words_, kDgates);
+          choose_split<F>(size, shape_.batch, hidden_panels().count(), kPanelVectors, side_packs_, kDgates);
       run_direction({d, rank, size, split}, member.size);
     });
     if (shape_.directions > 1 && p_.grad_x) {
-      meet(p_.team, everybody(), member.size);
+      barrier_wait(p_.team, everybody(), member.size);
       add_grad_x(member);
     }
   }
 
  private:
-  // Of units; dh is padded, but w_hh is packed for the hidden units alone.
+  // The panels over hidden units; dh is padded, but w_hh is packed for the hidden units alone.
   Panels<T> hidden_panels() const { return {size_.hidden}; }
 
   // Whether W of that side is multiplied with dgates at all: for dx, and for dh of every step but the first.
   bool needs_product(int side) const { return side == 0 ? p_.grad_x != nullptr : shape_.seq_len > 1 || p_.grad_h0; }
 
-  // Whether W_ih is packed panel by panel, each in its member's place, because there are but two chunks to use it or because it
-  // is large beside what a training step keeps of each row.
+  // Whether W_ih is packed panel by panel, each into the space of the thread that needs it: there are but two chunks to
+  // use it, or it is large beside what a training step keeps of each row.
   bool packs_when_needed(int side) const {
-    return side == 0 && rows_ <= 2 * larger(chunk_rows_, size_.inputs) && p_.threads < sides_[0][0].panels().count();
+    return side == 0 && rows_ <= 2 * max(chunk_rows_, size_.inputs) && p_.threads < sides_[0][0].panels().count();
   }
 
   // Whether dW is a sum of several products, or of none.
-  bool adds_up() const { return rows_ == 0 || rows_ > smaller(chunk_rows_, kMaxDepth); }
+  bool adds_up() const { return rows_ == 0 || rows_ > min(chunk_rows_, kMaxK); }
 
-  void run_direction(const Place& place, int threads) const {
-    const Steps steps(shape_, place.direction);
-    const int all = direction_barrier(place.direction), group = group_barrier(place, threads);
-    pack_weights(place);
-    start_gradients(place);
+  void run_direction(const ThreadSlice& slice, int threads) const {
+    const Steps steps(shape_, slice.direction);
+    const int all = direction_barrier(slice.direction), group = group_barrier(slice, threads);
+    pack_weights(slice);
+    start_gradients(slice);
     for (int64_t begin = 0; rows_ > 0 && begin < steps.count();) {
       const Chunk chunk = next_chunk(steps, begin, chunk_rows_, true);
-      pack_operands(place, steps, chunk);
-      meet(p_.team, all, place.size);
-      if (place.recurs())
+      pack_operands(slice, steps, chunk);
+      barrier_wait(p_.team, all, slice.size);
+      if (slice.recurs())
         for (int64_t i = chunk.begin; i < chunk.end; ++i) {
           const int64_t t = steps.time(steps.count() - 1 - i);
-          pointwise_step(place, steps, chunk, t);
-          meet(p_.team, group, place.split.unit_parts);
-          if (i + 1 < steps.count() || p_.grad_h0) hidden_step(place, steps, chunk, t);
+          pointwise_step(slice, steps, chunk, t);
+          barrier_wait(p_.team, group, slice.split.unit_parts);
+          if (i + 1 < steps.count() || p_.grad_h0) hidden_step(slice, steps, chunk, t);
         }
-      meet(p_.team, all, place.size);
-      weight_gradients(place, chunk);
-      for (int s = 0; s < 2; ++s) bias_gradient(place, chunk, s);
-      input_gradient(place, chunk);
-      meet(p_.team, all, place.size);
+      barrier_wait(p_.team, all, slice.size);
+      weight_gradients(slice, chunk);
+      for (int s = 0; s < 2; ++s) bias_gradient(slice, chunk, s);
+      input_gradient(slice, chunk);
+      barrier_wait(p_.team, all, slice.size);
       begin = chunk.end;
     }
-    finish(place);
+    finish(slice);
   }
 
   // ---- set-up and end ----
 
-  void pack_weights(const Place& place) const {
+  void pack_weights(const ThreadSlice& slice) const {
     for (int s = 0; s < 2; ++s) {
-      const Side& side = sides_[place.direction][s];
+      const Side& side = sides_[slice.direction][s];
       if (!needs_product(s) || side.in_place(rows_) || packs_when_needed(s)) continue;
-      const Range own = share_of_words<F>(size_.hidden, place.rank, place.size);
-      T* const packed = buffers_[place.direction].w[s];
+      const Range own = share_of_packs<F>(size_.hidden, slice.rank, slice.size);
+      T* const packed = buffers_[slice.direction].w[s];
       for (int64_t u = own.begin; u < own.end; ++u)
         for (int g = 0; g < kGates; ++g)
-          pack_row<S, F>(weight_row(side, g, u), depth_of(side, g, u), side.panels(), side_words_, packed);
-      for (int g = 0; g < kGates && place.rank == 0; ++g)
-        pack_zeros(depth_padding(side, g), side.panels(), side_words_, packed);
+          pack_row<S, F>(weight_row(side, g, u), k_of(side, g, u), side.panels(), side_packs_, packed);
+      for (int g = 0; g < kGates && slice.rank == 0; ++g)
+        pack_zeros(k_padding(side, g), side.panels(), side_packs_, packed);
     }
   }
 
-  // For gate g of unit u: its row of W, and where that goes in depth.
+  // The row of W for gate g of unit u.
   const S* weight_row(const Side& side, int g, int64_t u) const {
     return reinterpret_cast<const S*>(side.weight) + (g * size_.hidden + u) * side.columns;
   }
-  int64_t depth_of(const Side& side, int g, int64_t u) const {
-    return (side.dgates[g] - side.first_dgate) * block_ + u;
-  }
-  // The words of gate g that have no unit.
-  Range depth_padding(const Side& side, int g) const {
-    return {ceil_div(depth_of(side, g, size_.hidden), F::kPerWord), depth_of(side, g, block_) / F::kPerWord};
+  // Where that row goes in K.
+  int64_t k_of(const Side& side, int g, int64_t u) const { return (side.dgates[g] - side.first_dgate) * block_ + u; }
+  // The packs of gate g that have no unit.
+  Range k_padding(const Side& side, int g) const {
+    return {ceil_div(k_of(side, g, size_.hidden), F::kPack), k_of(side, g, block_) / F::kPack};
   }
 
-  // Of sequence b in a [D, B, H] state or its gradient.
+  // The row of sequence b in a [D, B, H] state or its gradient.
   const S* state_row(const char* state, int direction, int64_t b) const {
     return reinterpret_cast<const S*>(state) + (direction * shape_.batch + b) * size_.hidden;
   }
@@ -189,59 +192,59 @@ class Backward {
 
   const S* initial(const char* state, int direction, int64_t b) const { return state_row(state, direction, b); }
 
-  void start_gradients(const Place& place) const {
-    const Buffers& buffers = buffers_[place.direction];
-    const Range own = share(shape_.batch, place.rank, place.size);
+  void start_gradients(const ThreadSlice& slice) const {
+    const Buffers& buffers = buffers_[slice.direction];
+    const Range own = share(shape_.batch, slice.rank, slice.size);
     const auto start = [&](T* buffer, const char* grad, int64_t b) {
       for (int64_t u = 0; u < size_.padded; u += kLanes)
         store(buffer + b * size_.padded + u,
-              grad ? load(state_row(grad, place.direction, b) + u, size_.hidden - u) : V(0));
+              grad ? load(state_row(grad, slice.direction, b) + u, size_.hidden - u) : V(0));
     };
     for (int64_t b = own.begin; b < own.end; ++b) {
       start(buffers.dh, p_.grad_h_n, b);
       if (Cell::kHasCellState) start(buffers.dc, p_.grad_c_n, b);
     }
-    // What fills the last words of a gate, which no step writes.
-    const Range rows = share(chunk_rows_, place.rank, place.size);
+    // No step writes what fills the last packs of a gate.
+    const Range rows = share(chunk_rows_, slice.rank, slice.size);
     for (int64_t row = rows.begin; row < rows.end && block_ > size_.hidden; ++row)
       for (int g = 0; g < kDgates; ++g)
         for (int64_t u = size_.hidden; u < block_; ++u) buffers.dgates[row * dgates_stride_ + g * block_ + u] = E{};
     if (rows_ > 0) return;
-    // No rows: nothing will write these.
-    for (int s = 0; s < 2 && place.rank == 0; ++s) {
-      const Side& side = sides_[place.direction][s];
+    // Without rows, no product writes the gradients of weights.
+    for (int s = 0; s < 2 && slice.rank == 0; ++s) {
+      const Side& side = sides_[slice.direction][s];
       if (side.grad) zero(buffers.grad_w[s], kGates * size_.hidden * side.columns);
       if (side.bias_grad) zero(buffers.grad_b[s], kGates * size_.hidden);
     }
-    meet(p_.team, direction_barrier(place.direction), place.size);
+    barrier_wait(p_.team, direction_barrier(slice.direction), slice.size);
   }
 
   static void zero(T* p, int64_t n) {
     for (int64_t i = 0; i < n; ++i) p[i] = 0;
   }
 
-  void finish(const Place& place) const {
-    const Buffers& buffers = buffers_[place.direction];
-    const Range own = share(shape_.batch, place.rank, place.size);
+  void finish(const ThreadSlice& slice) const {
+    const Buffers& buffers = buffers_[slice.direction];
+    const Range own = share(shape_.batch, slice.rank, slice.size);
     const auto write = [&](char* grad, const T* buffer, int64_t b) {
       for (int64_t u = 0; u < size_.hidden; u += kLanes)
-        store(state_row(grad, place.direction, b) + u, load(buffer + b * size_.padded + u), size_.hidden - u);
+        store(state_row(grad, slice.direction, b) + u, load(buffer + b * size_.padded + u), size_.hidden - u);
     };
     for (int64_t b = own.begin; b < own.end; ++b) {
       if (p_.grad_h0) write(p_.grad_h0, buffers.dh, b);
       if (p_.grad_c0) write(p_.grad_c0, buffers.dc, b);
     }
-    if constexpr (kWide)
+    if constexpr (kMixedPrecision)
       for (int s = 0; s < 2; ++s) {
-        const Side& side = sides_[place.direction][s];
+        const Side& side = sides_[slice.direction][s];
         if (side.grad && adds_up())
-          narrow_all(place, buffers.grad_w[s], side.grad, kGates * size_.hidden * side.columns);
-        if (side.bias_grad) narrow_all(place, buffers.grad_b[s], side.bias_grad, kGates * size_.hidden);
+          narrow_all(slice, buffers.grad_w[s], side.grad, kGates * size_.hidden * side.columns);
+        if (side.bias_grad) narrow_all(slice, buffers.grad_b[s], side.bias_grad, kGates * size_.hidden);
       }
   }
 
-  void narrow_all(const Place& place, const T* from, char* to, int64_t n) const {
-    const Range own = share(ceil_div(n, kLanes), place.rank, place.size);
+  void narrow_all(const ThreadSlice& slice, const T* from, char* to, int64_t n) const {
+    const Range own = share(ceil_div(n, kLanes), slice.rank, slice.size);
     for (int64_t v = own.begin; v < own.end; ++v)
       store(reinterpret_cast<S*>(to) + v * kLanes, load(from + v * kLanes, n - v * kLanes), n - v * kLanes);
   }
@@ -251,7 +254,7 @@ class Backward {
     const T* const second = buffers_[1].grad_x;
     S* const grad = reinterpret_cast<S*>(p_.grad_x);
     const Range own = share(ceil_div(n, kLanes), member.rank, member.size);
-    for (int64_t i = own.begin * kLanes; i < smaller(own.end * kLanes, n); i += kLanes)
+    for (int64_t i = own.begin * kLanes; i < min(own.end * kLanes, n); i += kLanes)
       store(grad + i, load(grad + i, n - i) + load(second + i, n - i), n - i);
   }
 
@@ -292,16 +295,17 @@ class Backward {
     return result;
   }
 
-  // dh, dc of step t -> its dgates, and what flows back directly, for the units and sequences of this member.
-  void pointwise_step(const Place& place, const Steps& steps, const Chunk& chunk, int64_t t) const {
-    const Range panels = place.units(hidden_panels().count());
-    const Range vectors{panels.begin * kPanelVectors, smaller(panels.end * kPanelVectors, size_.unit_vectors)};
-    const int64_t count = place.sequences(steps.active(t));
+  // Turns dh and dc of step t into its dgates, and what flows back directly, for the units and sequences of this
+  // thread.
+  void pointwise_step(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk, int64_t t) const {
+    const Range panels = slice.units(hidden_panels().count());
+    const Range vectors{panels.begin * kPanelVectors, min(panels.end * kPanelVectors, size_.unit_vectors)};
+    const int64_t count = slice.sequences(steps.active(t));
     for (int64_t r = 0; r < count; ++r)
-      pointwise_vectors(cell_row(place.direction, steps, chunk, t, place.sequence(r)), vectors);
+      pointwise_vectors(cell_row(slice.direction, steps, chunk, t, slice.sequence(r)), vectors);
   }
 
-  // For the vectors of units [range), kVectors of them side by side while there are.
+  // The cell for the vectors of units [range) of a row, kVectors of them side by side while there are.
   template <int kVectors = kSideBySide>
   SEQKERNELS_INLINE void pointwise_vectors(const CellRow& row, Range range) const {
     for (; range.size() >= kVectors; range.begin += kVectors) pointwise<kVectors>(row, range.begin * kLanes);
@@ -310,19 +314,19 @@ class Backward {
 
   template <int kVectors>
   SEQKERNELS_INLINE void pointwise(const CellRow& row, int64_t u) const {
-    using B = Bundle<T, kVectors>;
+    using Vectors = VecN<T, kVectors>;
     // Padded rows are read and written whole, tensors up to their last unit.
-    const auto read = [&](const auto* p) { return B::each([&](int i) { return load(p + u + i * kLanes); }); };
+    const auto read = [&](const auto* p) { return Vectors::each([&](int i) { return load(p + u + i * kLanes); }); };
     const auto read_units = [&](const S* p) {
-      return B::each([&](int i) { return load(p + u + i * kLanes, size_.hidden - u - i * kLanes); });
+      return Vectors::each([&](int i) { return load(p + u + i * kLanes, size_.hidden - u - i * kLanes); });
     };
-    const auto write = [&](T* p, const B& b) {
+    const auto write = [&](T* p, const Vectors& v) {
 #pragma GCC unroll 4
-      for (int i = 0; i < kVectors; ++i) store(p + u + i * kLanes, b.part[i]);
+      for (int i = 0; i < kVectors; ++i) store(p + u + i * kLanes, v.part[i]);
     };
-    B saved[Cell::kSaved + 1], dgates[kDgates];
+    Vectors saved[Cell::kSaved + 1], dgates[kDgates];
     for (int s = 0; s < Cell::kSaved; ++s) saved[s] = read(row.saved + s * size_.padded);
-    cells::State<B> prev{B(0), B(0)}, state{B(0), B(0)}, grad{read(row.dh), B(0)};
+    cells::State<Vectors> prev{Vectors(0), Vectors(0)}, state{Vectors(0), Vectors(0)}, grad{read(row.dh), Vectors(0)};
     if (row.grad_output) grad.h = grad.h + read_units(row.grad_output);
     if constexpr (Cell::kBackwardReadsH) prev.h = read_units(row.h_prev), state.h = read_units(row.h);
     if constexpr (Cell::kHasCellState) {
@@ -331,7 +335,7 @@ class Backward {
       grad.c = read(row.dc);
     }
 
-    const cells::State<B> grad_prev = Cell::backward(saved, prev, state, grad, dgates);
+    const cells::State<Vectors> grad_prev = Cell::backward(saved, prev, state, grad, dgates);
 
     write(row.dh, grad_prev.h);
     if constexpr (Cell::kHasCellState) write(row.dc, grad_prev.c);
@@ -347,11 +351,11 @@ class Backward {
     return row_of<const S>(p_.output, shape_, t, b) + direction * size_.hidden;
   }
 
-  // tile = start + dgates W for one panel of a side's weight, of which `columns` columns may be written.
+  // Makes tile = start + dgates W for one panel of a side's weight, of which `columns` columns may be written.
   SEQKERNELS_INLINE void multiply(const Side& side, const T* packed_panel, int64_t rows, int64_t panel, int64_t columns,
                                   const EvenRows<E>& dgates, const Tile<T>& tile) const {
     const int vectors = side.panels().vectors(panel);
-    if constexpr (!kWide)
+    if constexpr (!kMixedPrecision)
       if (side.in_place(rows_)) {
         // Gate by gate: the weight's order of gates is not that of dgates.
         const T* const weight = reinterpret_cast<const T*>(side.weight) + panel * Panels<T>::kWidth;
@@ -362,23 +366,24 @@ class Backward {
         return;
       }
     gemm_edge<F>(rows, vectors, columns, EvenRows<E>{dgates.data + side.first_dgate * block_, dgates.stride},
-                 packed_panel, side_words_, tile);
+                 packed_panel, side_packs_, tile);
   }
 
-  // dh += dgates of step t W_hh, for the units and sequences of this member.
-  void hidden_step(const Place& place, const Steps& steps, const Chunk& chunk, int64_t t) const {
-    const Buffers& buffers = buffers_[place.direction];
-    const Side& side = sides_[place.direction][1];
-    const Range panels = place.units(hidden_panels().count());
-    const RowTiles tiles = row_tiles<F>(place.sequences(steps.active(t)), kPanelVectors);
+  // Adds dgates W_hh of step t to dh, for the units and sequences of this thread.
+  void hidden_step(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk, int64_t t) const {
+    const Buffers& buffers = buffers_[slice.direction];
+    const Side& side = sides_[slice.direction][1];
+    const Range panels = slice.units(hidden_panels().count());
+    const RowTiles tiles = row_tiles<F>(slice.sequences(steps.active(t)), kPanelVectors);
     const E* const dgates = buffers.dgates + (steps.first_row(t) - chunk.first_row) * dgates_stride_;
     for (int64_t n = 0; n < panels.size(); ++n) {
-      const int64_t panel = t % 2 ? panels.end - 1 - n : panels.begin + n;  // to and fro, as forward
+      // Alternating (serpentine) traversal: what the last step read last is what the cache still holds.
+      const int64_t panel = t % 2 ? panels.end - 1 - n : panels.begin + n;
       for (int64_t j = 0; j < tiles.count(); ++j) {
         const Range rows = tiles[j];
-        const int64_t b = place.sequence(rows.begin), stride = place.split.batch_parts;
+        const int64_t b = slice.sequence(rows.begin), stride = slice.split.batch_parts;
         T* const dh = buffers.dh + b * size_.padded + panel * Panels<T>::kWidth;
-        multiply(side, side.panels().at(buffers.w[1], panel, side_words_), rows.size(), panel, Panels<T>::kWidth,
+        multiply(side, side.panels().at(buffers.w[1], panel, side_packs_), rows.size(), panel, Panels<T>::kWidth,
                  {dgates + b * dgates_stride_, stride * dgates_stride_},
                  Tile<T>::accumulate(dh, stride * size_.padded));
       }
@@ -387,27 +392,27 @@ class Backward {
 
   // ---- the products over a chunk (backward_products-inl.h) ----
 
-  void pack_operands(const Place& place, const Steps& steps, const Chunk& chunk) const;
-  void weight_gradients(const Place& place, const Chunk& chunk) const;
-  static auto left_operand(const T* block, int64_t depth);
-  void pack_dgates(const E* dgates, int64_t depth, int64_t columns, T* block) const;
-  void pack_columns(const E* dgates, int64_t depth, int64_t columns, T* out) const;
-  void pack_rows(const E* dgates, int64_t depth, int64_t columns, T* out) const;
-  void weight_gradient(const Place& place, const Chunk& chunk, int s, int64_t first, int64_t rows, int64_t k0,
-                       int64_t depth, const T* block) const;
+  void pack_operands(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk) const;
+  void weight_gradients(const ThreadSlice& slice, const Chunk& chunk) const;
+  static auto left_operand(const T* block, int64_t k_size);
+  void pack_dgates(const E* dgates, int64_t k_size, int64_t columns, T* block) const;
+  void pack_columns(const E* dgates, int64_t k_size, int64_t columns, T* out) const;
+  void pack_rows(const E* dgates, int64_t k_size, int64_t columns, T* out) const;
+  void weight_gradient(const ThreadSlice& slice, const Chunk& chunk, int s, int64_t first, int64_t rows, int64_t k0,
+                       int64_t k_size, const T* block) const;
   template <class Multiply>
   static void product_narrowed(int64_t rows, int vectors, int64_t columns, S* out, int64_t stride,
                                const Multiply& multiply);
-  void bias_gradient(const Place& place, const Chunk& chunk, int s) const;
-  const T* input_panel(const Place& place, int64_t panel) const;
-  void input_gradient(const Place& place, const Chunk& chunk) const;
+  void bias_gradient(const ThreadSlice& slice, const Chunk& chunk, int s) const;
+  const T* input_panel(const ThreadSlice& slice, int64_t panel) const;
+  void input_gradient(const ThreadSlice& slice, const Chunk& chunk) const;
 
   const BackwardProblem& p_;
   const Shape& shape_;
   const Size size_;
   const int64_t rows_;        // R
-  const int64_t block_;       // units of a gate in dgates, padded to whole words
-  const int64_t side_words_;  // of the gates of a side
+  const int64_t block_;       // units of a gate in dgates, padded to whole packs
+  const int64_t side_packs_;  // of the gates of a side
   const int64_t chunk_rows_, dgates_stride_;
   Side sides_[kMaxDirections][2];
   Buffers buffers_[kMaxDirections];

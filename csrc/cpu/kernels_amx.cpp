@@ -1,6 +1,6 @@
 #define SEQKERNELS_ISA amx
 #define SEQKERNELS_ISA_NAME "amx"
-#define SEQKERNELS_BF16_FORMAT PairTiles
+#define SEQKERNELS_BF16_FORMAT Bf16AmxFormat
 #include "kernels_bf16-inl.h"
 
 #if !defined(SEQKERNELS_TILE_INSTRUCTIONS)

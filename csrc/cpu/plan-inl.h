@@ -1,8 +1,9 @@
 // How the members of a direction share its recurrence: by sequences, by hidden units, or by both.
 //
-// Compiled once per ISA, for the kernels choose on every call, and what they choose must not depend on which ISA's copy of an
-// inline function the linker keeps. Nothing here knows vectors, threads or memory, though: an ISA and an operand format are the
-// numbers of ProductLimits. So a file that gives itself a SEQKERNELS_ISA of its own can plan, print and test for any of them.
+// Compiled once per ISA, for the kernels choose on every call, and what they choose must not depend on which ISA's copy
+// of an inline function the linker keeps. Nothing here knows vectors, threads or memory, though: an ISA and an operand
+// format are the numbers of ProductLimits. So a file that gives itself a SEQKERNELS_ISA of its own can plan, print and
+// test for any of them.
 #pragma once
 #include "gemm/row_tiles-inl.h"
 
@@ -26,9 +27,9 @@ struct SplitRequest {
   int members;
   int64_t batch;
   int64_t panels;
-  int vectors;    // of a panel
-  int64_t depth;  // of the product, in words
-  int gates;      // of a unit, which the cell makes or reads
+  int vectors;      // of a panel
+  int64_t k_packs;  // K of the product, in packs
+  int gates;        // of a unit, which the cell makes or reads
 };
 
 // What a member's part of one step takes, in cycles of a server core.
@@ -48,16 +49,16 @@ SEQKERNELS_INLINE StepCost step_cost(const ProductLimits& limits, const SplitReq
   constexpr double kBarrierCycles = 1000, kPointwiseCycles = 30;
   const int64_t rows = ceil_div(request.batch, split.batch_parts), own = ceil_div(request.panels, split.unit_parts);
   const int64_t tiles = RowTiles(rows, limits.tile_rows.most(rows)).count();
-  const double per_depth = double(rows + tiles * limits.rows_lost) * request.vectors / limits.multiply_adds;
-  const double bytes = double(own) * request.vectors * limits.vector_bytes * request.depth;
+  const double per_pack = double(rows + tiles * limits.rows_lost) * request.vectors / limits.multiply_adds;
+  const double bytes = double(own) * request.vectors * limits.vector_bytes * request.k_packs;
   const double stream = bytes / (bytes <= kL2Bytes ? kL2BytesPerCycle : kL3BytesPerCycle);
-  const double compute = double(own) * request.depth * per_depth;
+  const double compute = double(own) * request.k_packs * per_pack;
   const double arithmetic = compute + double(own) * rows * request.gates * kPointwiseCycles;
   return {arithmetic, stream, split.unit_parts > 1 ? kBarrierCycles : 0};
 }
 
-// The split whose step takes the fewest cycles. Fewer parts of the units come first, then fewer of the batch, and what comes
-// later must win by 2 %.
+// The split whose step takes the fewest cycles. Fewer parts of the units come first, then fewer of the batch, and what
+// comes later must win by 2 %.
 SEQKERNELS_INLINE Split fastest_split(const ProductLimits& limits, const SplitRequest& request) {
   Split best{1, 1};
   double best_cost = 1e300;

@@ -1,6 +1,6 @@
 // Whole numbers: rounding, ranges, and who gets which part of them. Compiled once per ISA.
 //
-// The C++ library's own min and max stay out of the kernels, as vec.h explains.
+// min and max are not those of the C++ library, which stays out of the kernels (vec.h says why).
 #pragma once
 #include <stdint.h>
 
@@ -10,22 +10,24 @@ namespace seqkernels::SEQKERNELS_ISA {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// [begin, end) of n things for member `rank` of `size`.
+// The whole numbers [begin, end).
 struct Range {
   int64_t begin, end;
   SEQKERNELS_INLINE int64_t size() const { return end - begin; }
 };
+
+// The range of n things that is for member `rank` of `size`.
 SEQKERNELS_INLINE Range share(int64_t n, int rank, int size) { return {n * rank / size, n * (rank + 1) / size}; }
 
-// Calls f(made, row, column) for the items [own) of a grid with that many columns, row by row, where `made` is what make(row)
-// returns, once for each row.
+// Calls f(made, row, column) for the items [own) of a grid with that many columns, row by row, where `made` is what
+// make(row) returns, once for each row.
 template <class Make, class Visit>
 SEQKERNELS_INLINE void for_items(Range own, int64_t columns, const Make& make, const Visit& f) {
   for (int64_t item = own.begin; item < own.end;) {
-    const int64_t row = item / columns, end = smaller((row + 1) * columns, own.end);
+    const int64_t row = item / columns, end = min((row + 1) * columns, own.end);
     const auto made = make(row);
     for (; item < end; ++item) f(made, row, item - row * columns);
   }

@@ -1,12 +1,14 @@
 // What a register kernel reads and writes: rows of A, and a tile of C. Compiled once per ISA.
 //
 // A is handed over as something that makes an operand of n rows, n being known at compile time: `a.make<n>()`.
+//
+// Type parameters: those of formats-inl.h.
 #pragma once
 #include "tile_shapes-inl.h"
 
 namespace seqkernels::SEQKERNELS_ISA {
 
-// The two ways A is read: rows given by pointers (depth contiguous), or columns of a [depth][rows] block of words.
+// The first way to read A: rows given by pointers, each contiguous in K.
 template <class E, int kRows>
 struct RowsOperand {
   const E* row[kRows];
@@ -15,9 +17,10 @@ struct RowsOperand {
     return F::spread(row[r], k);
   }
 };
+// The other way to read A: the columns of a [K][rows] block of packs.
 template <class T, int kRows>
 struct ColumnsOperand {
-  const T* block;  // [depth][kRows]
+  const T* block;  // [K][kRows]
   template <class F>
   SEQKERNELS_INLINE typename F::Raw spread(int r, int64_t k) const {
     return F::spread(block, k * kRows + r);
@@ -76,7 +79,7 @@ struct Tile {
   static Tile from_bias(T* data, int64_t stride, const T* bias) { return {data, stride, bias, 0}; }
   static Tile accumulate(T* data, int64_t stride) { return {data, stride, data, stride}; }
 
-  // The columns from `column` on.
+  // The part of the tile from `column` on, and from `row` on.
   Tile from(int64_t column) const { return {data + column, stride, start + column, start_stride}; }
   Tile from_row(int64_t row) const { return {data + row * stride, stride, start + row * start_stride, start_stride}; }
 };

@@ -1,9 +1,12 @@
-// The inner loop of a product: a tile of C that stays in vector registers over the whole depth. Compiled once per ISA.
+// The inner loop of a product: a tile of C that stays in vector registers over all of K. Compiled once per ISA.
+//
+// Type parameters: those of formats-inl.h; Operand is one of operands-inl.h. K is counted in packs.
 #pragma once
 #include "operands-inl.h"
 
 namespace seqkernels::SEQKERNELS_ISA {
 
+// Adds what pack k of A and the same pack of B, a row of it, give to all sums of a tile.
 template <int kRows, int kVectors, class F, class Operand>
 SEQKERNELS_INLINE void multiply_add(typename F::Raw (&sum)[kRows][kVectors], const Operand& a, int64_t k,
                                     const typename F::Sum* b) {
@@ -32,9 +35,10 @@ SEQKERNELS_INLINE void multiply_add(typename F::Raw (&sum)[kRows][kVectors], con
   }
 }
 
+// One tile of C, kRows x kVectors. Longer than a screen, for the sums must be one function's to stay in registers.
 template <int kRows, int kVectors, class F, class Operand>
 __attribute__((noinline)) void gemm_tile(const Operand& operand, const typename F::Sum* b, int64_t stride,
-                                         int64_t depth, const Tile<typename F::Sum>& tile_of_c) {
+                                         int64_t k_packs, const Tile<typename F::Sum>& tile_of_c) {
   using T = typename F::Sum;
   using Raw = typename F::Raw;
   constexpr int kLanes = Vec<T>::kLanes, kWidth = kVectors * kLanes;
@@ -44,8 +48,9 @@ __attribute__((noinline)) void gemm_tile(const Operand& operand, const typename 
   const Operand a = operand;  // copies, for the compiler to keep in registers
   const Tile<T> tile = tile_of_c;
 
-  // Taken out, so that the loop below runs at least once: sums that might pass it by would be spilled on both its sides.
-  if (depth <= 0) {
+  // Taken out, so that the loop below runs at least once: sums that might pass it by would be spilled on both its
+  // sides.
+  if (k_packs <= 0) {
     for (int r = 0; r < kRows; ++r)
       for (int v = 0; v < kWidth; v += kLanes)
         store(tile.data + r * tile.stride + v, load(tile.start + r * tile.start_stride + v));
@@ -62,7 +67,7 @@ __attribute__((noinline)) void gemm_tile(const Operand& operand, const typename 
         sum[s][r][v] = s == 0 ? load(tile.start + r * tile.start_stride + v * kLanes).raw : Raw{};
 
   int64_t k = 0;
-  for (; k + kSets <= depth; k += kSets) {
+  for (; k + kSets <= k_packs; k += kSets) {
 #pragma GCC unroll 4
     for (int s = 0; s < kSets; ++s, b += stride) {
 #pragma GCC unroll 4
@@ -71,7 +76,7 @@ __attribute__((noinline)) void gemm_tile(const Operand& operand, const typename 
     }
   }
   if constexpr (kSets > 1)
-    for (; k < depth; ++k, b += stride) multiply_add<kRows, kVectors, F>(sum[0], a, k, b);
+    for (; k < k_packs; ++k, b += stride) multiply_add<kRows, kVectors, F>(sum[0], a, k, b);
 
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
@@ -84,13 +89,13 @@ __attribute__((noinline)) void gemm_tile(const Operand& operand, const typename 
     }
 }
 
-// gemm_tile for `rows` known at run time, at most kRows.
+// One tile of C for `rows` known at run time, at most kRows.
 template <int kVectors, int kRows, class F, class MakeOperand>
 SEQKERNELS_INLINE void gemm_whole(int64_t rows, const MakeOperand& operand, const typename F::Sum* b, int64_t stride,
-                                  int64_t depth, const Tile<typename F::Sum>& tile) {
+                                  int64_t k_packs, const Tile<typename F::Sum>& tile) {
   if constexpr (kRows > 0) {
-    if (rows == kRows) return gemm_tile<kRows, kVectors, F>(operand.template make<kRows>(), b, stride, depth, tile);
-    gemm_whole<kVectors, kRows - 1, F>(rows, operand, b, stride, depth, tile);
+    if (rows == kRows) return gemm_tile<kRows, kVectors, F>(operand.template make<kRows>(), b, stride, k_packs, tile);
+    gemm_whole<kVectors, kRows - 1, F>(rows, operand, b, stride, k_packs, tile);
   }
 }
 

@@ -20,7 +20,7 @@ class RowTiles {
 
   SEQKERNELS_INLINE int64_t count() const { return count_; }
   SEQKERNELS_INLINE Range operator[](int64_t tile) const {
-    const int64_t begin = tile * height_ + smaller(tile, higher_);
+    const int64_t begin = tile * height_ + min(tile, higher_);
     return {begin, begin + height_ + (tile < higher_)};
   }
 
