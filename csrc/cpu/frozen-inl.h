@@ -7,7 +7,7 @@
 // Type parameters: Cell is one of cells/*.h, W the type of the packed weights; sums and states are float32. A pack is
 // 32 bits of weights: kPack numbers that follow each other in K.
 #pragma once
-#include "activations.h"
+#include "activations-inl.h"
 #include "gemm/gemm-inl.h"
 #include "team.h"
 

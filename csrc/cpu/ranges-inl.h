@@ -1,6 +1,6 @@
 // Whole numbers: rounding, ranges, and who gets which part of them. Compiled once per ISA.
 //
-// min and max are not those of the C++ library, which stays out of the kernels (vec.h says why).
+// min and max are not those of the C++ library, which stays out of the kernels (vec-inl.h says why).
 #pragma once
 #include <stdint.h>
 

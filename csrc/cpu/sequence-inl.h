@@ -6,7 +6,7 @@
 //
 // Type parameters: S is the storage type of tensors, F the format of operands (gemm/formats-inl.h).
 #pragma once
-#include "activations.h"
+#include "activations-inl.h"
 #include "gemm/gemm-inl.h"
 #include "plan-inl.h"
 #include "team.h"

@@ -9,7 +9,7 @@
 //   S  the storage type of a tensor of numbers        Raw  a vector as the compiler has it
 #pragma once
 #include "../ranges-inl.h"
-#include "../vec.h"
+#include "../vec-inl.h"
 
 namespace seqkernels::SEQKERNELS_ISA {
 

@@ -5,7 +5,7 @@
 //
 // Type parameter T: float or double, the numbers of a vector.
 #pragma once
-#include "vec.h"
+#include "vec-inl.h"
 
 namespace seqkernels::SEQKERNELS_ISA {
 
