@@ -100,12 +100,24 @@ SEQKERNELS_INLINE void for_rows(const Shape& shape, const Steps& steps, const Ch
   }
 }
 
+// The limits of this ISA and the format F as constants, for products of panels that are `vectors` wide.
+template <class F>
+struct FormatLimits {
+  static constexpr int vector_bytes = kVectorBytes, multiply_adds = F::kMultiplyAdds, rows_lost = F::kRowsLost;
+  int vectors;
+  SEQKERNELS_INLINE int64_t tiles(int64_t rows) const { return row_tiles<F>(rows, product_vectors(vectors)).count(); }
+  // The same as plain numbers.
+  ProductLimits numbers() const {
+    const int most = max_rows_in_parts<F>(product_vectors(vectors));
+    return {vector_bytes, multiply_adds, rows_lost, F::kInTiles ? most : max_rows(product_vectors(vectors)), most};
+  }
+};
+
 // The split whose step takes the fewest cycles, for a product of `panels` panels, `vectors` wide and with `k_packs`
 // packs of K.
 template <class F>
 Split choose_split(int members, int64_t batch, int64_t panels, int vectors, int64_t k_packs, int gates) {
-  return fastest_split({kVectorBytes, F::kMultiplyAdds, F::kRowsLost, tile_rows<F>(product_vectors(vectors))},
-                       {members, batch, panels, vectors, k_packs, gates});
+  return fastest_split(FormatLimits<F>{vectors}, {members, batch, panels, vectors, k_packs, gates});
 }
 
 // What one thread of a direction works on: its rank in the products that are shared out, its part of the recurrence.

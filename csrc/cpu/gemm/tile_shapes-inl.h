@@ -2,7 +2,6 @@
 //
 // Type parameter F: an operand format (formats-inl.h).
 #pragma once
-#include "row_tiles-inl.h"
 #include "tile_registers-inl.h"
 
 namespace seqkernels::SEQKERNELS_ISA {
@@ -34,19 +33,28 @@ constexpr int max_rows_in_parts(int vectors) {
 // With fewer rows, a product in tile registers waits for their loads longer than one in vector registers takes.
 constexpr int kMinTileRegisterRows = 3;
 
+// Tiles of nearly equal height, none above `most`, that cover some rows; the higher ones first. A division takes some
+// hundred cycles, so there is one for all of them.
+class RowTiles {
+ public:
+  SEQKERNELS_INLINE RowTiles(int64_t rows, int most)
+      : count_(ceil_div(rows, most)), height_(count_ > 0 ? rows / count_ : 0), higher_(rows - count_ * height_) {}
+
+  SEQKERNELS_INLINE int64_t count() const { return count_; }
+  SEQKERNELS_INLINE Range operator[](int64_t tile) const {
+    const int64_t begin = tile * height_ + min(tile, higher_);
+    return {begin, begin + height_ + (tile < higher_)};
+  }
+
+ private:
+  int64_t count_, height_, higher_;
+};
+
 // The tiles that cover the rows of a product `vectors` wide: one in parts, if that is enough.
 template <class F>
 SEQKERNELS_INLINE RowTiles row_tiles(int64_t rows, int vectors) {
   const int in_parts = max_rows_in_parts<F>(vectors);
   return {rows, rows <= in_parts || F::kInTiles ? in_parts : max_rows(vectors)};
-}
-
-// The bounds that row_tiles keeps to, as plan-inl.h wants them. row_tiles does without: from two numbers instead of a
-// constant condition GCC makes other code.
-template <class F>
-constexpr TileRows tile_rows(int vectors) {
-  const int in_parts = max_rows_in_parts<F>(vectors);
-  return {F::kInTiles ? in_parts : max_rows(vectors), in_parts};
 }
 
 }  // namespace seqkernels::SEQKERNELS_ISA
