@@ -23,7 +23,7 @@ VENV := .venv
 PY := $(or $(PYTHON),$(VENV)/bin/python)
 TORCH_SPEC := $(if $(filter 1.% 2.% 3.%,$(TORCH)),torch==$(TORCH),$(TORCH))
 READY := $(VENV)/.ready-$(shell printf '%s' '$(TORCH_SPEC)' | tr -c 'A-Za-z0-9.=' _)
-CXX_FILES = $(shell find csrc tests \( -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
+CXX_FILES = $(shell find csrc tests \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 # Something, where nvcc has to be brought: on Linux, without a toolkit.
 NO_NVCC := $(if $(or $(filter 0,$(SEQKERNELS_WITH_CUDA)),$(wildcard $(CUDA_HOME)/bin/nvcc),$(shell command -v nvcc)),,$(filter Linux,$(shell uname -s)))
 CLANG_FORMAT := $(PY) -c 'import clang_format; clang_format.clang_format()'

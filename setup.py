@@ -1,7 +1,7 @@
 """Builds the one extension module, seqkernels._C; project metadata lives in pyproject.toml.
 
 setuptools links, ninja compiles: every source has its own flags (an instruction set for each kernel file),
-objects are made in parallel, and the compiler's dependency files make a change in any header or .inc rebuild
+objects are made in parallel, and the compiler's dependency files make a change in any header rebuild
 what includes it.
 
 Environment:

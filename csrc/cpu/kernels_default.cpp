@@ -1,5 +1,5 @@
 #define SEQKERNELS_ISA baseline
 #define SEQKERNELS_ISA_NAME "baseline"
-#include "kernels.inc"
+#include "kernels-inl.h"
 
 const seqkernels::KernelTable& seqkernels::baseline_kernels() { return baseline::kTable; }

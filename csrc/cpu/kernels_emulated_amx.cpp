@@ -2,7 +2,7 @@
 #define SEQKERNELS_EMULATE_AVX512
 #define SEQKERNELS_ISA emulated_amx
 #define SEQKERNELS_ISA_NAME "emulated_amx"
-#define SEQKERNELS_BF16_FORMAT PairTiles
-#include "kernels_bf16.inc"
+#define SEQKERNELS_BF16_FORMAT Bf16AmxFormat
+#include "kernels_bf16-inl.h"
 
 const seqkernels::Bf16Kernels& seqkernels::emulated_amx_kernels() { return emulated_amx::kTable; }

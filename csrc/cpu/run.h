@@ -5,7 +5,7 @@
 
 namespace seqkernels {
 
-// run_team with body(team, member).
+// Runs body(team, member) on a team: run_team for a body of any type.
 template <class Body>
 void run_team(int threads, int barriers, const Body& body) {
   run_team(

@@ -27,7 +27,7 @@ constexpr double kWorkPerThread = 1 << 17;
 constexpr int kSpins = 1000;
 
 constexpr std::chrono::nanoseconds kForever = std::chrono::hours(1);
-constexpr std::chrono::milliseconds kPatience{200};  // of a leader with threads that may never come
+constexpr std::chrono::milliseconds kJoinTimeout{200};  // of a leader who waits for threads that may never come
 
 std::atomic<bool> forked{false};
 
@@ -60,7 +60,7 @@ void wake_all(std::atomic<uint32_t>& word) {
 }
 
 // A number that threads wait for, a little while spinning and then asleep.
-class Awaited {
+class FutexWord {
  public:
   std::atomic<uint32_t> value{0};
 
@@ -70,14 +70,14 @@ class Awaited {
     if (sleepers_.load(std::memory_order_relaxed) != 0) wake_all(value);
   }
 
-  // The value once it is no longer `now`; or `now`, once the patience is over.
-  uint32_t wait_while(uint32_t now, std::chrono::nanoseconds patience) {
+  // The value once it is no longer `now`; or `now`, once the time is over.
+  uint32_t wait_while(uint32_t now, std::chrono::nanoseconds timeout) {
     for (int spins = 0; spins < kSpins; ++spins) {
       const uint32_t found = value.load(std::memory_order_acquire);
       if (found != now) return found;
       pause_core();
     }
-    const auto deadline = std::chrono::steady_clock::now() + patience;
+    const auto deadline = std::chrono::steady_clock::now() + timeout;
     sleepers_.fetch_add(1);
     uint32_t found;
     while ((found = value.load(std::memory_order_acquire)) == now) {
@@ -94,7 +94,7 @@ class Awaited {
 };
 
 struct Barrier {
-  alignas(64) Awaited epoch;
+  alignas(64) FutexWord epoch;
   alignas(64) std::atomic<uint32_t> arrived{0};
 
   void wait(uint32_t size) {
@@ -111,12 +111,12 @@ struct Barrier {
 };
 
 // Who takes part. The word holds the parts covered so far, the members so far, and whether the list is closed.
-class Enrolment {
+class TeamJoin {
  public:
-  explicit Enrolment(int parts) : parts_(static_cast<uint32_t>(parts)) {}
+  explicit TeamJoin(int parts) : parts_(static_cast<uint32_t>(parts)) {}
 
   // Called with the range of parts [begin, end) that this thread was given; size 0: came too late.
-  Member enrol(int64_t begin, int64_t end) {
+  Member join(int64_t begin, int64_t end) {
     const uint32_t covered = static_cast<uint32_t>(end - begin);
     return begin == 0 ? lead(covered) : follow(covered);
   }
@@ -127,7 +127,7 @@ class Enrolment {
 
   Member lead(uint32_t covered) {
     uint32_t word = word_.value.fetch_add(kOneMember + covered, std::memory_order_acq_rel) + kOneMember + covered;
-    const auto deadline = std::chrono::steady_clock::now() + kPatience;
+    const auto deadline = std::chrono::steady_clock::now() + kJoinTimeout;
     while ((word & kParts) < parts_) {
       const auto left = deadline - std::chrono::steady_clock::now();
       if (left.count() <= 0) break;
@@ -151,7 +151,7 @@ class Enrolment {
   }
 
   const uint32_t parts_;
-  Awaited word_;
+  FutexWord word_;
   std::atomic<int> followers_{0};
 };
 
@@ -163,7 +163,7 @@ struct Team {
   std::unique_ptr<Barrier[]> barriers;
 };
 
-void meet(Team* team, int barrier, int size) {
+void barrier_wait(Team* team, int barrier, int size) {
   if (size > 1) team->barriers[barrier].wait(static_cast<uint32_t>(size));
 }
 
@@ -177,9 +177,9 @@ void run_team(int threads, int barriers, void (*body)(void*, Team*, Member), voi
   Team team;
   if (threads <= 1) return body(context, &team, {0, 1});
   team.barriers = std::make_unique<Barrier[]>(static_cast<size_t>(barriers));
-  Enrolment enrolment(threads);
+  TeamJoin joining(threads);
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    const Member member = enrolment.enrol(begin, end);
+    const Member member = joining.join(begin, end);
     if (member.size > 0) body(context, &team, member);
   });
 }

@@ -1,7 +1,7 @@
-// Threads that work on one problem together and meet at barriers.
+// Threads that work on one problem together and wait for each other at barriers.
 //
 // The team is drawn from torch's own pool (parallel_for), which promises neither how many threads start nor that two
-// chunks ever run at the same time. So a team is whoever enrolled before its leader, the calling thread, closed the
+// chunks ever run at the same time. So a team is whoever joined before its leader, the calling thread, closed the
 // list. The leader waits long for everybody, since parallel_for cannot return without the late ones anyway, and a full
 // team makes results equal to the bit from run to run; but it does not wait for ever.
 #pragma once
@@ -14,7 +14,7 @@ namespace seqkernels {
 struct Team;
 
 // Waits until `size` members have called it with the same barrier of the team. Waiting is a short spin, then sleep.
-void meet(Team* team, int barrier, int size);
+void barrier_wait(Team* team, int barrier, int size);
 
 // Number of threads worth starting for `work` multiply-adds: 1 in a forked child, where torch's pool is gone.
 int team_threads(double work);

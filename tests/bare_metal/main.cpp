@@ -10,7 +10,7 @@ using namespace seqkernels;
 // ---- what there is instead of an operating system ------------------------------------------------------------------
 
 namespace seqkernels {
-void meet(Team*, int, int) {}  // one thread
+void barrier_wait(Team*, int, int) {}  // one thread
 }  // namespace seqkernels
 
 extern "C" {

@@ -1,8 +1,8 @@
 // The kernel table of one ISA: every cell and storage type. Compiled once per ISA.
 #pragma once
 #include "../cells/registry.h"
-#include "cell_kernels.inc"
-#include "frozen.inc"
+#include "cell_kernels-inl.h"
+#include "frozen-inl.h"
 
 namespace seqkernels::SEQKERNELS_ISA {
 

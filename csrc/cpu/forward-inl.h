@@ -4,30 +4,36 @@
 // that is but once or twice); then per chunk of steps
 //   1. input_gates = x W_ih^T + b_ih for all its rows, into a buffer that stays in cache;
 //   2. step by step, hidden_gates = h_prev W_hh^T + b_hh for one tile of rows and one panel, and at once the cell.
+//
+// Type parameters: Cell is one of cells/*.h, S the storage type of tensors, F the format of operands
+// (gemm/formats-inl.h). In the class T = Compute<S> is the type of sums and states, V a vector of them, E = F::Element
+// the type of operands where they lie.
 #pragma once
-#include "sequence.inc"
+#include "gemm/gemv-inl.h"
+#include "gemm/packing-inl.h"
+#include "sequence-inl.h"
 
 namespace seqkernels::SEQKERNELS_ISA {
 
-// Input gates of a chunk aim at this many bytes, to stay in the cache of the cores that make and use them, or at those of W_ih,
-// which every chunk reads once.
+// Input gates of a chunk aim at this many bytes, to stay in the cache of the cores that make and use them, or at those
+// of W_ih, which every chunk reads once.
 constexpr int64_t kInputGatesBytes = 1 << 20;
 constexpr int64_t kMinChunkRows = 48;
 
-template <class Cell, class S, class F = Singles<Compute<S>>>
-class Forward {
+template <class Cell, class S, class F = ScalarFormat<Compute<S>>>
+class ForwardLoop {
   using T = Compute<S>;
   using E = typename F::Element;
   using V = Vec<T>;
-  using Size = Sizes<Cell, S>;
+  using Size = LayerSizes<Cell, S>;
   static constexpr int kGates = Cell::kGates, kLanes = V::kLanes, kUnitVectors = Size::kUnitVectors;
   static constexpr int kVectors = Size::kPanelWidth / kLanes;  // of a panel
   static constexpr int kProductVectors = product_vectors(kVectors);
 
   // Scratch of one direction.
   struct Buffers {
-    T* w_ih;           // [panels or threads][words of I][panel width], see packs_when_needed; not with few rows
-    T* w_hh;           // [panels][words of H][panel width]; not with few rows
+    T* w_ih;           // [panels or threads][packs of I][panel width], see packs_when_needed; not with small M
+    T* w_hh;           // [panels][packs of H][panel width]; not with small M
     T* b_ih;           // [panels][panel width]
     T* b_hh;           // [panels][panel width]
     T* input_gates;    // [panels][chunk rows][panel width]
@@ -38,14 +44,14 @@ class Forward {
   };
 
  public:
-  Forward(const ForwardProblem& problem, char* workspace)
+  ForwardLoop(const ForwardProblem& problem, char* workspace)
       : p_(problem),
         shape_(problem.shape),
         size_(problem.shape),
         rows_(shape_.offsets[shape_.seq_len]),
-        few_rows_(rows_ <= most_few_rows()),
-        input_words_(words<F>(size_.inputs)),
-        hidden_words_(words<F>(size_.hidden)),
+        small_m_(rows_ <= small_m_limit()),
+        input_packs_(packs<F>(size_.inputs)),
+        hidden_packs_(packs<F>(size_.hidden)),
         chunk_rows_(chunk_capacity(shape_, target_rows())),
         h_stride_(row_stride<F>(size_.hidden)) {
     Arena arena(workspace);
@@ -53,8 +59,8 @@ class Forward {
     const int64_t input_panels = packs_when_needed() ? p_.threads : size_.panels;
     for (int d = 0; d < shape_.directions; ++d) {
       Buffers& buffers = buffers_[d];
-      buffers.w_ih = arena.take<T>(few_rows_ ? 0 : input_panels * Size::kPanelWidth * input_words_);
-      buffers.w_hh = arena.take<T>(few_rows_ ? 0 : columns * hidden_words_);
+      buffers.w_ih = arena.take<T>(small_m_ ? 0 : input_panels * Size::kPanelWidth * input_packs_);
+      buffers.w_hh = arena.take<T>(small_m_ ? 0 : columns * hidden_packs_);
       buffers.b_ih = arena.take<T>(columns);
       buffers.b_hh = arena.take<T>(columns);
       buffers.input_gates = arena.take<T>(columns * chunk_rows_);
@@ -72,67 +78,69 @@ class Forward {
     const FlushDenormals flush;
     [[maybe_unused]] const typename F::Setup setup;
     for_directions(shape_, member, [&](int d, int rank, int size) {
-      const Split split = choose_split<F>(size, shape_.batch, size_.panels, kVectors, hidden_words_, kGates);
+      const Split split = choose_split<F>(size, shape_.batch, size_.panels, kVectors, hidden_packs_, kGates);
       run_direction({d, rank, size, split}, member.size);
     });
   }
 
  private:
-  void run_direction(const Place& place, int threads) const {
-    const Steps steps(shape_, place.direction);
-    const int all = direction_barrier(place.direction);
-    pack_weights(place);
-    start_states(place);
+  void run_direction(const ThreadSlice& slice, int threads) const {
+    const Steps steps(shape_, slice.direction);
+    const int all = direction_barrier(slice.direction);
+    pack_weights(slice);
+    start_states(slice);
     for (int64_t begin = 0; rows_ > 0 && begin < steps.count();) {
       const Chunk chunk = next_chunk(steps, begin, chunk_rows_, false);
-      gather_inputs(place, steps, chunk);
-      meet(p_.team, all, place.size);
-      project_inputs(place, chunk);
-      meet(p_.team, all, place.size);
-      if (place.recurs())
+      gather_inputs(slice, steps, chunk);
+      barrier_wait(p_.team, all, slice.size);
+      project_inputs(slice, chunk);
+      barrier_wait(p_.team, all, slice.size);
+      if (slice.recurs())
         for (int64_t i = chunk.begin; i < chunk.end; ++i) {
-          step(place, steps, chunk, i);
-          meet(p_.team, group_barrier(place, threads), place.split.unit_parts);
+          step(slice, steps, chunk, i);
+          barrier_wait(p_.team, group_barrier(slice, threads), slice.split.unit_parts);
         }
       begin = chunk.end;
     }
-    if (rows_ == 0) copy_states(place);
+    if (rows_ == 0) copy_states(slice);
   }
 
   // ---- set-up ----
 
   // Row of a [G H, K] weight for gate g of unit u, null in the padding.
-  const S* weight_row(const char* weight, int64_t depth, int g, int64_t u) const {
-    return u < size_.hidden ? reinterpret_cast<const S*>(weight) + (g * size_.hidden + u) * depth : nullptr;
+  const S* weight_row(const char* weight, int64_t k_size, int g, int64_t u) const {
+    return u < size_.hidden ? reinterpret_cast<const S*>(weight) + (g * size_.hidden + u) * k_size : nullptr;
   }
 
-  // For so many rows or fewer, weights are read where they lie instead of being packed. Each row's sums are transposed then, which
-  // takes longer than to transpose the weights once there are more rows than vectors in depth, or widens them each time.
-  int64_t most_few_rows() const {
+  // For so many rows or fewer, weights are read where they lie instead of being packed. Each row's sums are transposed
+  // then, which takes longer than to transpose the weights once there are more rows than vectors along K, or widens
+  // them each time.
+  int64_t small_m_limit() const {
     if (sizeof(S) != sizeof(E)) return 8;
-    return larger(8, smaller(16, size_.hidden / (kLanes * F::kPerWord)));
+    return max(8, min(16, size_.hidden / (kLanes * F::kPack)));
   }
 
   int64_t target_rows() const {
     const int64_t row_bytes = kGates * size_.padded * int64_t(sizeof(T));
-    return larger(kMinChunkRows, larger(kInputGatesBytes / row_bytes, input_words_));
+    return max(kMinChunkRows, max(kInputGatesBytes / row_bytes, input_packs_));
   }
 
-  bool reads_x_in_place() const { return sizeof(S) == sizeof(E) && !F::kInTiles && size_.inputs % F::kPerWord == 0; }
+  bool reads_x_in_place() const { return sizeof(S) == sizeof(E) && !F::kInTiles && size_.inputs % F::kPack == 0; }
   int64_t x_stride() const { return row_stride<F>(size_.inputs); }
 
-  // Whether W_ih is packed panel by panel, each in its member's place, because there are but two chunks to use it.
+  // Whether W_ih is packed panel by panel, each into the space of the thread that needs it: there are but two chunks to
+  // use it.
   bool packs_when_needed() const { return rows_ <= 2 * chunk_rows_ && p_.threads < size_.panels; }
 
-  void pack_weights(const Place& place) const {
-    const Weights& weights = p_.weights[place.direction];
-    const Buffers& buffers = buffers_[place.direction];
-    const Range own = share(size_.panels, place.rank, place.size);
+  void pack_weights(const ThreadSlice& slice) const {
+    const Weights& weights = p_.weights[slice.direction];
+    const Buffers& buffers = buffers_[slice.direction];
+    const Range own = share(size_.panels, slice.rank, slice.size);
     for (int64_t panel = own.begin; panel < own.end; ++panel) {
-      if (!few_rows_) {
+      if (!small_m_) {
         if (!packs_when_needed())
-          pack_panel(weights.w_ih, size_.inputs, panel, panel_at(buffers.w_ih, panel, input_words_));
-        pack_panel(weights.w_hh, size_.hidden, panel, panel_at(buffers.w_hh, panel, hidden_words_));
+          pack_panel(weights.w_ih, size_.inputs, panel, panel_at(buffers.w_ih, panel, input_packs_));
+        pack_panel(weights.w_hh, size_.hidden, panel, panel_at(buffers.w_hh, panel, hidden_packs_));
       }
       for_columns(panel, [&](int g, int64_t unit, int64_t column) {
         const auto pack_bias = [&](const char* bias, T* packed) {
@@ -145,13 +153,13 @@ class Forward {
     }
   }
 
-  // [G H, depth] -> [products][words of depth][product width].
-  void pack_panel(const char* weight, int64_t depth, int64_t panel, T* packed) const {
+  // Packs one panel of a weight: [G H, K] -> [products][packs of K][product width].
+  void pack_panel(const char* weight, int64_t k_size, int64_t panel, T* packed) const {
     constexpr int64_t kWidth = kProductVectors * kLanes;
-    const int64_t width = smaller(kWidth, size_.panel_vectors(panel) * kLanes);
+    const int64_t width = min(kWidth, size_.panel_vectors(panel) * kLanes);
     for_columns(panel, [&](int g, int64_t unit, int64_t column) {
-      T* const product = packed + column / kWidth * kWidth * words<F>(depth);
-      pack_transposed<S, F>([&](int j) { return weight_row(weight, depth, g, unit + j); }, depth,
+      T* const product = packed + column / kWidth * kWidth * packs<F>(k_size);
+      pack_transposed<S, F>([&](int j) { return weight_row(weight, k_size, g, unit + j); }, k_size,
                             product + column % kWidth, width);
     });
   }
@@ -164,11 +172,11 @@ class Forward {
   }
 
   template <class P>
-  static P* panel_at(P* packed, int64_t panel, int64_t depth) {
-    return packed + panel * Size::kPanelWidth * depth;
+  static P* panel_at(P* packed, int64_t panel, int64_t k_packs) {
+    return packed + panel * Size::kPanelWidth * k_packs;
   }
 
-  // Of a [D, B, H] tensor.
+  // The row of sequence b in a [D, B, H] tensor.
   S* state_row(char* state, int direction, int64_t b) const {
     return reinterpret_cast<S*>(state) + (direction * shape_.batch + b) * size_.hidden;
   }
@@ -176,26 +184,26 @@ class Forward {
     return state ? load(state_row(state, direction, b) + u, size_.hidden - u) : V(0);
   }
 
-  void start_states(const Place& place) const {
-    const Buffers& buffers = buffers_[place.direction];
-    const Range own = share(shape_.batch, place.rank, place.size);
+  void start_states(const ThreadSlice& slice) const {
+    const Buffers& buffers = buffers_[slice.direction];
+    const Range own = share(shape_.batch, slice.rank, slice.size);
     for (int64_t b = own.begin; b < own.end; ++b) {
       for (int64_t u = 0; u < h_stride_; u += kLanes) {
-        const V h = initial(p_.h0, place.direction, b, u);
+        const V h = initial(p_.h0, slice.direction, b, u);
         for (E* buffer : buffers.h) store(buffer + b * h_stride_ + u, h);
       }
       for (int64_t u = 0; Cell::kHasCellState && u < size_.padded; u += kLanes)
-        store(buffers.c + b * size_.padded + u, initial(p_.c0, place.direction, b, u));
+        store(buffers.c + b * size_.padded + u, initial(p_.c0, slice.direction, b, u));
     }
   }
 
   // No rows: the final states are the initial ones.
-  void copy_states(const Place& place) const {
-    const Range own = share(shape_.batch, place.rank, place.size);
+  void copy_states(const ThreadSlice& slice) const {
+    const Range own = share(shape_.batch, slice.rank, slice.size);
     for (int64_t b = own.begin; b < own.end; ++b) {
       const size_t bytes = size_t(size_.hidden) * sizeof(S);
       const auto copy_state = [&](char* from, char* to) {
-        __builtin_memcpy(state_row(to, place.direction, b), state_row(from, place.direction, b), bytes);
+        __builtin_memcpy(state_row(to, slice.direction, b), state_row(from, slice.direction, b), bytes);
       };
       copy_state(p_.h0, p_.h_n);
       if (Cell::kHasCellState) copy_state(p_.c0, p_.c_n);
@@ -204,9 +212,9 @@ class Forward {
 
   // ---- a chunk ----
 
-  void gather_inputs(const Place& place, const Steps& steps, const Chunk& chunk) const {
-    const Buffers& buffers = buffers_[place.direction];
-    for_rows(shape_, steps, chunk, share(chunk.rows, place.rank, place.size), false,
+  void gather_inputs(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk) const {
+    const Buffers& buffers = buffers_[slice.direction];
+    for_rows(shape_, steps, chunk, share(chunk.rows, slice.rank, slice.size), false,
              [&](int64_t t, int64_t b, int64_t row) {
                const S* const x = row_of<const S>(p_.x, shape_, t, b);
                if constexpr (sizeof(S) == sizeof(E))
@@ -215,20 +223,20 @@ class Forward {
                    return;
                  }
                E* const copy = buffers.x_copy + row * x_stride();
-               for (int64_t i = 0; i < input_words_ * F::kPerWord; i += kLanes)
+               for (int64_t i = 0; i < input_packs_ * F::kPack; i += kLanes)
                  store(copy + i, load(x + i, size_.inputs - i));
                buffers.x_rows[row] = copy;
              });
   }
 
-  void project_inputs(const Place& place, const Chunk& chunk) const {
-    const Buffers& buffers = buffers_[place.direction];
-    const char* const weight = p_.weights[place.direction].w_ih;
+  void project_inputs(const ThreadSlice& slice, const Chunk& chunk) const {
+    const Buffers& buffers = buffers_[slice.direction];
+    const char* const weight = p_.weights[slice.direction].w_ih;
     const RowTiles tiles = row_tiles<F>(chunk.rows, kProductVectors);
     // Panel by panel, so that a split by units makes what it will use; by rows where it splits the batch.
     for_items(
-        share(size_.panels * tiles.count(), place.rank, place.size), tiles.count(),
-        [&](int64_t panel) { return input_panel(place, panel); },
+        share(size_.panels * tiles.count(), slice.rank, slice.size), tiles.count(),
+        [&](int64_t panel) { return input_panel(slice, panel); },
         [&](const T* w, int64_t panel, int64_t j) {
           const Range rows = tiles[j];
           gates_tile(weight, w, buffers.b_ih, size_.inputs, input_rows(buffers, rows.begin), rows.size(), panel,
@@ -236,7 +244,7 @@ class Forward {
         });
   }
 
-  // The chunk's rows of x from one on.
+  // The chunk's rows of x from `row` on.
   auto input_rows(const Buffers& buffers, int64_t row) const {
     if constexpr (F::kInTiles)
       return EvenRows<E>{buffers.x_copy + row * x_stride(), x_stride()};
@@ -244,33 +252,34 @@ class Forward {
       return RowPointers<E>{buffers.x_rows + row};
   }
 
-  // A panel of W_ih, packed now if it is not kept; null where it is read in place.
-  const T* input_panel(const Place& place, int64_t panel) const {
-    T* const kept = buffers_[place.direction].w_ih;
-    if (few_rows_) return nullptr;
-    if (!packs_when_needed()) return panel_at(kept, panel, input_words_);
-    T* const own = panel_at(kept, place.rank, input_words_);
-    pack_panel(p_.weights[place.direction].w_ih, size_.inputs, panel, own);
+  // A panel of W_ih, packed now if it is not kept; null where it is read where it lies.
+  const T* input_panel(const ThreadSlice& slice, int64_t panel) const {
+    T* const kept = buffers_[slice.direction].w_ih;
+    if (small_m_) return nullptr;
+    if (!packs_when_needed()) return panel_at(kept, panel, input_packs_);
+    T* const own = panel_at(kept, slice.rank, input_packs_);
+    pack_panel(p_.weights[slice.direction].w_ih, size_.inputs, panel, own);
     return own;
   }
 
+  // Where the input gates of a panel lie for a row of the chunk.
   T* input_gates(const Buffers& buffers, const Chunk& chunk, int64_t panel, int64_t row) const {
     return buffers.input_gates + panel * Size::kPanelWidth * chunk.rows + row * size_.panel_vectors(panel) * kLanes;
   }
 
-  // tile[rows][panel width] = rows W^T + bias for one panel, W packed unless there are few rows.
+  // Makes tile[rows][panel width] = rows W^T + bias for one panel, with W packed unless M is small.
   template <class Rows>
-  SEQKERNELS_INLINE void gates_tile(const char* weight, const T* packed_panel, const T* bias, int64_t depth,
+  SEQKERNELS_INLINE void gates_tile(const char* weight, const T* packed_panel, const T* bias, int64_t k_size,
                                     const Rows& rows, int64_t count, int64_t panel, T* tile) const {
     const int vectors = size_.panel_vectors(panel);
     const int64_t width = vectors * kLanes;
     const T* const panel_bias = panel_at(bias, panel, 1);
     const auto out = Tile<T>::from_bias(tile, width, panel_bias);
-    if (few_rows_) {
+    if (small_m_) {
       for (int v = 0; v < vectors; ++v) {
         const int64_t unit = (panel * kUnitVectors + v / kGates) * kLanes;
-        const WeightRows<S> w{weight_row(weight, depth, v % kGates, unit), depth, size_.hidden - 1 - unit};
-        dot<S, F>(count, rows, w, depth, out.from(v * kLanes));
+        const WeightRows<S> w{weight_row(weight, k_size, v % kGates, unit), k_size, size_.hidden - 1 - unit};
+        gemv<S, F>(count, rows, w, k_size, out.from(v * kLanes));
       }
       return;
     }
@@ -278,10 +287,10 @@ class Forward {
       constexpr int kWidth = kProductVectors * kLanes;
 #pragma GCC unroll 2
       for (int column = 0; column < kVectors * kLanes; column += kWidth)
-        gemm_rows<kProductVectors, F>(count, rows, packed_panel + column * words<F>(depth), kWidth, words<F>(depth),
+        gemm_rows<kProductVectors, F>(count, rows, packed_panel + column * packs<F>(k_size), kWidth, packs<F>(k_size),
                                       out.from(column));
     } else {
-      gemm<F>(count, vectors, rows, packed_panel, words<F>(depth), out);
+      gemm<F>(count, vectors, rows, packed_panel, packs<F>(k_size), out);
     }
   }
 
@@ -293,46 +302,46 @@ class Forward {
     int64_t chunk_row;  // of sequence 0, in the chunk's input gates
     int64_t ending;     // sequences at or beyond this one end here
     const E* h_prev;    // [B][h_stride]
-    E* h;               // likewise
+    E* h;               // [B][h_stride]
     S* output;          // [B] rows of output_stride
     int64_t output_stride;
     S* gates;  // [B][kSaved][padded] or null
     T* cells;  // [B][padded] or null
   };
 
-  Step step_at(const Place& place, const Steps& steps, const Chunk& chunk, int64_t i) const {
-    const Buffers& buffers = buffers_[place.direction];
-    const int64_t t = steps.time(i), first_row = steps.first_row(t), reserve_row = place.direction * rows_ + first_row;
+  Step step_at(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk, int64_t i) const {
+    const Buffers& buffers = buffers_[slice.direction];
+    const int64_t t = steps.time(i), first_row = steps.first_row(t), reserve_row = slice.direction * rows_ + first_row;
     const int64_t reserve = reserve_row * size_.padded;
-    return {place.direction,
+    return {slice.direction,
             first_row - chunk.first_row,
             steps.ending(t),
             buffers.h[i % 2],
             buffers.h[(i + 1) % 2],
-            row_of<S>(p_.output, shape_, t, 0) + place.direction * size_.hidden,
+            row_of<S>(p_.output, shape_, t, 0) + slice.direction * size_.hidden,
             p_.output.batch_stride,
             p_.gates ? reinterpret_cast<S*>(p_.gates) + reserve * Cell::kSaved : nullptr,
             p_.cells ? reinterpret_cast<T*>(p_.cells) + reserve : nullptr};
   }
 
-  void step(const Place& place, const Steps& steps, const Chunk& chunk, int64_t i) const {
-    const Buffers& buffers = buffers_[place.direction];
-    const Step step = step_at(place, steps, chunk, i);
-    const Range panels = place.units(size_.panels);
-    const RowTiles tiles = row_tiles<F>(place.sequences(steps.active(steps.time(i))), kProductVectors);
+  void step(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk, int64_t i) const {
+    const Buffers& buffers = buffers_[slice.direction];
+    const Step step = step_at(slice, steps, chunk, i);
+    const Range panels = slice.units(size_.panels);
+    const RowTiles tiles = row_tiles<F>(slice.sequences(steps.active(steps.time(i))), kProductVectors);
     alignas(64) T tile[max_rows_in_parts<F>(kProductVectors) * Size::kPanelWidth];
     for (int64_t n = 0; n < panels.size(); ++n) {
-      // To and fro: what the last step read last is what the cache still holds.
+      // Alternating (serpentine) traversal: what the last step read last is what the cache still holds.
       const int64_t panel = i % 2 ? panels.end - 1 - n : panels.begin + n;
       const int64_t width = size_.panel_vectors(panel) * kLanes;
       for (int64_t j = 0; j < tiles.count(); ++j) {
         const Range rows = tiles[j];
-        prefetch(step, chunk, place, panel, rows);
-        const EvenRows<E> h{step.h_prev + place.sequence(rows.begin) * h_stride_, h_stride_ * place.split.batch_parts};
-        gates_tile(p_.weights[place.direction].w_hh, panel_at(buffers.w_hh, panel, hidden_words_), buffers.b_hh,
+        prefetch(step, chunk, slice, panel, rows);
+        const EvenRows<E> h{step.h_prev + slice.sequence(rows.begin) * h_stride_, h_stride_ * slice.split.batch_parts};
+        gates_tile(p_.weights[slice.direction].w_hh, panel_at(buffers.w_hh, panel, hidden_packs_), buffers.b_hh,
                    size_.hidden, h, rows.size(), panel, tile);
         const auto cell_row = [&](int64_t r) {
-          const int64_t b = place.sequence(rows.begin + r);
+          const int64_t b = slice.sequence(rows.begin + r);
           return CellRow{b, input_gates(buffers, chunk, panel, step.chunk_row + b), tile + r * width};
         };
         pointwise_rows(step, panel, {0, rows.size()}, cell_row);
@@ -341,13 +350,13 @@ class Forward {
   }
 
   // What the cells of a tile will read and write, which its product leaves the time to fetch.
-  SEQKERNELS_INLINE void prefetch(const Step& step, const Chunk& chunk, const Place& place, int64_t panel,
+  SEQKERNELS_INLINE void prefetch(const Step& step, const Chunk& chunk, const ThreadSlice& slice, int64_t panel,
                                   Range rows) const {
     const Buffers& buffers = buffers_[step.direction];
     constexpr int kLine = 64 / sizeof(T);
     const int64_t unit = panel * kUnitVectors * kLanes;
     for (int64_t r = rows.begin; r < rows.end; ++r) {
-      const int64_t b = place.sequence(r);
+      const int64_t b = slice.sequence(r);
       const T* const row = input_gates(buffers, chunk, panel, step.chunk_row + b);
 #pragma GCC unroll 16
       for (int i = 0; i < Size::kPanelWidth; i += kLine) __builtin_prefetch(row + i);
@@ -356,6 +365,7 @@ class Forward {
     }
   }
 
+  // What the cell reads of one row of a tile.
   struct CellRow {
     int64_t b;                // sequence
     const T *input, *hidden;  // gates [panel width]
@@ -374,28 +384,29 @@ class Forward {
 
   template <int kRows>
   SEQKERNELS_INLINE void pointwise(const Step& step, int64_t panel, const CellRow (&rows)[kRows]) const {
-    using B = Bundle<T, kRows>;
+    using Vectors = VecN<T, kRows>;
     const Buffers& buffers = buffers_[step.direction];
     for (int v = 0; v < size_.panel_unit_vectors(panel); ++v) {
       const int64_t u = (panel * kUnitVectors + v) * kLanes, valid = size_.hidden - u;
       const auto c = [&](int i) { return buffers.c + rows[i].b * size_.padded + u; };
-      B input_gates[kGates], hidden_gates[kGates], saved[Cell::kSaved + 1];
+      Vectors input_gates[kGates], hidden_gates[kGates], saved[Cell::kSaved + 1];
 #pragma GCC unroll 4
       for (int g = 0; g < kGates; ++g) {
-        input_gates[g] = B::each([&](int i) { return load(rows[i].input + (v * kGates + g) * kLanes); });
-        hidden_gates[g] = B::each([&](int i) { return load(rows[i].hidden + (v * kGates + g) * kLanes); });
+        input_gates[g] = Vectors::each([&](int i) { return load(rows[i].input + (v * kGates + g) * kLanes); });
+        hidden_gates[g] = Vectors::each([&](int i) { return load(rows[i].hidden + (v * kGates + g) * kLanes); });
       }
-      cells::State<B> prev{B::each([&](int i) { return load(step.h_prev + rows[i].b * h_stride_ + u); }), B(0)};
-      if constexpr (Cell::kHasCellState) prev.c = B::each([&](int i) { return load(c(i)); });
+      cells::State<Vectors> prev{Vectors::each([&](int i) { return load(step.h_prev + rows[i].b * h_stride_ + u); }),
+                                 Vectors(0)};
+      if constexpr (Cell::kHasCellState) prev.c = Vectors::each([&](int i) { return load(c(i)); });
 
-      const cells::State<B> state = Cell::forward(input_gates, hidden_gates, prev, saved);
+      const cells::State<Vectors> state = Cell::forward(input_gates, hidden_gates, prev, saved);
 
 #pragma GCC unroll 4
       for (int i = 0; i < kRows; ++i) {
         const int64_t b = rows[i].b;
         const V h = round_to<S>(state.h.part[i]);
-        // The padding stays zero where a word reaches into it: there, infinity times the padding of W would be NaN.
-        store(step.h + b * h_stride_ + u, h, F::kPerWord == 1 ? kLanes : valid);
+        // The padding stays zero where a pack reaches into it: there, infinity times the padding of W would be NaN.
+        store(step.h + b * h_stride_ + u, h, F::kPack == 1 ? kLanes : valid);
         store(step.output + b * step.output_stride + u, h, valid);
         if constexpr (Cell::kHasCellState) {
           store(c(i), state.c.part[i]);
@@ -413,7 +424,7 @@ class Forward {
     }
   }
 
-  // Units [u, u + kLanes) of a padded row; the last ones with the padding, which is zero.
+  // Stores the units [u, u + kLanes) of a padded row; the last ones with the padding, which is zero.
   template <class P>
   SEQKERNELS_INLINE void save(P* row, int64_t u, V value) const {
     store(row + u, value);
@@ -426,8 +437,8 @@ class Forward {
   const Shape& shape_;
   const Size size_;
   const int64_t rows_;  // R
-  const bool few_rows_;
-  const int64_t input_words_, hidden_words_;
+  const bool small_m_;
+  const int64_t input_packs_, hidden_packs_;
   const int64_t chunk_rows_, h_stride_;
   Buffers buffers_[kMaxDirections];
   int64_t workspace_;

@@ -2,6 +2,8 @@
 //
 // Compiled once per ISA, inside namespace seqkernels::SEQKERNELS_ISA. Nothing here is of the C++ library or of torch:
 // an inline function of theirs, compiled for AVX-512 here, could be the copy the linker keeps for everybody.
+//
+// Type parameters: T is float or double, the numbers of a vector; S a storage type, which may have 16 bits.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -32,7 +34,7 @@ constexpr int kVectorBytes = 16, kVectorRegisters = 32;
 constexpr int kVectorBytes = 16, kVectorRegisters = 16;
 #endif
 
-// Format of T as an IEEE number, the integer of its size, and vectors of both.
+// The format of T as an IEEE number, the integer of its size, and vectors of both.
 template <class T>
 struct Ieee;
 template <>
@@ -223,7 +225,7 @@ SEQKERNELS_INLINE void store(S* p, Vec<Compute<S>> v, int64_t n) {
   n >= Vec<Compute<S>>::kLanes ? store(p, v) : store_part(p, v, n);
 }
 
-// v as it reads back after a store as S.
+// Rounds v as a store as S and a load would.
 template <class S>
 SEQKERNELS_INLINE Vec<Compute<S>> round_to(Vec<Compute<S>> v) {
   S lanes[Vec<Compute<S>>::kLanes];
@@ -275,7 +277,7 @@ struct Deinterleaved {
   static constexpr int lane(int i, int) { return 2 * i + part; }
 };
 
-// In-place transpose of a square of lanes x lanes: log2(lanes) perfect shuffles.
+// Transposes a square of lanes x lanes in place: log2(lanes) perfect shuffles.
 template <class T>
 SEQKERNELS_INLINE void transpose(typename Vec<T>::Raw* v) {
   constexpr int n = Vec<T>::kLanes;

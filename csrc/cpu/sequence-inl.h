@@ -3,9 +3,12 @@
 // A layer runs in chunks of steps. Within a chunk, products that do not depend on the recurrence (the input gates,
 // the weight and input gradients) are shared out as matrix products; between them the recurrence goes step by step,
 // with its members split by sequences (no barrier) or by hidden units (one barrier a step).
+//
+// Type parameters: S is the storage type of tensors, F the format of operands (gemm/formats-inl.h).
 #pragma once
-#include "activations.h"
-#include "gemm.inc"
+#include "activations-inl.h"
+#include "gemm/gemm-inl.h"
+#include "plan-inl.h"
 #include "team.h"
 
 namespace seqkernels::SEQKERNELS_ISA {
@@ -61,21 +64,22 @@ inline Chunk next_chunk(const Steps& steps, int64_t begin, int64_t target_rows, 
   while (chunk.end < steps.count()) {
     const int64_t t = time(chunk.end), active = steps.active(t);
     if (chunk.end > begin && chunk.rows + active > target_rows) break;
-    chunk.first_row = smaller(chunk.first_row, steps.first_row(t));
+    chunk.first_row = min(chunk.first_row, steps.first_row(t));
     chunk.rows += active;
     ++chunk.end;
   }
   return chunk;
 }
 
-// Rows of the largest chunk: at least one step, at most `target_rows` where steps are smaller, and no more than chunks of equal
-// size need.
+// Rows of the largest chunk: at least one step, at most `target_rows` where steps are smaller, and no more than chunks
+// of equal size need.
 inline int64_t chunk_capacity(const Shape& shape, int64_t target_rows) {
-  const int64_t rows = shape.offsets[shape.seq_len], most = larger(target_rows, shape.batch);
+  const int64_t rows = shape.offsets[shape.seq_len], most = max(target_rows, shape.batch);
   if (rows <= most) return rows;
-  return smaller(most, round_up(ceil_div(rows, ceil_div(rows, most)), shape.batch));
+  return min(most, round_up(ceil_div(rows, ceil_div(rows, most)), shape.batch));
 }
 
+// The row of sequence b at step t.
 template <class S>
 SEQKERNELS_INLINE S* row_of(const RowTensor& tensor, const Shape& shape, int64_t t, int64_t b) {
   const int64_t step = shape.packed ? shape.offsets[t] * tensor.batch_stride : t * tensor.step_stride;
@@ -83,57 +87,46 @@ SEQKERNELS_INLINE S* row_of(const RowTensor& tensor, const Shape& shape, int64_t
 }
 
 // Calls f(t, b, row of the chunk) for the chunk's rows [range), in row order.
-template <class F>
+template <class Visit>
 SEQKERNELS_INLINE void for_rows(const Shape& shape, const Steps& steps, const Chunk& chunk, Range range, bool backward,
-                                const F& f) {
+                                const Visit& f) {
   const int64_t last = chunk.end - 1;
   const int64_t ta = steps.time(backward ? shape.seq_len - 1 - chunk.begin : chunk.begin);
   const int64_t tb = steps.time(backward ? shape.seq_len - 1 - last : last);
-  for (int64_t t = smaller(ta, tb); t <= larger(ta, tb); ++t) {
+  for (int64_t t = min(ta, tb); t <= max(ta, tb); ++t) {
     const int64_t first = shape.offsets[t] - chunk.first_row;
-    const int64_t begin = larger(range.begin, first), end = smaller(range.end, first + steps.active(t));
+    const int64_t begin = max(range.begin, first), end = min(range.end, first + steps.active(t));
     for (int64_t row = begin; row < end; ++row) f(t, row - first, row);
   }
 }
 
-// The members of one direction's recurrence: batch_parts groups of unit_parts members each. Members beyond
-// batch_parts * unit_parts only take part in the matrix products.
-struct Split {
-  int batch_parts, unit_parts;
+// The limits of this ISA and the format F as constants, for products of panels that are `vectors` wide.
+template <class F>
+struct FormatLimits {
+  static constexpr int vector_bytes = kVectorBytes, multiply_adds = F::kMultiplyAdds, rows_lost = F::kRowsLost;
+  int vectors;
+  SEQKERNELS_INLINE int64_t tiles(int64_t rows) const { return row_tiles<F>(rows, product_vectors(vectors)).count(); }
+  // The same as plain numbers.
+  ProductLimits numbers() const {
+    const int most = max_rows_in_parts<F>(product_vectors(vectors));
+    return {vector_bytes, multiply_adds, rows_lost, F::kInTiles ? most : max_rows(product_vectors(vectors)), most};
+  }
 };
 
-// The split whose step takes the fewest cycles, for a product of `panels` panels, `vectors` wide and `depth` words deep. The
-// figures are those of a server core: F's multiply-adds a cycle; half a panel vector a cycle from L2 and an eighth beyond it,
-// about half of it hidden behind the arithmetic; and a barrier.
+// The split whose step takes the fewest cycles, for a product of `panels` panels, `vectors` wide and with `k_packs`
+// packs of K.
 template <class F>
-Split choose_split(int size, int64_t batch, int64_t panels, int vectors, int64_t depth, int gates) {
-  constexpr double kL2Bytes = 1 << 19, kL2BytesPerCycle = 32, kL3BytesPerCycle = 8;
-  constexpr double kBarrierCycles = 1000, kPointwiseCycles = 30;
-  Split best{1, 1};
-  double best_cost = 1e300;
-  for (int unit_parts = 1; unit_parts <= size; ++unit_parts)
-    for (int batch_parts = 1; batch_parts * unit_parts <= size; ++batch_parts) {
-      const int64_t rows = ceil_div(batch, batch_parts), own = ceil_div(panels, unit_parts);
-      const int64_t tiles = row_tiles<F>(rows, product_vectors(vectors)).count();
-      const double per_depth = double(rows + tiles * F::kRowsLost) * vectors / F::kMultiplyAdds;
-      const double bytes = double(own) * vectors * kVectorBytes * depth;
-      const double stream = bytes / (bytes <= kL2Bytes ? kL2BytesPerCycle : kL3BytesPerCycle);
-      const double compute = double(own) * depth * per_depth;
-      const double arithmetic = compute + double(own) * rows * gates * kPointwiseCycles;
-      const double cost = (arithmetic > stream ? arithmetic + stream / 2 : stream + arithmetic / 2) +
-                          (unit_parts > 1 ? kBarrierCycles : 0);
-      if (cost < best_cost * 0.98) best_cost = cost, best = {batch_parts, unit_parts};
-    }
-  return best;
+Split choose_split(int members, int64_t batch, int64_t panels, int vectors, int64_t k_packs, int gates) {
+  return fastest_split(FormatLimits<F>{vectors}, {members, batch, panels, vectors, k_packs, gates});
 }
 
-// One member's place in one direction.
-struct Place {
+// What one thread of a direction works on: its rank in the products that are shared out, its part of the recurrence.
+struct ThreadSlice {
   int direction, rank, size;
   Split split;
   int group, part;  // of the sequences, and within the group of the units
 
-  Place(int direction, int rank, int size, Split split)
+  ThreadSlice(int direction, int rank, int size, Split split)
       : direction(direction),
         rank(rank),
         size(size),
@@ -147,20 +140,20 @@ struct Place {
   // Sequences are dealt out in turn, so that the shares stay equal as the short ones of a packed batch end: this
   // member's r-th sequence, and how many of the first `active` it has.
   int64_t sequence(int64_t r) const { return group + r * split.batch_parts; }
-  int64_t sequences(int64_t active) const { return larger(0, ceil_div(active - group, split.batch_parts)); }
+  int64_t sequences(int64_t active) const { return max(0, ceil_div(active - group, split.batch_parts)); }
 };
 
 // Barriers of a team: one for everybody, one per direction, one per group of a split by units.
 constexpr int kMaxDirections = 2;
 inline int everybody() { return 0; }
 inline int direction_barrier(int direction) { return 1 + direction; }
-inline int group_barrier(const Place& place, int threads) {
-  return 1 + kMaxDirections + place.direction * threads + place.group;
+inline int group_barrier(const ThreadSlice& slice, int threads) {
+  return 1 + kMaxDirections + slice.direction * threads + slice.group;
 }
 
 // Runs f(direction, rank, size) for the directions of a member: side by side where there are threads enough.
-template <class F>
-SEQKERNELS_INLINE void for_directions(const Shape& shape, Member member, const F& f) {
+template <class Visit>
+SEQKERNELS_INLINE void for_directions(const Shape& shape, Member member, const Visit& f) {
   const int directions = int(shape.directions);
   if (member.size < directions) {
     for (int d = 0; d < directions; ++d) f(d, member.rank, member.size);
@@ -170,16 +163,16 @@ SEQKERNELS_INLINE void for_directions(const Shape& shape, Member member, const F
   }
 }
 
-// Sizes of a cell with storage type S on this ISA.
+// Sizes of a layer of that cell with storage type S on this ISA.
 template <class Cell, class S>
-struct Sizes {
+struct LayerSizes {
   using T = Compute<S>;
   static constexpr int kLanes = Vec<T>::kLanes;
   // A panel holds all gates of one vector of units, or, of a cell with a single gate, several vectors of units.
   static constexpr int kUnitVectors = Cell::kGates == 1 ? kPanelVectors : 1;
   static constexpr int kPanelWidth = Cell::kGates * kUnitVectors * kLanes;
 
-  explicit Sizes(const Shape& shape)
+  explicit LayerSizes(const Shape& shape)
       : inputs(shape.input_size),
         hidden(shape.hidden_size),
         padded(round_up(shape.hidden_size, kUnitPadding)),
@@ -188,9 +181,7 @@ struct Sizes {
 
   int64_t inputs, hidden, padded, unit_vectors, panels;
 
-  int panel_unit_vectors(int64_t panel) const {
-    return int(smaller(kUnitVectors, unit_vectors - panel * kUnitVectors));
-  }
+  int panel_unit_vectors(int64_t panel) const { return int(min(kUnitVectors, unit_vectors - panel * kUnitVectors)); }
   int panel_vectors(int64_t panel) const { return Cell::kGates * panel_unit_vectors(panel); }
 };
 

@@ -1,7 +1,7 @@
 // The bfloat16 kernels of an ISA that multiplies pairs of bfloat16 numbers; all else is as in the ISA it extends.
 #pragma once
 #include "../cells/registry.h"
-#include "cell_kernels.inc"
+#include "cell_kernels-inl.h"
 
 namespace seqkernels::SEQKERNELS_ISA {
 

@@ -1,9 +1,11 @@
-// exp, sigmoid and tanh on vectors, and vectors side by side. Compiled once per ISA, as vec.h.
+// exp, sigmoid and tanh on vectors, and vectors side by side. Compiled once per ISA.
 //
 // The functions are at most 2 representable numbers away from the correctly rounded result over the whole range, with
 // NaN, infinities and denormals as IEEE has them (the kernels flush denormals while they run, see FlushDenormals).
+//
+// Type parameter T: float or double, the numbers of a vector.
 #pragma once
-#include "vec.h"
+#include "vec-inl.h"
 
 namespace seqkernels::SEQKERNELS_ISA {
 
@@ -24,34 +26,34 @@ SEQKERNELS_INLINE Vec<T> absolute(Vec<T> x) {
   return from_bits<T>(bits_of(x) & ~kSignBit<T>);
 }
 
-// a < b ? a : b and a > b ? a : b, so that where one is NaN the result is b.
+// Smaller and larger numbers, lane by lane: a < b ? a : b and a > b ? a : b, so where one is NaN the result is b.
 template <class T>
-SEQKERNELS_INLINE Vec<T> lesser(Vec<T> a, Vec<T> b) {
+SEQKERNELS_INLINE Vec<T> min(Vec<T> a, Vec<T> b) {
   return Vec<T>(a.raw < b.raw ? a.raw : b.raw);
 }
 template <class T>
-SEQKERNELS_INLINE Vec<T> greater(Vec<T> a, Vec<T> b) {
+SEQKERNELS_INLINE Vec<T> max(Vec<T> a, Vec<T> b) {
   return Vec<T>(a.raw > b.raw ? a.raw : b.raw);
 }
 #if defined(__AVX512F__)
-SEQKERNELS_INLINE VecF lesser(VecF a, VecF b) { return (VecF::Raw)_mm512_min_ps((__m512)a.raw, (__m512)b.raw); }
-SEQKERNELS_INLINE VecF greater(VecF a, VecF b) { return (VecF::Raw)_mm512_max_ps((__m512)a.raw, (__m512)b.raw); }
+SEQKERNELS_INLINE VecF min(VecF a, VecF b) { return (VecF::Raw)_mm512_min_ps((__m512)a.raw, (__m512)b.raw); }
+SEQKERNELS_INLINE VecF max(VecF a, VecF b) { return (VecF::Raw)_mm512_max_ps((__m512)a.raw, (__m512)b.raw); }
 #elif defined(__AVX2__)
-SEQKERNELS_INLINE VecF lesser(VecF a, VecF b) { return (VecF::Raw)_mm256_min_ps((__m256)a.raw, (__m256)b.raw); }
-SEQKERNELS_INLINE VecF greater(VecF a, VecF b) { return (VecF::Raw)_mm256_max_ps((__m256)a.raw, (__m256)b.raw); }
+SEQKERNELS_INLINE VecF min(VecF a, VecF b) { return (VecF::Raw)_mm256_min_ps((__m256)a.raw, (__m256)b.raw); }
+SEQKERNELS_INLINE VecF max(VecF a, VecF b) { return (VecF::Raw)_mm256_max_ps((__m256)a.raw, (__m256)b.raw); }
 #endif
 
 // Limits that let NaN through.
 template <class T>
 SEQKERNELS_INLINE Vec<T> at_most(Vec<T> x, T limit) {
-  return lesser(Vec<T>(limit), x);
+  return min(Vec<T>(limit), x);
 }
 template <class T>
 SEQKERNELS_INLINE Vec<T> at_least(Vec<T> x, T limit) {
-  return greater(Vec<T>(limit), x);
+  return max(Vec<T>(limit), x);
 }
 
-// kScale^k / k!, the Taylor coefficients of e^(kScale r).
+// The Taylor coefficients of e^(kScale r): kScale^k / k!.
 template <int kScale, class T>
 constexpr T coefficient(int k) {
   double c = 1;
@@ -59,7 +61,7 @@ constexpr T coefficient(int k) {
   return T(c);
 }
 
-// sum over k >= kFirst of kScale^k / k! r^(k - kFirst).
+// The sum over k >= kFirst of kScale^k / k! r^(k - kFirst).
 template <int kScale, int kFirst, class T>
 SEQKERNELS_INLINE Vec<T> series(Vec<T> r) {
   Vec<T> sum = coefficient<kScale, T>(Ieee<T>::kTaylor);
@@ -68,37 +70,38 @@ SEQKERNELS_INLINE Vec<T> series(Vec<T> r) {
   return sum;
 }
 
-// e^(kScale x) = 2^n e^(kScale r) with |kScale r| <= ln 2 / 2, for an x that is already limited.
+// The parts of e^(kScale x) = 2^n e^(kScale r) with |kScale r| <= ln 2 / 2, for an x that is already limited.
 template <int kScale, class T>
 struct Exponent {
-  using F = Ieee<T>;
+  using Format = Ieee<T>;
 
   typename Vec<T>::RawInt shifted;  // its low bits are those of n + offset
   Vec<T> r;
 
   SEQKERNELS_INLINE Exponent(Vec<T> x, int offset) {
-    const Vec<T> round(F::kRound + T(offset));
+    const Vec<T> round(Format::kRound + T(offset));
     const Vec<T> sum = x * Vec<T>(T(kScale * 1.44269504088896340736)) + round;
     const Vec<T> n = sum - round;
     shifted = bits_of(sum);
-    r = x - n * Vec<T>(F::kLn2Hi / kScale) - n * Vec<T>(F::kLn2Lo / kScale);
+    r = x - n * Vec<T>(Format::kLn2Hi / kScale) - n * Vec<T>(Format::kLn2Lo / kScale);
   }
 
   // 2^(n + offset - kBias), which must be a normal number.
-  SEQKERNELS_INLINE Vec<T> power() const { return from_bits<T>(shifted << F::kMantissa); }
+  SEQKERNELS_INLINE Vec<T> power() const { return from_bits<T>(shifted << Format::kMantissa); }
 };
 
 template <class T>
 SEQKERNELS_INLINE Vec<T> exp(Vec<T> x) {
-  using F = Ieee<T>;
-  const Exponent<1, T> e(at_least(at_most(x, F::kExpMax), F::kExpMin), 0);
+  using Format = Ieee<T>;
+  const Exponent<1, T> e(at_least(at_most(x, Format::kExpMax), Format::kExpMin), 0);
   // In two factors: 2^n itself need not be a normal number.
-  const typename Vec<T>::RawInt n = e.shifted - bits_of(Vec<T>(F::kRound)), half = n >> 1;
-  return series<1, 0>(e.r) * from_bits<T>((half + F::kBias) << F::kMantissa) *
-         from_bits<T>((n - half + F::kBias) << F::kMantissa);
+  const typename Vec<T>::RawInt n = e.shifted - bits_of(Vec<T>(Format::kRound)), half = n >> 1;
+  return series<1, 0>(e.r) * from_bits<T>((half + Format::kBias) << Format::kMantissa) *
+         from_bits<T>((n - half + Format::kBias) << Format::kMantissa);
 }
 
-// a / b for normal numbers: on AVX-512 an estimate to 2^-14 and one correction, a fraction of a division's cycles.
+// The quotient a / b of normal numbers: on AVX-512 an estimate to 2^-14 and one correction, a fraction of a division's
+// cycles.
 template <class T>
 SEQKERNELS_INLINE Vec<T> divide(Vec<T> a, Vec<T> b) {
 #if defined(__AVX512F__)
@@ -111,21 +114,23 @@ SEQKERNELS_INLINE Vec<T> divide(Vec<T> a, Vec<T> b) {
   return a / b;
 }
 
-// 1 / (1 + e^-x), both sides of the fraction scaled down so that e^-x does not overflow where the result is a denormal.
+// The logistic function 1 / (1 + e^-x), both sides of the fraction scaled down so that e^-x does not overflow where the
+// result is a denormal.
 template <class T>
 SEQKERNELS_INLINE Vec<T> sigmoid(Vec<T> x) {
-  using F = Ieee<T>;
-  constexpr int kDown = F::kSigmoidShift;
-  const Exponent<-1, T> e(at_least(at_most(x, F::kSigmoidMax), F::kExpMin), F::kBias - kDown);
-  const Vec<T> one = from_bits<T>(typename Vec<T>::RawInt{} + ((typename F::Int)(F::kBias - kDown) << F::kMantissa));
+  using Format = Ieee<T>;
+  constexpr int kDown = Format::kSigmoidShift;
+  const Exponent<-1, T> e(at_least(at_most(x, Format::kSigmoidMax), Format::kExpMin), Format::kBias - kDown);
+  const Vec<T> one =
+      from_bits<T>(typename Vec<T>::RawInt{} + ((typename Format::Int)(Format::kBias - kDown) << Format::kMantissa));
   return divide(one, series<-1, 0>(e.r) * e.power() + one);
 }
 
-// tanh |x| = expm1(2|x|) / (expm1(2|x|) + 2)
+// The hyperbolic tangent, by tanh |x| = expm1(2|x|) / (expm1(2|x|) + 2).
 template <class T>
 SEQKERNELS_INLINE Vec<T> tanh(Vec<T> x) {
-  using F = Ieee<T>;
-  const Exponent<2, T> e(at_most(absolute(x), F::kTanhMax), F::kBias);
+  using Format = Ieee<T>;
+  const Exponent<2, T> e(at_most(absolute(x), Format::kTanhMax), Format::kBias);
   const Vec<T> one(T(1)), two(T(2)), power = e.power();
   const Vec<T> expm1_r = e.r * e.r * series<2, 2>(e.r) + (e.r + e.r);
   const Vec<T> expm1 = expm1_r * power + (power - one);
@@ -144,45 +149,47 @@ SEQKERNELS_INLINE Vec<T> relu_grad(Vec<T> y, Vec<T> dy) {
 
 // ---- side by side ------------------------------------------------------------------------------------------------
 
-// n vectors that go through the same arithmetic: a cell is long chains of operations, each of which waits for the one
-// before, and other chains beside them keep the core busy meanwhile (the compiler mixes them, see -fschedule-insns).
+// This many vectors go through the same arithmetic: a cell is long chains of operations, each of which waits for the
+// one before, and other chains beside them keep the core busy meanwhile (the compiler mixes them, see
+// -fschedule-insns).
 constexpr int kSideBySide = 3;  // as many as it takes, and as registers can hold
 
+// n vectors, which a cell takes for one.
 template <class T, int n>
-struct Bundle {
+struct VecN {
   Vec<T> part[n];
 
-  Bundle() = default;
-  SEQKERNELS_INLINE Bundle(int s) {
+  VecN() = default;
+  SEQKERNELS_INLINE VecN(int s) {
     for (Vec<T>& v : part) v = Vec<T>(s);
   }
 
-  template <class F>
-  SEQKERNELS_INLINE static Bundle each(const F& f) {
-    Bundle result;
+  template <class Make>
+  SEQKERNELS_INLINE static VecN each(const Make& make) {
+    VecN result;
 #pragma GCC unroll 8
-    for (int i = 0; i < n; ++i) result.part[i] = f(i);
+    for (int i = 0; i < n; ++i) result.part[i] = make(i);
     return result;
   }
-  SEQKERNELS_INLINE friend Bundle operator+(const Bundle& a, const Bundle& b) {
+  SEQKERNELS_INLINE friend VecN operator+(const VecN& a, const VecN& b) {
     return each([&](int i) { return a.part[i] + b.part[i]; });
   }
-  SEQKERNELS_INLINE friend Bundle operator-(const Bundle& a, const Bundle& b) {
+  SEQKERNELS_INLINE friend VecN operator-(const VecN& a, const VecN& b) {
     return each([&](int i) { return a.part[i] - b.part[i]; });
   }
-  SEQKERNELS_INLINE friend Bundle operator*(const Bundle& a, const Bundle& b) {
+  SEQKERNELS_INLINE friend VecN operator*(const VecN& a, const VecN& b) {
     return each([&](int i) { return a.part[i] * b.part[i]; });
   }
-  SEQKERNELS_INLINE friend Bundle sigmoid(const Bundle& x) {
+  SEQKERNELS_INLINE friend VecN sigmoid(const VecN& x) {
     return each([&](int i) { return sigmoid(x.part[i]); });
   }
-  SEQKERNELS_INLINE friend Bundle tanh(const Bundle& x) {
+  SEQKERNELS_INLINE friend VecN tanh(const VecN& x) {
     return each([&](int i) { return tanh(x.part[i]); });
   }
-  SEQKERNELS_INLINE friend Bundle relu(const Bundle& x) {
+  SEQKERNELS_INLINE friend VecN relu(const VecN& x) {
     return each([&](int i) { return relu(x.part[i]); });
   }
-  SEQKERNELS_INLINE friend Bundle relu_grad(const Bundle& y, const Bundle& dy) {
+  SEQKERNELS_INLINE friend VecN relu_grad(const VecN& y, const VecN& dy) {
     return each([&](int i) { return relu_grad(y.part[i], dy.part[i]); });
   }
 };

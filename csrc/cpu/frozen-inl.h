@@ -3,27 +3,30 @@
 // Nothing but the weights is large then, so all is arranged for reading them: a panel holds all gates of one vector of
 // units, and a step reads it from end to end, as one stream. h is read where the step before wrote it, in the output,
 // and c is kept in c_n, so there is no scratch memory.
+//
+// Type parameters: Cell is one of cells/*.h, W the type of the packed weights; sums and states are float32. A pack is
+// 32 bits of weights: kPack numbers that follow each other in K.
 #pragma once
-#include "activations.h"
-#include "gemm.inc"
+#include "activations-inl.h"
+#include "gemm/gemm-inl.h"
 #include "team.h"
 
 namespace seqkernels::SEQKERNELS_ISA {
 
-// The weights in one vector of packed words (FrozenProblem says how they lie).
+// The weights in one vector of packs (FrozenProblem says how they lie).
 template <class W>
-struct Words;
+struct PackedWeights;
 template <>
-struct Words<float> {
-  static constexpr int kWeights = 1;
-  SEQKERNELS_INLINE static void unpack(const float* words, VecF::Raw* w) { w[0] = load(words).raw; }
+struct PackedWeights<float> {
+  static constexpr int kPack = 1;
+  SEQKERNELS_INLINE static void unpack(const float* packs, VecF::Raw* w) { w[0] = load(packs).raw; }
 };
 template <>
-struct Words<Bf16> {
-  static constexpr int kWeights = 2;
-  SEQKERNELS_INLINE static void unpack(const float* words, VecF::Raw* w) {
-    const VecF::Raw pairs = load(words).raw;
-    w[0] = Pairs::first(pairs), w[1] = Pairs::second(pairs);
+struct PackedWeights<Bf16> {
+  static constexpr int kPack = 2;
+  SEQKERNELS_INLINE static void unpack(const float* packs, VecF::Raw* w) {
+    const VecF::Raw pairs = load(packs).raw;
+    w[0] = Bf16VnniFormat::first(pairs), w[1] = Bf16VnniFormat::second(pairs);
   }
 };
 
@@ -31,17 +34,17 @@ template <class Cell, class W>
 class FrozenForward {
   using V = VecF;
   using Raw = V::Raw;
-  static constexpr int kGates = Cell::kGates, kLanes = V::kLanes, kWeights = Words<W>::kWeights;
-  static constexpr int kMaxRows = int(smaller(4, max_rows(kGates)));
-  static constexpr int64_t kWord = kGates * kLanes;           // words of one depth, of all gates
-  static constexpr int64_t kPrefetch = 2048 / sizeof(float);  // words ahead
+  static constexpr int kGates = Cell::kGates, kLanes = V::kLanes, kPack = PackedWeights<W>::kPack;
+  static constexpr int kMaxRows = int(min(4, max_rows(kGates)));
+  static constexpr int64_t kPackStride = kGates * kLanes;     // packs of all gates, from one k to the next
+  static constexpr int64_t kPrefetch = 2048 / sizeof(float);  // packs ahead
 
  public:
   explicit FrozenForward(const FrozenProblem& problem)
       : p_(problem),
         panels_(ceil_div(p_.hidden_size, kLanes)),
-        input_words_(ceil_div(p_.input_size, kWeights) * kWord),
-        panel_words_((2 + ceil_div(p_.hidden_size, kWeights)) * kWord + input_words_) {}
+        input_stride_(ceil_div(p_.input_size, kPack) * kPackStride),
+        panel_stride_((2 + ceil_div(p_.hidden_size, kPack)) * kPackStride + input_stride_) {}
 
   void run(Member member) const {
     const FlushDenormals flush;
@@ -49,11 +52,11 @@ class FrozenForward {
     const RowTiles tiles(p_.batch, kMaxRows);
     for (int64_t i = 0; i < p_.seq_len; ++i) {
       for (int64_t n = 0; n < own.size(); ++n) {
-        // To and fro: what the last step read last is what the cache still holds.
+        // Alternating (serpentine) traversal: what the last step read last is what the cache still holds.
         const int64_t item = i % 2 ? own.end - 1 - n : own.begin + n;
         for (int64_t j = 0; j < tiles.count(); ++j) rows(item / panels_, item % panels_, i, tiles[j]);
       }
-      meet(p_.team, 0, member.size);
+      barrier_wait(p_.team, 0, member.size);
     }
   }
 
@@ -77,19 +80,19 @@ class FrozenForward {
     if (i == 0) h_prev = {p_.h0 ? p_.h0 + state : nullptr, p_.hidden_size};
     const float* const c_prev = i == 0 ? p_.c0 : p_.c_n;
 
-    const float* words = p_.packed[direction] + panel * panel_words_;
+    const float* packs = p_.packed[direction] + panel * panel_stride_;
     V input_gates[kRows][kGates], hidden_gates[kRows][kGates];
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
       for (int g = 0; g < kGates; ++g) {
-        input_gates[r][g] = load(words + g * kLanes);
-        hidden_gates[r][g] = load(words + kWord + g * kLanes);
+        input_gates[r][g] = load(packs + g * kLanes);
+        hidden_gates[r][g] = load(packs + kPackStride + g * kLanes);
       }
-    words += 2 * kWord;
-    multiply_add<kRows>(input_gates, x.template make<kRows>(), words, p_.input_size);
+    packs += 2 * kPackStride;
+    multiply_add<kRows>(input_gates, x.template make<kRows>(), packs, p_.input_size);
     if (h_prev.data)
-      multiply_add<kRows>(hidden_gates, h_prev.template make<kRows>(), words + input_words_, p_.hidden_size);
+      multiply_add<kRows>(hidden_gates, h_prev.template make<kRows>(), packs + input_stride_, p_.hidden_size);
 
     const int64_t u = panel * kLanes, valid = p_.hidden_size - u;
 #pragma GCC unroll 4
@@ -109,24 +112,24 @@ class FrozenForward {
     return reinterpret_cast<float*>(tensor.data) + t * tensor.step_stride + b * tensor.batch_stride;
   }
 
-  // total[r][g] += row r times the weights of gate g, over the depth.
+  // Adds row r times the weights of gate g, over all of K, to total[r][g].
   template <int kRows>
   SEQKERNELS_INLINE static void multiply_add(V (&total)[kRows][kGates], const RowsOperand<float, kRows>& v,
-                                             const float* words, int64_t depth) {
+                                             const float* packs, int64_t k_size) {
     // Few sums would wait for the latency of the multiply-add: then several sets take turns.
     constexpr int kSets = kRows * kGates >= 8 ? 1 : kRows * kGates >= 4 ? 2 : kRows * kGates >= 2 ? 4 : 8;
-    constexpr int kTurn = int(larger(kSets, kWeights));  // depth from one turn of the sets to the next
+    constexpr int kTurn = int(max(kSets, kPack));  // numbers along K from one turn of the sets to the next
     Raw sum[kSets][kRows][kGates] = {};
     int64_t k = 0;
-    for (; k + kTurn <= depth; k += kTurn)
+    for (; k + kTurn <= k_size; k += kTurn)
 #pragma GCC unroll 8
-      for (int set = 0; set < kTurn; set += kWeights, words += kWord) {
+      for (int set = 0; set < kTurn; set += kPack, packs += kPackStride) {
 #pragma GCC unroll 4
-        for (int line = 0; line < kWord; line += 16) __builtin_prefetch(words + kPrefetch + line);
-        multiply_add_word<kRows, kSets>(sum, set, v, k + set, words, kWeights);
+        for (int line = 0; line < kPackStride; line += 16) __builtin_prefetch(packs + kPrefetch + line);
+        multiply_add_pack<kRows, kSets>(sum, set, v, k + set, packs, kPack);
       }
-    for (; k < depth; k += kWeights, words += kWord)
-      multiply_add_word<kRows, kSets>(sum, 0, v, k, words, int(smaller(kWeights, depth - k)));
+    for (; k < k_size; k += kPack, packs += kPackStride)
+      multiply_add_pack<kRows, kSets>(sum, 0, v, k, packs, int(min(kPack, k_size - k)));
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
@@ -138,29 +141,29 @@ class FrozenForward {
       }
   }
 
-  // One word of every gate: `count` weights from depth k on, each into the next set.
+  // One pack of every gate: `count` weights from k on, each into the next set.
   template <int kRows, int kSets>
-  SEQKERNELS_INLINE static void multiply_add_word(Raw (&sum)[kSets][kRows][kGates], int set,
-                                                  const RowsOperand<float, kRows>& v, int64_t k, const float* words,
+  SEQKERNELS_INLINE static void multiply_add_pack(Raw (&sum)[kSets][kRows][kGates], int set,
+                                                  const RowsOperand<float, kRows>& v, int64_t k, const float* packs,
                                                   int count) {
-    Raw x[kWeights][kRows];
+    Raw x[kPack][kRows];
 #pragma GCC unroll 2
-    for (int j = 0; j < kWeights; ++j)
+    for (int j = 0; j < kPack; ++j)
 #pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) x[j][r] = j < count ? v.template spread<Singles<float>>(r, k + j) : Raw{};
+      for (int r = 0; r < kRows; ++r) x[j][r] = j < count ? v.template spread<ScalarFormat<float>>(r, k + j) : Raw{};
 #pragma GCC unroll 4
     for (int g = 0; g < kGates; ++g) {
-      Raw w[kWeights];
-      Words<W>::unpack(words + g * kLanes, w);
+      Raw w[kPack];
+      PackedWeights<W>::unpack(packs + g * kLanes, w);
 #pragma GCC unroll 2
-      for (int j = 0; j < kWeights; ++j)
+      for (int j = 0; j < kPack; ++j)
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) sum[(set + j) % kSets][r][g] += x[j][r] * w[j];
     }
   }
 
   const FrozenProblem& p_;
-  const int64_t panels_, input_words_, panel_words_;
+  const int64_t panels_, input_stride_, panel_stride_;
 };
 
 }  // namespace seqkernels::SEQKERNELS_ISA

@@ -1,0 +1,422 @@
+// The backward time loop. Compiled once per ISA.
+//
+// Per direction: pack W_hh and W_ih as they lie (not for small M); then per chunk of steps, last step first,
+//   1. step by step, the cell turns dh and dc into dgates, then dh_prev += dgates W_hh;
+//   2. dW += dgates^T [x | h_prev], db += sum of dgates, dx = dgates W_ih for all rows of the chunk.
+// Memory of dgates is that of a chunk, whatever the length of the sequence. The products of 2 are in backward_products-inl.h.
+//
+// Type parameters: Cell is one of cells/*.h, S the storage type of tensors, F the format of operands
+// (gemm/formats-inl.h). In the class T = Compute<S> is the type of sums and states, V a vector of them, E = F::Element
+// the type of operands where they lie.
+#pragma once
+#include "gemm/packing-inl.h"
+#include "sequence-inl.h"
+
+namespace seqkernels::SEQKERNELS_ISA {
+
+template <class Cell, class S, class F = ScalarFormat<Compute<S>>>
+class BackwardLoop {
+  using T = Compute<S>;
+  using E = typename F::Element;
+  using V = Vec<T>;
+  using Size = LayerSizes<Cell, S>;
+  static constexpr int kGates = Cell::kGates, kDgates = Cell::kDgates, kLanes = V::kLanes;
+  static constexpr int kTileRows = max_rows_in_parts<F>(kPanelVectors);
+  static constexpr bool kMixedPrecision = sizeof(S) != sizeof(T);  // computes in wider numbers than it stores
+  // K of the weight gradients' products: enough that adding to dW costs little beside them.
+  static constexpr int64_t kChunkRows = F::kInTiles ? 512 : 256;
+  static constexpr int64_t kSmallM = 8;  // so many or fewer: weights are read where they lie instead of being packed
+  static constexpr int64_t kMaxK = 512;  // of one block of dgates, on the stack
+  static constexpr int kSlack = 8;       // values that may be written beyond its end
+  static_assert(F::kInTiles || kTileRows <= kSlack);
+  static_assert(kSlack <= kUnitPadding && kLanes <= kUnitPadding, "rows of dgates end in kUnitPadding spare values");
+
+  // One of the two products of a step: which dgates blocks it reads and the weight it multiplies them with.
+  struct Side {
+    const char* weight;  // [G H, columns]
+    char* grad;          // the same, or null
+    char* bias_grad;     // [G H] or null
+    int64_t columns;
+    int dgates[kGates];  // the block of each gate
+    int first_dgate;     // the lowest of them
+    Panels<T> panels() const { return {columns}; }
+    // Whether its weight is read where it lies: it must not be widened, and whole vectors must end where rows do.
+    bool in_place(int64_t rows) const { return rows <= kSmallM && !kMixedPrecision && columns % kLanes == 0; }
+  };
+
+  // Scratch of one direction.
+  struct Buffers {
+    T* w[2];        // input side and hidden side: panels of [packs of a side][panel width], rows in the order of dgates
+    T* operand[2];  // x and h_prev of the chunk: panels of [packs of chunk rows][panel width]
+    T* grad_w[2];   // [G H, columns], only where S is not T and chunks add up
+    T* grad_b[2];   // [G H], only where S is not T
+    E* dgates;      // [chunk rows][dgates_stride], each gate in a block of whole packs
+    T* dh;          // [B][padded]
+    T* dc;          // [B][padded]
+    T* grad_x;      // [R, I]: the second direction's share
+  };
+
+ public:
+  BackwardLoop(const BackwardProblem& problem, char* workspace)
+      : p_(problem),
+        shape_(problem.shape),
+        size_(problem.shape),
+        rows_(shape_.offsets[shape_.seq_len]),
+        block_(packs<F>(size_.hidden) * F::kPack),
+        side_packs_(kGates * packs<F>(size_.hidden)),
+        chunk_rows_(chunk_capacity(shape_, kChunkRows)),
+        dgates_stride_(row_stride<F>(kDgates * block_)) {
+    Arena arena(workspace);
+    const int64_t batch = shape_.batch, gate_rows = kGates * size_.hidden;
+    for (int d = 0; d < shape_.directions; ++d) {
+      Buffers& buffers = buffers_[d];
+      const Weights& weights = p_.weights[d];
+      const WeightGrads& grads = p_.grads[d];
+      Side* const sides = sides_[d];
+      sides[0] = {weights.w_ih, grads.w_ih, grads.b_ih, size_.inputs, {}, kDgates};
+      sides[1] = {weights.w_hh, grads.w_hh, grads.b_hh, size_.hidden, {}, kDgates};
+      for (int s = 0; s < 2; ++s) {
+        Side& side = sides[s];
+        for (int g = 0; g < kGates; ++g) {
+          side.dgates[g] = s == 0 ? Cell::input_dgate(g) : Cell::hidden_dgate(g);
+          side.first_dgate = int(min(side.first_dgate, side.dgates[g]));
+        }
+        const bool packed = needs_product(s) && !side.in_place(rows_);
+        const int64_t panels = packs_when_needed(s) ? p_.threads : side.panels().count();
+        buffers.w[s] = arena.take<T>(packed ? panels * Panels<T>::kWidth * side_packs_ : 0);
+        buffers.operand[s] = arena.take<T>(side.grad ? side.panels().size(packs<F>(chunk_rows_)) : 0);
+        buffers.grad_w[s] =
+            kMixedPrecision ? arena.take<T>(side.grad && adds_up() ? gate_rows * side.columns : 0) : (T*)side.grad;
+        buffers.grad_b[s] = kMixedPrecision ? arena.take<T>(side.bias_grad ? gate_rows : 0) : (T*)side.bias_grad;
+      }
+      buffers.dgates = arena.take<E>(chunk_rows_ * dgates_stride_);
+      buffers.dh = arena.take<T>(batch * size_.padded);
+      buffers.dc = arena.take<T>(Cell::kHasCellState ? batch * size_.padded : 0);
+      buffers.grad_x = arena.take<T>(d > 0 && p_.grad_x ? rows_ * size_.inputs : 0);
+    }
+    workspace_ = arena.used();
+  }
+
+  int64_t workspace() const { return workspace_; }
+
+  void run(Member member) const {
+    const FlushDenormals flush;
+    [[maybe_unused]] const typename F::Setup setup;
+    for_directions(shape_, member, [&](int d, int rank, int size) {
+      const Split split =
+          choose_split<F>(size, shape_.batch, hidden_panels().count(), kPanelVectors, side_packs_, kDgates);
+      run_direction({d, rank, size, split}, member.size);
+    });
+    if (shape_.directions > 1 && p_.grad_x) {
+      barrier_wait(p_.team, everybody(), member.size);
+      add_grad_x(member);
+    }
+  }
+
+ private:
+  // The panels over hidden units; dh is padded, but w_hh is packed for the hidden units alone.
+  Panels<T> hidden_panels() const { return {size_.hidden}; }
+
+  // Whether W of that side is multiplied with dgates at all: for dx, and for dh of every step but the first.
+  bool needs_product(int side) const { return side == 0 ? p_.grad_x != nullptr : shape_.seq_len > 1 || p_.grad_h0; }
+
+  // Whether W_ih is packed panel by panel, each into the space of the thread that needs it: there are but two chunks to
+  // use it, or it is large beside what a training step keeps of each row.
+  bool packs_when_needed(int side) const {
+    return side == 0 && rows_ <= 2 * max(chunk_rows_, size_.inputs) && p_.threads < sides_[0][0].panels().count();
+  }
+
+  // Whether dW is a sum of several products, or of none.
+  bool adds_up() const { return rows_ == 0 || rows_ > min(chunk_rows_, kMaxK); }
+
+  void run_direction(const ThreadSlice& slice, int threads) const {
+    const Steps steps(shape_, slice.direction);
+    const int all = direction_barrier(slice.direction), group = group_barrier(slice, threads);
+    pack_weights(slice);
+    start_gradients(slice);
+    for (int64_t begin = 0; rows_ > 0 && begin < steps.count();) {
+      const Chunk chunk = next_chunk(steps, begin, chunk_rows_, true);
+      pack_operands(slice, steps, chunk);
+      barrier_wait(p_.team, all, slice.size);
+      if (slice.recurs())
+        for (int64_t i = chunk.begin; i < chunk.end; ++i) {
+          const int64_t t = steps.time(steps.count() - 1 - i);
+          pointwise_step(slice, steps, chunk, t);
+          barrier_wait(p_.team, group, slice.split.unit_parts);
+          if (i + 1 < steps.count() || p_.grad_h0) hidden_step(slice, steps, chunk, t);
+        }
+      barrier_wait(p_.team, all, slice.size);
+      weight_gradients(slice, chunk);
+      for (int s = 0; s < 2; ++s) bias_gradient(slice, chunk, s);
+      input_gradient(slice, chunk);
+      barrier_wait(p_.team, all, slice.size);
+      begin = chunk.end;
+    }
+    finish(slice);
+  }
+
+  // ---- set-up and end ----
+
+  void pack_weights(const ThreadSlice& slice) const {
+    for (int s = 0; s < 2; ++s) {
+      const Side& side = sides_[slice.direction][s];
+      if (!needs_product(s) || side.in_place(rows_) || packs_when_needed(s)) continue;
+      const Range own = share_of_packs<F>(size_.hidden, slice.rank, slice.size);
+      T* const packed = buffers_[slice.direction].w[s];
+      for (int64_t u = own.begin; u < own.end; ++u)
+        for (int g = 0; g < kGates; ++g)
+          pack_row<S, F>(weight_row(side, g, u), k_of(side, g, u), side.panels(), side_packs_, packed);
+      for (int g = 0; g < kGates && slice.rank == 0; ++g)
+        pack_zeros(k_padding(side, g), side.panels(), side_packs_, packed);
+    }
+  }
+
+  // The row of W for gate g of unit u.
+  const S* weight_row(const Side& side, int g, int64_t u) const {
+    return reinterpret_cast<const S*>(side.weight) + (g * size_.hidden + u) * side.columns;
+  }
+  // Where that row goes in K.
+  int64_t k_of(const Side& side, int g, int64_t u) const { return (side.dgates[g] - side.first_dgate) * block_ + u; }
+  // The packs of gate g that have no unit.
+  Range k_padding(const Side& side, int g) const {
+    return {ceil_div(k_of(side, g, size_.hidden), F::kPack), k_of(side, g, block_) / F::kPack};
+  }
+
+  // The row of sequence b in a [D, B, H] state or its gradient.
+  const S* state_row(const char* state, int direction, int64_t b) const {
+    return reinterpret_cast<const S*>(state) + (direction * shape_.batch + b) * size_.hidden;
+  }
+  S* state_row(char* state, int direction, int64_t b) const {
+    return const_cast<S*>(state_row(const_cast<const char*>(state), direction, b));
+  }
+
+  const S* initial(const char* state, int direction, int64_t b) const { return state_row(state, direction, b); }
+
+  void start_gradients(const ThreadSlice& slice) const {
+    const Buffers& buffers = buffers_[slice.direction];
+    const Range own = share(shape_.batch, slice.rank, slice.size);
+    const auto start = [&](T* buffer, const char* grad, int64_t b) {
+      for (int64_t u = 0; u < size_.padded; u += kLanes)
+        store(buffer + b * size_.padded + u,
+              grad ? load(state_row(grad, slice.direction, b) + u, size_.hidden - u) : V(0));
+    };
+    for (int64_t b = own.begin; b < own.end; ++b) {
+      start(buffers.dh, p_.grad_h_n, b);
+      if (Cell::kHasCellState) start(buffers.dc, p_.grad_c_n, b);
+    }
+    // No step writes what fills the last packs of a gate.
+    const Range rows = share(chunk_rows_, slice.rank, slice.size);
+    for (int64_t row = rows.begin; row < rows.end && block_ > size_.hidden; ++row)
+      for (int g = 0; g < kDgates; ++g)
+        for (int64_t u = size_.hidden; u < block_; ++u) buffers.dgates[row * dgates_stride_ + g * block_ + u] = E{};
+    if (rows_ > 0) return;
+    // Without rows, no product writes the gradients of weights.
+    for (int s = 0; s < 2 && slice.rank == 0; ++s) {
+      const Side& side = sides_[slice.direction][s];
+      if (side.grad) zero(buffers.grad_w[s], kGates * size_.hidden * side.columns);
+      if (side.bias_grad) zero(buffers.grad_b[s], kGates * size_.hidden);
+    }
+    barrier_wait(p_.team, direction_barrier(slice.direction), slice.size);
+  }
+
+  static void zero(T* p, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) p[i] = 0;
+  }
+
+  void finish(const ThreadSlice& slice) const {
+    const Buffers& buffers = buffers_[slice.direction];
+    const Range own = share(shape_.batch, slice.rank, slice.size);
+    const auto write = [&](char* grad, const T* buffer, int64_t b) {
+      for (int64_t u = 0; u < size_.hidden; u += kLanes)
+        store(state_row(grad, slice.direction, b) + u, load(buffer + b * size_.padded + u), size_.hidden - u);
+    };
+    for (int64_t b = own.begin; b < own.end; ++b) {
+      if (p_.grad_h0) write(p_.grad_h0, buffers.dh, b);
+      if (p_.grad_c0) write(p_.grad_c0, buffers.dc, b);
+    }
+    if constexpr (kMixedPrecision)
+      for (int s = 0; s < 2; ++s) {
+        const Side& side = sides_[slice.direction][s];
+        if (side.grad && adds_up())
+          narrow_all(slice, buffers.grad_w[s], side.grad, kGates * size_.hidden * side.columns);
+        if (side.bias_grad) narrow_all(slice, buffers.grad_b[s], side.bias_grad, kGates * size_.hidden);
+      }
+  }
+
+  void narrow_all(const ThreadSlice& slice, const T* from, char* to, int64_t n) const {
+    const Range own = share(ceil_div(n, kLanes), slice.rank, slice.size);
+    for (int64_t v = own.begin; v < own.end; ++v)
+      store(reinterpret_cast<S*>(to) + v * kLanes, load(from + v * kLanes, n - v * kLanes), n - v * kLanes);
+  }
+
+  void add_grad_x(Member member) const {
+    const int64_t n = rows_ * size_.inputs;
+    const T* const second = buffers_[1].grad_x;
+    S* const grad = reinterpret_cast<S*>(p_.grad_x);
+    const Range own = share(ceil_div(n, kLanes), member.rank, member.size);
+    for (int64_t i = own.begin * kLanes; i < min(own.end * kLanes, n); i += kLanes)
+      store(grad + i, load(grad + i, n - i) + load(second + i, n - i), n - i);
+  }
+
+  // ---- the recurrence ----
+
+  // What the cell reads and writes of one sequence at one step, from hidden unit 0 on.
+  struct CellRow {
+    const S* saved;                     // [kSaved][padded]
+    const S *h_prev, *h, *grad_output;  // the last one may be null
+    const S* c0;                        // where the sequence starts, else null
+    const T *c_prev, *c;
+    T *dh, *dc;
+    E* dgates;
+  };
+
+  CellRow cell_row(int d, const Steps& steps, const Chunk& chunk, int64_t t, int64_t b) const {
+    const Buffers& buffers = buffers_[d];
+    const int64_t row = steps.first_row(t) + b, previous = steps.previous(t);
+    const bool starts = b >= steps.starting(t);
+    const auto cells = [&](int64_t r) { return reinterpret_cast<const T*>(p_.cells) + (d * rows_ + r) * size_.padded; };
+    CellRow result{};
+    result.saved = reinterpret_cast<const S*>(p_.gates) + (d * rows_ + row) * Cell::kSaved * size_.padded;
+    if (p_.grad_output.data) result.grad_output = row_of<const S>(p_.grad_output, shape_, t, b) + d * size_.hidden;
+    if constexpr (Cell::kBackwardReadsH) {
+      result.h_prev = starts ? initial(p_.h0, d, b) : output_row(previous, b, d);
+      result.h = output_row(t, b, d);
+    }
+    if constexpr (Cell::kHasCellState) {
+      if (starts)
+        result.c0 = initial(p_.c0, d, b);
+      else
+        result.c_prev = cells(steps.first_row(previous) + b);
+      result.c = cells(row);
+      result.dc = buffers.dc + b * size_.padded;
+    }
+    result.dh = buffers.dh + b * size_.padded;
+    result.dgates = buffers.dgates + (row - chunk.first_row) * dgates_stride_;
+    return result;
+  }
+
+  // Turns dh and dc of step t into its dgates, and what flows back directly, for the units and sequences of this
+  // thread.
+  void pointwise_step(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk, int64_t t) const {
+    const Range panels = slice.units(hidden_panels().count());
+    const Range vectors{panels.begin * kPanelVectors, min(panels.end * kPanelVectors, size_.unit_vectors)};
+    const int64_t count = slice.sequences(steps.active(t));
+    for (int64_t r = 0; r < count; ++r)
+      pointwise_vectors(cell_row(slice.direction, steps, chunk, t, slice.sequence(r)), vectors);
+  }
+
+  // The cell for the vectors of units [range) of a row, kVectors of them side by side while there are.
+  template <int kVectors = kSideBySide>
+  SEQKERNELS_INLINE void pointwise_vectors(const CellRow& row, Range range) const {
+    for (; range.size() >= kVectors; range.begin += kVectors) pointwise<kVectors>(row, range.begin * kLanes);
+    if constexpr (kVectors > 1) pointwise_vectors<kVectors - 1>(row, range);
+  }
+
+  template <int kVectors>
+  SEQKERNELS_INLINE void pointwise(const CellRow& row, int64_t u) const {
+    using Vectors = VecN<T, kVectors>;
+    // Padded rows are read and written whole, tensors up to their last unit.
+    const auto read = [&](const auto* p) { return Vectors::each([&](int i) { return load(p + u + i * kLanes); }); };
+    const auto read_units = [&](const S* p) {
+      return Vectors::each([&](int i) { return load(p + u + i * kLanes, size_.hidden - u - i * kLanes); });
+    };
+    const auto write = [&](T* p, const Vectors& v) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kVectors; ++i) store(p + u + i * kLanes, v.part[i]);
+    };
+    Vectors saved[Cell::kSaved + 1], dgates[kDgates];
+    for (int s = 0; s < Cell::kSaved; ++s) saved[s] = read(row.saved + s * size_.padded);
+    cells::State<Vectors> prev{Vectors(0), Vectors(0)}, state{Vectors(0), Vectors(0)}, grad{read(row.dh), Vectors(0)};
+    if (row.grad_output) grad.h = grad.h + read_units(row.grad_output);
+    if constexpr (Cell::kBackwardReadsH) prev.h = read_units(row.h_prev), state.h = read_units(row.h);
+    if constexpr (Cell::kHasCellState) {
+      prev.c = row.c0 ? read_units(row.c0) : read(row.c_prev);
+      state.c = read(row.c);
+      grad.c = read(row.dc);
+    }
+
+    const cells::State<Vectors> grad_prev = Cell::backward(saved, prev, state, grad, dgates);
+
+    write(row.dh, grad_prev.h);
+    if constexpr (Cell::kHasCellState) write(row.dc, grad_prev.c);
+    for (int g = 0; g < kDgates; ++g)
+#pragma GCC unroll 4
+      for (int i = 0; i < kVectors; ++i) {
+        const int64_t unit = u + i * kLanes;
+        store(row.dgates + g * block_ + unit, dgates[g].part[i], size_.hidden - unit);
+      }
+  }
+
+  const S* output_row(int64_t t, int64_t b, int direction) const {
+    return row_of<const S>(p_.output, shape_, t, b) + direction * size_.hidden;
+  }
+
+  // Makes tile = start + dgates W for one panel of a side's weight, of which `columns` columns may be written.
+  SEQKERNELS_INLINE void multiply(const Side& side, const T* packed_panel, int64_t rows, int64_t panel, int64_t columns,
+                                  const EvenRows<E>& dgates, const Tile<T>& tile) const {
+    const int vectors = side.panels().vectors(panel);
+    if constexpr (!kMixedPrecision)
+      if (side.in_place(rows_)) {
+        // Gate by gate: the weight's order of gates is not that of dgates.
+        const T* const weight = reinterpret_cast<const T*>(side.weight) + panel * Panels<T>::kWidth;
+        for (int g = 0; g < kGates; ++g)
+          gemm<F>(rows, vectors, EvenRows<E>{dgates.data + side.dgates[g] * block_, dgates.stride},
+                  weight + g * size_.hidden * side.columns, side.columns, size_.hidden,
+                  g == 0 ? tile : Tile<T>::accumulate(tile.data, tile.stride));
+        return;
+      }
+    gemm_edge<F>(rows, vectors, columns, EvenRows<E>{dgates.data + side.first_dgate * block_, dgates.stride},
+                 packed_panel, side_packs_, tile);
+  }
+
+  // Adds dgates W_hh of step t to dh, for the units and sequences of this thread.
+  void hidden_step(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk, int64_t t) const {
+    const Buffers& buffers = buffers_[slice.direction];
+    const Side& side = sides_[slice.direction][1];
+    const Range panels = slice.units(hidden_panels().count());
+    const RowTiles tiles = row_tiles<F>(slice.sequences(steps.active(t)), kPanelVectors);
+    const E* const dgates = buffers.dgates + (steps.first_row(t) - chunk.first_row) * dgates_stride_;
+    for (int64_t n = 0; n < panels.size(); ++n) {
+      // Alternating (serpentine) traversal: what the last step read last is what the cache still holds.
+      const int64_t panel = t % 2 ? panels.end - 1 - n : panels.begin + n;
+      for (int64_t j = 0; j < tiles.count(); ++j) {
+        const Range rows = tiles[j];
+        const int64_t b = slice.sequence(rows.begin), stride = slice.split.batch_parts;
+        T* const dh = buffers.dh + b * size_.padded + panel * Panels<T>::kWidth;
+        multiply(side, side.panels().at(buffers.w[1], panel, side_packs_), rows.size(), panel, Panels<T>::kWidth,
+                 {dgates + b * dgates_stride_, stride * dgates_stride_},
+                 Tile<T>::accumulate(dh, stride * size_.padded));
+      }
+    }
+  }
+
+  // ---- the products over a chunk (backward_products-inl.h) ----
+
+  void pack_operands(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk) const;
+  void weight_gradients(const ThreadSlice& slice, const Chunk& chunk) const;
+  static auto left_operand(const T* block, int64_t k_size);
+  void pack_dgates(const E* dgates, int64_t k_size, int64_t columns, T* block) const;
+  void pack_columns(const E* dgates, int64_t k_size, int64_t columns, T* out) const;
+  void pack_rows(const E* dgates, int64_t k_size, int64_t columns, T* out) const;
+  void weight_gradient(const ThreadSlice& slice, const Chunk& chunk, int s, int64_t first, int64_t rows, int64_t k0,
+                       int64_t k_size, const T* block) const;
+  template <class Multiply>
+  static void product_narrowed(int64_t rows, int vectors, int64_t columns, S* out, int64_t stride,
+                               const Multiply& multiply);
+  void bias_gradient(const ThreadSlice& slice, const Chunk& chunk, int s) const;
+  const T* input_panel(const ThreadSlice& slice, int64_t panel) const;
+  void input_gradient(const ThreadSlice& slice, const Chunk& chunk) const;
+
+  const BackwardProblem& p_;
+  const Shape& shape_;
+  const Size size_;
+  const int64_t rows_;        // R
+  const int64_t block_;       // units of a gate in dgates, padded to whole packs
+  const int64_t side_packs_;  // of the gates of a side
+  const int64_t chunk_rows_, dgates_stride_;
+  Side sides_[kMaxDirections][2];
+  Buffers buffers_[kMaxDirections];
+  int64_t workspace_;
+};
+
+}  // namespace seqkernels::SEQKERNELS_ISA

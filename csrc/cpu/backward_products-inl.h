@@ -1,0 +1,211 @@
+// The products of the backward pass over a chunk of steps: gradients of weights, biases and inputs. Compiled once per
+// ISA.
+//
+// Members of BackwardLoop, which names the types.
+#pragma once
+#include "backward-inl.h"
+
+namespace seqkernels::SEQKERNELS_ISA {
+
+// Packs x and h_prev of the chunk's rows into panels.
+template <class Cell, class S, class F>
+inline void BackwardLoop<Cell, S, F>::pack_operands(const ThreadSlice& slice, const Steps& steps,
+                                                    const Chunk& chunk) const {
+  const int d = slice.direction;
+  const Range own = share_of_packs<F>(chunk.rows, slice.rank, slice.size);
+  for (int s = 0; s < 2; ++s) {
+    const Side& side = sides_[d][s];
+    if (!side.grad) continue;
+    for_rows(shape_, steps, chunk, own, true, [&](int64_t t, int64_t b, int64_t row) {
+      const S* source = row_of<const S>(p_.x, shape_, t, b);
+      if (s == 1) source = b >= steps.starting(t) ? initial(p_.h0, d, b) : output_row(steps.previous(t), b, d);
+      pack_row<S, F>(source, row, side.panels(), packs<F>(chunk.rows), buffers_[d].operand[s]);
+    });
+    if (slice.rank == 0)
+      pack_zeros({ceil_div(chunk.rows, F::kPack), packs<F>(chunk.rows)}, side.panels(), packs<F>(chunk.rows),
+                 buffers_[d].operand[s]);
+  }
+}
+
+// Adds dgates^T [x | h_prev] to dW, shared out by rows of dW.
+template <class Cell, class S, class F>
+inline void BackwardLoop<Cell, S, F>::weight_gradients(const ThreadSlice& slice, const Chunk& chunk) const {
+  const Side* const sides = sides_[slice.direction];
+  if (!sides[0].grad && !sides[1].grad) return;
+  const RowTiles tiles = row_tiles<F>(size_.hidden, kPanelVectors);
+  alignas(64) T block[kTileRows * packs<F>(kMaxK) + kSlack];
+  for_items(share(kGates * tiles.count(), slice.rank, slice.size), tiles.count(), [&](int64_t g, int64_t j) {
+    const Range rows = tiles[j];
+    for (int64_t k0 = 0; k0 < chunk.rows; k0 += kMaxK) {
+      const int64_t k_size = min(kMaxK, chunk.rows - k0);
+      int packed = -1;  // which gate's dgates are in the block
+      for (int s = 0; s < 2; ++s) {
+        if (!sides[s].grad) continue;
+        const int dgate = sides[s].dgates[g];
+        if (dgate != packed)
+          pack_dgates(buffers_[slice.direction].dgates + k0 * dgates_stride_ + dgate * block_ + rows.begin, k_size,
+                      rows.size(), block);
+        packed = dgate;
+        weight_gradient(slice, chunk, s, g * size_.hidden + rows.begin, rows.size(), k0, k_size, block);
+      }
+    }
+  });
+}
+
+// The left operand of dW: dgates[K][columns] of some units, as pack_dgates leaves them in a block.
+template <class Cell, class S, class F>
+inline auto BackwardLoop<Cell, S, F>::left_operand(const T* block, [[maybe_unused]] int64_t k_size) {
+  if constexpr (F::kInTiles)
+    return EvenRows<E>{reinterpret_cast<const E*>(block), packs<F>(k_size) * F::kPack};
+  else
+    return PackedColumns<T>{block};
+}
+
+// Packs dgates[K][columns] for left_operand.
+template <class Cell, class S, class F>
+inline void BackwardLoop<Cell, S, F>::pack_dgates(const E* dgates, int64_t k_size, int64_t columns, T* block) const {
+  if constexpr (F::kInTiles)
+    pack_rows(dgates, k_size, columns, block);
+  else
+    pack_columns(dgates, k_size, columns, block);
+}
+
+// Packs dgates as [packs of K][columns], eight columns at a time: what is too much is overwritten by the next step, or
+// lies in the slack at the end.
+template <class Cell, class S, class F>
+inline void BackwardLoop<Cell, S, F>::pack_columns(const E* dgates, int64_t k_size, int64_t columns, T* out) const {
+  constexpr int64_t kAhead = 16;  // every row is on a page of its own, where the hardware does not prefetch
+  for (int64_t k = 0; k < k_size; ++k) {
+    __builtin_prefetch(dgates + (k + kAhead) * dgates_stride_);
+    F::template store_columns<kSlack>(out + k / F::kPack * columns, int(k % F::kPack), dgates + k * dgates_stride_);
+  }
+}
+
+// Packs pairs of dgates as [columns][packs of K], a square of packs at a time.
+template <class Cell, class S, class F>
+inline void BackwardLoop<Cell, S, F>::pack_rows(const E* dgates, int64_t k_size, int64_t columns, T* out) const {
+  static_assert(!F::kInTiles || F::kPack == 2);
+  for (int64_t k = 0; k < packs<F>(k_size); k += kLanes)
+    for (int64_t column = 0; column < columns; column += kLanes) {
+      const auto row = [&](int64_t r) { return r < k_size ? load(dgates + r * dgates_stride_ + column) : V(0); };
+      typename V::Raw square[kLanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) square[i] = F::join(row(2 * (k + i)), row(2 * (k + i) + 1)).raw;
+      transpose<T>(square);
+      const int64_t count = min(kLanes, columns - column);
+      for (int64_t i = 0; i < count; ++i) store(out + (column + i) * packs<F>(k_size) + k, V(square[i]));
+    }
+}
+
+// Adds to rows [first, first + rows) of one side's dW what `k_size` rows of the chunk from k0 on give.
+template <class Cell, class S, class F>
+inline void BackwardLoop<Cell, S, F>::weight_gradient(const ThreadSlice& slice, const Chunk& chunk, int s,
+                                                      int64_t first, int64_t rows, int64_t k0, int64_t k_size,
+                                                      const T* block) const {
+  const Side& side = sides_[slice.direction][s];
+  const Buffers& buffers = buffers_[slice.direction];
+  const Panels<T> panels = side.panels();
+  const bool starts = chunk.begin == 0 && k0 == 0;
+  const auto left = left_operand(block, k_size);
+  for (int64_t panel = 0; panel < panels.count(); ++panel) {
+    const int vectors = panels.vectors(panel);
+    const int64_t valid = panels.valid(panel), at = first * side.columns + panel * Panels<T>::kWidth;
+    const T* const b = panels.at(buffers.operand[s], panel, packs<F>(chunk.rows)) + k0 / F::kPack * panels.width(panel);
+    if (kMixedPrecision && !adds_up()) {
+      product_narrowed(rows, vectors, valid, reinterpret_cast<S*>(side.grad) + at, side.columns,
+                       [&](const Tile<T>& tile) { gemm<F>(rows, vectors, left, b, packs<F>(k_size), tile); });
+    } else {
+      T* const out = buffers.grad_w[s] + at;
+      gemm_edge<F>(rows, vectors, valid, left, b, packs<F>(k_size),
+                   starts ? Tile<T>::from_zero(out, side.columns) : Tile<T>::accumulate(out, side.columns));
+    }
+  }
+}
+
+// Stores what `multiply` leaves in a tile in a matrix of storage type.
+template <class Cell, class S, class F>
+template <class Multiply>
+SEQKERNELS_INLINE void BackwardLoop<Cell, S, F>::product_narrowed(int64_t rows, int vectors, int64_t columns, S* out,
+                                                                  int64_t stride, const Multiply& multiply) {
+  constexpr int64_t kWidth = Panels<T>::kWidth;
+  alignas(64) T tile[kTileRows * kWidth];
+  multiply(Tile<T>::from_zero(tile, kWidth));
+  for (int64_t r = 0; r < rows; ++r)
+    for (int v = 0; v < vectors; ++v)
+      store(out + r * stride + v * kLanes, load(tile + r * kWidth + v * kLanes), columns - v * kLanes);
+}
+
+// Adds the sum of dgates over rows to db.
+template <class Cell, class S, class F>
+inline void BackwardLoop<Cell, S, F>::bias_gradient(const ThreadSlice& slice, const Chunk& chunk, int s) const {
+  const Side& side = sides_[slice.direction][s];
+  if (!side.bias_grad) return;
+  const Buffers& buffers = buffers_[slice.direction];
+  constexpr int kBlocks = 4;  // vectors of units side by side: one would wait for the latency of its sum
+  using Vectors = VecN<T, kBlocks>;
+  const int64_t blocks = ceil_div(size_.hidden, kBlocks * kLanes);
+  for_items(share(kGates * blocks, slice.rank, slice.size), blocks, [&](int64_t g, int64_t block) {
+    const int64_t u = block * kBlocks * kLanes;
+    const E* const dgates = buffers.dgates + side.dgates[g] * block_ + u;
+    T* const grad = buffers.grad_b[s] + g * size_.hidden + u;
+    const auto read = [&](const auto* p) {
+      return Vectors::each([&](int i) {
+        const int64_t valid = size_.hidden - u - i * kLanes;
+        return valid > 0 ? load(p + i * kLanes, valid) : V(0);
+      });
+    };
+    Vectors sum = chunk.begin == 0 ? Vectors(0) : read(grad);
+    for (int64_t row = 0; row < chunk.rows; ++row) sum = sum + read(dgates + row * dgates_stride_);
+    for (int i = 0; i < kBlocks; ++i) store(grad + i * kLanes, sum.part[i], size_.hidden - u - i * kLanes);
+  });
+}
+
+// A panel of W_ih, packed now if it is not kept; null where it is read where it lies.
+template <class Cell, class S, class F>
+inline const Compute<S>* BackwardLoop<Cell, S, F>::input_panel(const ThreadSlice& slice, int64_t panel) const {
+  const Side& side = sides_[slice.direction][0];
+  T* const kept = buffers_[slice.direction].w[0];
+  if (side.in_place(rows_)) return nullptr;
+  if (!packs_when_needed(0)) return side.panels().at(kept, panel, side_packs_);
+  T* const own = side.panels().at(kept, slice.rank, side_packs_);
+  constexpr int64_t kAhead = 32;  // rows, between which the hardware does not prefetch
+  for (int g = 0; g < kGates; ++g) {
+    for (int64_t u = 0; u < size_.hidden; ++u) {
+      const S* const part = weight_row(side, g, u) + panel * Panels<T>::kWidth;
+      const S* const ahead = part + kAhead * side.columns;
+      for (int64_t i = 0; i < Panels<T>::kWidth; i += 64 / int64_t(sizeof(S))) __builtin_prefetch(ahead + i);
+      __builtin_prefetch(ahead + Panels<T>::kWidth - 1);  // rows begin anywhere in a line
+      pack_row<S, F>(part, k_of(side, g, u), side.panels().valid(panel), side.panels().vectors(panel), own);
+    }
+    pack_zeros(k_padding(side, g), side.panels().width(panel), own);
+  }
+  return own;
+}
+
+// Makes dx = dgates W_ih.
+template <class Cell, class S, class F>
+inline void BackwardLoop<Cell, S, F>::input_gradient(const ThreadSlice& slice, const Chunk& chunk) const {
+  if (!p_.grad_x) return;
+  const Side& side = sides_[slice.direction][0];
+  const Buffers& buffers = buffers_[slice.direction];
+  const Panels<T> panels = side.panels();
+  const RowTiles tiles = row_tiles<F>(chunk.rows, kPanelVectors);
+  const Range own = share(panels.count() * tiles.count(), slice.rank, slice.size);
+  const auto pack = [&](int64_t panel) { return input_panel(slice, panel); };
+  for_items(own, tiles.count(), pack, [&](const T* w, int64_t panel, int64_t j) {
+    const int64_t columns = panels.valid(panel);
+    const Range rows = tiles[j];
+    const EvenRows<E> dgates{buffers.dgates + rows.begin * dgates_stride_, dgates_stride_};
+    const int64_t out = (chunk.first_row + rows.begin) * size_.inputs + panel * Panels<T>::kWidth;
+    if (kMixedPrecision && slice.direction == 0) {
+      product_narrowed(
+          rows.size(), panels.vectors(panel), columns, reinterpret_cast<S*>(p_.grad_x) + out, size_.inputs,
+          [&](const Tile<T>& tile) { multiply(side, w, rows.size(), panel, Panels<T>::kWidth, dgates, tile); });
+    } else {
+      T* const grad = slice.direction > 0 ? buffers.grad_x : reinterpret_cast<T*>(p_.grad_x);
+      multiply(side, w, rows.size(), panel, columns, dgates, Tile<T>::from_zero(grad + out, size_.inputs));
+    }
+  });
+}
+
+}  // namespace seqkernels::SEQKERNELS_ISA
