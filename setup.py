@@ -9,6 +9,7 @@ Environment:
     MAX_JOBS                how many sources are compiled at once (default: one a core)
     SEQKERNELS_CPU_TARGETS  which instruction sets to compile CPU kernels for, besides baseline: "avx2", say
                             (default: all that the project knows)
+    SEQKERNELS_TEST_KERNELS 0: a build in place leaves out tests/kernels, which wheels never have
     SEQKERNELS_WITH_CUDA    0: no CUDA kernels; 1: stop where they cannot be built; unset: if nvcc is found
     SEQKERNELS_CUDA_TARGETS what to compile CUDA kernels for: "sm_80 sm_90a", say, or "native", this GPU
                             (default: all kinds of GPU that the project knows, and PTX for those to come)
@@ -28,6 +29,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -52,10 +54,6 @@ AVX512_BF16_FLAGS = [*AVX512_FLAGS, "-mavx512bf16"]
 AMX_FLAGS = [*AVX512_BF16_FLAGS, "-mamx-tile", "-mamx-bf16"]
 # Instruction set -> its one file and flags. The rest of csrc is compiled for the baseline of the platform.
 CPU_TARGETS = {"baseline": ("csrc/cpu/kernels_default.cpp", KERNEL_FLAGS)}
-# Their vectors are wider than the platform's: how they are passed is nobody else's business.
-EMULATED_TARGETS = {
-    f"csrc/cpu/kernels_emulated_{isa}.cpp": [*KERNEL_FLAGS, "-Wno-psabi"] for isa in ("avx512bf16", "amx")
-}
 if platform.machine().lower() in ("x86_64", "amd64"):
     CPU_TARGETS["avx2"] = ("csrc/cpu/kernels_avx2.cpp", KERNEL_FLAGS + AVX2_FLAGS)
     CPU_TARGETS["avx512"] = ("csrc/cpu/kernels_avx512.cpp", KERNEL_FLAGS + AVX512_FLAGS)
@@ -68,6 +66,8 @@ for isa in os.environ.get("SEQKERNELS_CPU_TARGETS", "").replace(",", " ").split(
 if "SEQKERNELS_CPU_TARGETS" in os.environ:
     wanted = {"baseline", *os.environ["SEQKERNELS_CPU_TARGETS"].replace(",", " ").split()}
     CPU_TARGETS = {isa: target for isa, target in CPU_TARGETS.items() if isa in wanted}
+
+HAS = [f"-DSEQKERNELS_HAS_{isa.upper()}" for isa in CPU_TARGETS]
 
 # Cards with compute capability 8.x, 9.0 and 10.0; all later ones compile the PTX when a kernel is first used.
 CUDA_TARGETS = ("sm_80", "sm_90a", "sm_100a", "compute_100")
@@ -190,35 +190,56 @@ def cuda_targets() -> tuple[str, ...]:
     return tuple(wanted) or CUDA_TARGETS
 
 
+PRODUCT, TESTS = "seqkernels._C", "tests.kernels._kernels"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One object: what it is compiled from, how, and the extension that it is linked into."""
+
+    extension: str
+    rule: str  # of the ninja file: cxx or cuda
+    source: str
+    flags: list[str]
+    name: str = ""
+
+    @property
+    def object(self) -> str:
+        return f"{self.name or self.source.replace('/', '_')}.o"
+
+
 class NinjaBuildExt(cpp_extension.BuildExtension):
     """torch's build_ext, with objects compiled by ninja, each source with flags of its own."""
 
-    def build_extension(self, ext: Extension) -> None:
+    def build_extensions(self) -> None:
         for package in ("ninja", "pybind11"):
             require(package)
-        objects_dir = Path(self.build_temp).resolve()
-        objects_dir.mkdir(parents=True, exist_ok=True)
-        text, objects, libraries = self.ninja_file()
-        ninja_file = objects_dir / "build.ninja"
+        if not self.inplace or os.environ.get("SEQKERNELS_TEST_KERNELS") == "0":
+            self.extensions = [ext for ext in self.extensions if ext.name != TESTS]
+        folder = Path(self.build_temp).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        ninja_file = folder / "build.ninja"
+        text, units, (library_dirs, libraries) = self.ninja_file({ext.name for ext in self.extensions})
         if not ninja_file.is_file() or ninja_file.read_text(encoding="utf-8") != text:
             ninja_file.write_text(text, encoding="utf-8")
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
-        if subprocess.run([sys.executable, "-m", "ninja", "-j", jobs], cwd=objects_dir).returncode != 0:
+        if subprocess.run([sys.executable, "-m", "ninja", "-j", jobs], cwd=folder).returncode != 0:
             sys.exit("compiling seqkernels failed; the compiler's message is above")
-        ext.extra_objects = [str(objects_dir / name) for name in objects]
-        ext.depends = [
-            *ext.extra_objects,
-            str(ninja_file),
-        ]  # link again exactly when an object or the plan is new
-        ext.library_dirs, ext.libraries = libraries
+        for ext in self.extensions:
+            ext.extra_objects = [str(folder / unit.object) for unit in units if unit.extension == ext.name]
+            if ext.name == TESTS:  # whose kernels meet at the barriers of the product's teams
+                ext.extra_objects.append(str(folder / "csrc_cpu_team.cpp.o"))
+            # Link again exactly when an object or the plan is new.
+            ext.depends = [*ext.extra_objects, str(ninja_file)]
+            ext.library_dirs, ext.libraries = library_dirs, libraries
         if sys.platform == "linux":
             # libtorch itself has no symbol of ours, but brings libtorch_cuda where there is one.
             for linker in ("linker_so", "linker_so_cxx"):
                 self.compiler.set_executable(linker, [*getattr(self.compiler, linker), "-Wl,--no-as-needed"])
-        super().build_extension(ext)
+        super().build_extensions()
 
-    def ninja_file(self) -> tuple[str, list[str], tuple[list[str], list[str]]]:
-        """(text of build.ninja, objects, (library folders, libraries) to link)."""
+    def ninja_file(self, extensions: set[str]) -> tuple[str, list[Unit], tuple[list[str], list[str]]]:
+        """(text of build.ninja, what it makes, (library folders, libraries) to link)."""
         import pybind11
 
         nvcc, cuda_sources, decision = plan_cuda()
@@ -242,11 +263,6 @@ class NinjaBuildExt(cpp_extension.BuildExtension):
             f'-DSEQKERNELS_TORCH_VERSION="{TORCH_VERSION}"',  # another torch: every object is made anew
             *([f'-DSEQKERNELS_CUDA_TARGETS="{",".join(cuda_targets())}"'] if nvcc else []),
         ]
-        # First what takes longest. cell.cu is compiled once for each cell.
-        flags_of: dict[str, list[str]] = dict(CPU_TARGETS.values()) | EMULATED_TARGETS
-        plain = [*sources("*.cpp"), *sources("*/*.cpp")]
-        flags_of |= {source: [] for source in plain if "/kernels_" not in source and source not in flags_of}
-        flags_of["csrc/cpu/dispatch.cpp"] = [f"-DSEQKERNELS_HAS_{isa.upper()}" for isa in CPU_TARGETS]
         user_flags = shlex.split(os.environ.get("CXXFLAGS", ""))
         cxx = cxx_compiler() + COMMON_FLAGS + defines + includes
         lines = ninja_rule("cxx", f"{escape(cxx)} $flags {escape(user_flags)} -MMD")
@@ -262,28 +278,44 @@ class NinjaBuildExt(cpp_extension.BuildExtension):
             compile = [str(nvcc), *NVCC_FLAGS, *strict, *images]
             lines += ninja_rule("cuda", f"{escape(compile)} $flags -MMD", log="$out.log")
             runtime = ["-isystem", str(home / "include")]
-            flags_of |= dict.fromkeys([*sources("cuda/*.cpp"), "csrc/python/cuda_plans.cpp"], runtime)
-        else:
-            flags_of = {source: flags for source, flags in flags_of.items() if "/cuda" not in source}
-        units = [("cuda", *unit) for source in cuda_sources for unit in cuda_units(source)]
-        units += [("cxx", source.replace("/", "_"), source, flags) for source, flags in flags_of.items()]
-        for rule, name, source, flags in units:
-            lines.append(f"build {name}.o: {rule} {escape_path(ROOT / source)}")
-            lines.append(f"  flags = {escape(flags)}")
-        objects = [f"{name}.o" for _, name, _, _ in units]
-        return "\n".join(lines) + "\n", objects, ([str(path) for path in library_dirs], libraries)
+        # First what takes longest.
+        units = [unit for source in cuda_sources for unit in cuda_units(source)]
+        units += [Unit(PRODUCT, "cxx", source, flags) for source, flags in CPU_TARGETS.values()]
+        units += test_units() if TESTS in extensions else []
+        for source in [*sources("*.cpp"), *sources("*/*.cpp")]:
+            if "/cuda" not in source and "/kernels_" not in source:
+                units.append(Unit(PRODUCT, "cxx", source, HAS if source.endswith("dispatch.cpp") else []))
+            elif "/cuda" in source and nvcc:
+                units.append(Unit(PRODUCT, "cxx", source, runtime))
+        for unit in units:
+            lines.append(f"build {unit.object}: {unit.rule} {escape_path(ROOT / unit.source)}")
+            lines.append(f"  flags = {escape(unit.flags)}")
+        return "\n".join(lines) + "\n", units, ([str(path) for path in library_dirs], libraries)
 
 
-def cuda_units(source: str) -> list[tuple[str, str, list[str]]]:
-    """(name, source, flags) of the objects that are made of a CUDA source: of cell.cu one for each cell."""
-    name = source.replace("/", "_")
+def cuda_units(source: str) -> list[Unit]:
+    """What is made of a CUDA source: of cell.cu one object for each cell."""
     if Path(source).stem != "cell":
-        return [(name, source, [])]
+        return [Unit(PRODUCT, "cuda", source, [])]
     snake_case = {cell: re.sub(r"(?<!^)(?=[A-Z])", "_", cell).lower() for cell in cells()}
     return [
-        (name.replace("cell", snake), source, [f"-DSEQKERNELS_CELL={cell}"])
+        Unit(PRODUCT, "cuda", source, [f"-DSEQKERNELS_CELL={cell}"], f"csrc_cuda_{snake}.cu")
         for cell, snake in snake_case.items()
     ]
+
+
+def test_units() -> list[Unit]:
+    """What tests run of the CPU kernels' source beside the product's own."""
+    # Vectors of the emulated targets are wider than the platform's: how they are passed is nobody else's business.
+    emulated = [*KERNEL_FLAGS, "-Wno-psabi"]
+    flags = {"emulated_avx512bf16": emulated, "emulated_amx": emulated, "module": HAS}
+    units = [Unit(TESTS, "cxx", f"tests/kernels/{name}.cpp", given) for name, given in flags.items()]
+    for isa in ("baseline", "avx2", "avx512"):
+        if isa in CPU_TARGETS:
+            names = [f"-DSEQKERNELS_ISA={isa}", f"-DSEQKERNELS_MATH={isa}_math"]
+            of_isa = [*CPU_TARGETS[isa][1], *names]
+            units.append(Unit(TESTS, "cxx", "tests/kernels/math.cpp", of_isa, f"tests_kernels_math_{isa}"))
+    return units
 
 
 def ninja_rule(name: str, compile: str, log: str = "") -> list[str]:
@@ -305,7 +337,7 @@ def escape_path(path: Path) -> str:
 
 
 setup(
-    ext_modules=[cpp_extension.CppExtension("seqkernels._C", sources=[])],
+    ext_modules=[cpp_extension.CppExtension(name, sources=[]) for name in (PRODUCT, TESTS)],
     # torch's own use of ninja has one set of flags for all sources; ours is in NinjaBuildExt.
     cmdclass={"build_ext": NinjaBuildExt.with_options(use_ninja=False)},
 )

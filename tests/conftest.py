@@ -27,11 +27,12 @@ from benchmarks.contestants import set_tf32
 from benchmarks.gpu_output import PLANS
 from seqkernels import _C
 from seqkernels._extension import BUILD_CONFIG
+from tests import kernels
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() and BUILD_CONFIG["cuda_targets"] else [])
 # Compute in bfloat16 as CPUs do that have instructions for it.
-EMULATED = [f"cpu/{isa}" for isa in _C.emulated_cpu_isas()]
+EMULATED = [f"cpu/{isa}" for isa in kernels.EMULATED]
 # What is best on each device, once for each instruction set.
 BEST_TARGETS = [f"cpu/{isa}" for isa in _C.cpu_isas()] + EMULATED + DEVICES[1:]
 TARGETS = BEST_TARGETS + [f"{gpu}/{plan}" for gpu in DEVICES[1:] for plan in PLANS]

@@ -10,6 +10,7 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <list>
 #include <stdexcept>
 
 namespace seqkernels {
@@ -83,12 +84,9 @@ const std::vector<Isa>& isas() {
   return *all;
 }
 
-// For tests alone. Never destroyed either.
-const std::vector<Isa>& emulated_isas() {
-  static const auto* const all = new std::vector<Isa>{
-      {extended(baseline_kernels(), emulated_avx512bf16_kernels()), always},
-      {extended(baseline_kernels(), emulated_amx_kernels()), always},
-  };
+// Those that were added at run time; a list, for tables are pointed at.
+std::list<KernelTable>& added() {
+  static auto* const all = new std::list<KernelTable>;
   return *all;
 }
 
@@ -106,8 +104,8 @@ std::string joined(const std::vector<std::string>& list) {
 }
 
 const KernelTable* find(const std::string& name, const char* source) {
-  for (const Isa& isa : emulated_isas())
-    if (name == isa.table.isa) return &isa.table;
+  for (const KernelTable& table : added())
+    if (name == table.isa) return &table;
   for (const Isa& isa : isas())
     if (name == isa.table.isa) {
       if (isa.available()) return &isa.table;
@@ -138,7 +136,12 @@ const KernelTable& cpu_kernels() { return *current().load(std::memory_order_rela
 
 std::vector<std::string> compiled_cpu_isas() { return names(isas()); }
 std::vector<std::string> available_cpu_isas() { return names(isas(), true); }
-std::vector<std::string> emulated_cpu_isas() { return names(emulated_isas()); }
+
+void add_cpu_isa(const Bf16Kernels& kernels) {
+  for (const KernelTable& table : added())
+    if (table.isa == std::string(kernels.isa)) return;
+  added().push_back(extended(baseline_kernels(), kernels));
+}
 
 void set_cpu_isa(const std::string& isa) { current() = find(isa, "set_cpu_isa"); }
 

@@ -12,8 +12,9 @@ const KernelTable& cpu_kernels();
 std::vector<std::string> compiled_cpu_isas();
 std::vector<std::string> available_cpu_isas();
 
-// Those that every CPU runs, for tests alone: never chosen by themselves, and not among those above.
-std::vector<std::string> emulated_cpu_isas();
+// Adds an ISA that this CPU runs: baseline's kernels, but for bfloat16 these, which live as long as the process. It is never
+// chosen by itself, and not among those above. Not while other threads run kernels.
+void add_cpu_isa(const Bf16Kernels& kernels);
 
 // Throws std::invalid_argument where `isa` is unknown or this CPU does not have it.
 void set_cpu_isa(const std::string& isa);

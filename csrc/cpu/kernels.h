@@ -20,8 +20,6 @@ struct Half {
   uint16_t bits;
 };
 
-enum class MathFunction : int { kExp, kSigmoid, kTanh };
-
 // A tensor of one row of features per (step, sequence): element f of sequence b at step t is at
 // data + step(t) + b * batch_stride + f.
 struct RowTensor {
@@ -122,7 +120,6 @@ struct KernelTable {
   int lanes;  // float32 numbers of a vector
   CellKernels cells[kCellKinds][int(DType::kCount)];
   FrozenKernels frozen[kCellKinds];
-  void (*math)(MathFunction, DType, const void* x, void* y, int64_t n);
 };
 
 // What an ISA offers that extends another one for bfloat16 alone.
@@ -136,7 +133,5 @@ const KernelTable& avx2_kernels();
 const KernelTable& avx512_kernels();
 const Bf16Kernels& avx512bf16_kernels();
 const Bf16Kernels& amx_kernels();
-const Bf16Kernels& emulated_avx512bf16_kernels();
-const Bf16Kernels& emulated_amx_kernels();
 
 }  // namespace seqkernels

@@ -27,6 +27,13 @@ pybind11::dict build_config() {
   return config;
 }
 
+std::string add_isa(const pybind11::capsule& capsule) {
+  const auto* const kernels = static_cast<const Bf16Kernels*>(PyCapsule_GetPointer(capsule.ptr(), "seqkernels.Bf16Kernels"));
+  if (!kernels) throw pybind11::error_already_set();
+  add_cpu_isa(*kernels);
+  return kernels->isa;
+}
+
 std::vector<pybind11::dict> list_cells() {
   std::vector<pybind11::dict> list;
   for (const CellInfo& cell : kCellInfos.of) {
@@ -51,7 +58,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("unit_padding") = kUnitPadding;
   m.def("cpu_isa", [] { return std::string(cpu_kernels().isa); }, "The ISA whose kernels run.");
   m.def("cpu_isas", &available_cpu_isas, "Every ISA this machine can run, best last.");
-  m.def("emulated_cpu_isas", &emulated_cpu_isas, "avx512bf16 and amx on any CPU, for tests.");
+  m.def("add_cpu_isa", &add_isa, pybind11::arg("kernels"), "Adds kernels that a test has; returns their name.");
   m.def("set_cpu_isa", &set_cpu_isa, pybind11::arg("isa"), "Run the kernels of this ISA from now on.");
   define_fastpath(m);
   define_frozen(m);

@@ -3,6 +3,8 @@
 #define SEQKERNELS_ISA emulated_avx512bf16
 #define SEQKERNELS_ISA_NAME "emulated_avx512bf16"
 #define SEQKERNELS_BF16_FORMAT Bf16VnniFormat
-#include "kernels_bf16-inl.h"
+#include "kernels.h"
+
+#include "cpu/kernels_bf16-inl.h"
 
 const seqkernels::Bf16Kernels& seqkernels::emulated_avx512bf16_kernels() { return emulated_avx512bf16::kTable; }

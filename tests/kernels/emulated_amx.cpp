@@ -3,6 +3,8 @@
 #define SEQKERNELS_ISA emulated_amx
 #define SEQKERNELS_ISA_NAME "emulated_amx"
 #define SEQKERNELS_BF16_FORMAT Bf16AmxFormat
-#include "kernels_bf16-inl.h"
+#include "kernels.h"
+
+#include "cpu/kernels_bf16-inl.h"
 
 const seqkernels::Bf16Kernels& seqkernels::emulated_amx_kernels() { return emulated_amx::kTable; }
