@@ -34,7 +34,7 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
@@ -211,10 +211,14 @@ class Unit:
 class NinjaBuildExt(cpp_extension.BuildExtension):
     """torch's build_ext, with objects compiled by ninja, each source with flags of its own."""
 
+    def run(self) -> None:
+        self.in_place = bool(self.inplace)  # setuptools takes it back while it builds
+        super().run()
+
     def build_extensions(self) -> None:
         for package in ("ninja", "pybind11"):
             require(package)
-        if not self.inplace or os.environ.get("SEQKERNELS_TEST_KERNELS") == "0":
+        if not self.in_place or os.environ.get("SEQKERNELS_TEST_KERNELS") == "0":
             self.extensions = [ext for ext in self.extensions if ext.name != TESTS]
         folder = Path(self.build_temp).resolve()
         folder.mkdir(parents=True, exist_ok=True)
@@ -306,7 +310,7 @@ def cuda_units(source: str) -> list[Unit]:
 
 def test_units() -> list[Unit]:
     """What tests run of the CPU kernels' source beside the product's own."""
-    # Vectors of the emulated targets are wider than the platform's: how they are passed is nobody else's business.
+    # Vectors of the emulated targets are wider than the platform's; how they are passed concerns nobody else.
     emulated = [*KERNEL_FLAGS, "-Wno-psabi"]
     flags = {"emulated_avx512bf16": emulated, "emulated_amx": emulated, "module": HAS}
     units = [Unit(TESTS, "cxx", f"tests/kernels/{name}.cpp", given) for name, given in flags.items()]

@@ -84,8 +84,8 @@ def refuse() -> None:
 
 
 def supports(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
-    """Whether nothing is lost: no gradient, nobody who watches, cuDNN is there, allowed and knows the cell, and
-    all sizes fit together. Where they do not, the kernels' own check says so."""
+    """Whether nothing is lost: no gradient, nobody who watches, cuDNN is there, allowed and knows the cell,
+    and all sizes fit together. Where they do not, the kernels' own check says so."""
     if spec.cell not in _MODES or compat.cudnn_rnn is None or compat.cudnn_rnn_flatten_weight is None:
         return False
     if x.device.type != "cuda" or is_compiling() or is_tracing() or not torch.backends.cudnn.is_acceptable(x):

@@ -15,4 +15,6 @@ except ImportError as error:
         f"({error})"
     ) from error
 
+__all__ = ["BUILD_CONFIG", "_C"]
+
 BUILD_CONFIG: dict[str, Any] = _C.build_config()

@@ -101,7 +101,7 @@ class _Differentiable:
         return self._apply(self.op, args)
 
     def _with_defaults(self, fake: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-        """`fake` with all arguments; the dispatcher leaves out those that have their default, or names them."""
+        """`fake` with all arguments; the dispatcher leaves out those at their default, or names them."""
         def run(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
             given = [*args, *self.defaults[len(args) - self.n - 1 :]]
             for name, value in kwargs.items():
@@ -112,8 +112,8 @@ class _Differentiable:
 
     def _apply(self, op: Callable[..., Any], args: Sequence[Any]) -> tuple[Tensor, ...]:
         n = self.n
-        *options, save = (*args[n + 1 :], *self.defaults[len(args) - n - 1 :])
-        return self.function.apply(op, save, *options, *args[:n], *args[n])
+        given = [*args[n + 1 :], *self.defaults[len(args) - n - 1 :]]  # the options, and whether to save
+        return self.function.apply(op, given[-1], *given[:-1], *args[:n], *args[n])
 
     def _autograd_kernel(self, keyset: Any, *args: Any) -> tuple[Tensor, ...]:
         op = compat.below_autograd_of(self.op, keyset)
@@ -255,6 +255,4 @@ def cast(value: Any, device_type: str, dtype: torch.dtype) -> Any:
 
 for _op in OPS.values():
     for _device_type in ("cpu", "cuda"):
-        compat.register_autocast(
-            _library, _op.op, _device_type, lambda args, dtype, device=_device_type: cast(args, device, dtype)
-        )
+        compat.register_autocast(_library, _op.op, _device_type, cast)

@@ -130,7 +130,7 @@ def argument_names(op: Any) -> list[str]:
 
 
 def register_autocast(
-    library: torch.library.Library, op: Any, device_type: str, cast: Callable[[Any, torch.dtype], Any]
+    library: torch.library.Library, op: Any, device_type: str, cast: Callable[[Any, str, torch.dtype], Any]
 ) -> None:
     """As `torch.library.register_autocast`, but with the dtype that is in force when the op is called."""
     if _dispatch_key_for_device is None or _exclude_dispatch_key is None:
@@ -140,7 +140,7 @@ def register_autocast(
 
     def kernel(*args: Any) -> Any:
         with _exclude_dispatch_key(torch._C.DispatchKeySet(key)):
-            return op(*cast(args, torch.get_autocast_dtype(device_type)))
+            return op(*cast(args, device_type, torch.get_autocast_dtype(device_type)))
 
     op.py_impl(key)(kernel)  # for tracing, which dispatches in Python
     library.impl(op_name(op), lambda _, *args: kernel(*args), key_name, with_keyset=True)
@@ -193,12 +193,13 @@ def _prepare_dynamo() -> None:
     from torch._dynamo import eval_frame
     from torch._dynamo.variables import builder
 
-    skip = getattr(eval_frame, "skip_code", None)
-    for code in _skipped if skip else ():
-        skip(code)  # without it Dynamo tries to compile the frame, and warns
+    # Without it Dynamo tries to compile the frame, and warns.
+    skip: Callable[[CodeType], Any] = getattr(eval_frame, "skip_code", lambda _: None)
+    for code in _skipped:
+        skip(code)
     try:
         wrap_module = builder.VariableBuilder.wrap_module
-        allow = functools.partial(builder.config.patch, allow_rnn=True)
+        allow: Callable[[], Any] = functools.partial(builder.config.patch, allow_rnn=True)
     except AttributeError:
         warnings.warn(
             f"torch.compile of this torch, {torch.__version__}, works in another way than in "
@@ -211,10 +212,10 @@ def _prepare_dynamo() -> None:
     def wrap(self: Any, value: Any) -> Any:
         if isinstance(value, tuple(_traceable)):
             with allow():
-                return wrap_module(self, value)
+                return wrap_module(self, value)  # type: ignore[arg-type]
         return wrap_module(self, value)
 
-    builder.VariableBuilder.wrap_module = wrap
+    builder.VariableBuilder.wrap_module = wrap  # type: ignore[method-assign]
 
 
 _before_first_compilation(_prepare_dynamo)

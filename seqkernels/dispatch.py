@@ -2,12 +2,13 @@
 
 A call of a module is tried in this order:
 
-    the fast path   around torch's dispatcher, for what needs no gradient and nobody watches (`fastpath_allowed`)
+    fast path       around torch's dispatcher: no gradient, nobody watches (`fastpath_allowed`)
     "cudnn"         inference that cuDNN runs faster (`_cudnn.py`)
     "native"        the ops of this package (`supports`)
     "reference"     plain torch (`reference.py`)
 
-`backend="native"` leaves out cuDNN and raises in place of the last one, `backend="reference"` is the last one.
+`backend="native"` leaves out cuDNN and raises in place of the last one; `backend="reference"` is the last
+one alone.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ def get_fastpath_enabled() -> bool:
 def set_fastpath_enabled(value: bool) -> None:
     """Allow or forbid modules to go around torch's dispatcher, in this process.
 
-    The fast path is for calls on the CPU that need no gradient, and that nobody derives, traces, transforms or
-    watches. Results are the same to the bit; without it a call takes some 20 to 60 µs more. It is on by default,
-    as torch's own for attention (`torch.backends.mha.set_fastpath_enabled`).
+    The fast path is for calls on the CPU that need no gradient, and that nobody derives, traces, transforms
+    or watches. Results are the same to the bit; without it a call takes some 20 to 60 µs more. It is on by
+    default, as torch's own for attention is (`torch.backends.mha.set_fastpath_enabled`).
 
     Example:
         >>> seqkernels.set_fastpath_enabled(False)  # so that a debugger sees every call
@@ -81,8 +82,8 @@ def choose(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequenc
     if backend not in BACKENDS:
         check_backend(backend)
     if backend != "reference" and supports(spec, x, state, weights):
-        on_cudnn = backend == "auto" and x.is_cuda and not is_compiling() and cudnn_is_faster(spec, x, state, weights)
-        return "cudnn" if on_cudnn else "native"
+        may_be_cudnn = backend == "auto" and x.is_cuda and not is_compiling()
+        return "cudnn" if may_be_cudnn and cudnn_is_faster(spec, x, state, weights) else "native"
     if backend == "native":
         reasons = not_supported_reasons(spec, x, state, weights)
         raise RuntimeError("backend='native' cannot run this because of\n  - " + "\n  - ".join(reasons))

@@ -7,7 +7,6 @@ with torch's generator. The modules of this package are built on these functions
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -314,7 +313,7 @@ def run_cell(
 def _run_native(
     spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
-    """One layer by its op, the shortest way: tracers see the dispatcher's, but there autograd in Python is slow."""
+    """One layer by its op, the shortest way: tracers see the dispatcher's, where autograd is slow."""
     save, op = _needs_grad(x, state, weights), _ops.OPS[spec.cell]
     args = (x, *state, weights, *spec.of_op, save)
     if is_compiling() or is_tracing():
@@ -333,8 +332,8 @@ def _run_reference(
     return reference.layer(spec.cell, x, state, weights, *spec.of_op)
 
 
-# One layer, all its directions, by each implementation of `dispatch.choose`: (spec, x, state, weights) -> (output,
-# *final_state).
+# One layer, all its directions, by each implementation that `dispatch.choose` names: of (spec, x, state,
+# weights), `(output, *final_state)`.
 LAYERS: dict[str, Callable[[LayerSpec, Tensor, State, Sequence[Tensor]], tuple[Tensor, ...]]] = {
     "native": _run_native,
     "reference": _run_reference,

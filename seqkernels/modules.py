@@ -1,13 +1,14 @@
 """The layers and cells of torch.nn, running on fused kernels.
 
 Every class is a subclass of its torch.nn namesake and takes over its constructor, parameters and state_dict.
-`forward` is written out here, on torch's own `check_input`, `check_forward_args` and `permute_hidden`. What is
-wrong with an argument before these can be asked is for torch's own `forward` to say, in the words of the
+`forward` is written out here, on torch's own `check_input`, `check_forward_args` and `permute_hidden`. What
+is wrong with an argument before these can be asked is for torch's own `forward` to say, in the words of the
 installed torch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
@@ -70,11 +71,13 @@ class _FusedLayer(_Fused, WeightsAsAttributes):
     bidirectional: bool
     proj_size: int
     hidden_size: int
+    check_forward_args: Callable[..., None]
+    permute_hidden: Callable[..., Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._fastpath_supported = all(
-            getattr(cls, name, None) in (getattr(base, name, None) for base in (cls._like, WeightsAsAttributes))
+            getattr(cls, name) in (getattr(cls._like, name), getattr(WeightsAsAttributes, name, None))
             for name in (
                 "check_input",
                 "check_hidden_size",
@@ -134,10 +137,7 @@ class _FusedLayer(_Fused, WeightsAsAttributes):
 
     def _forward_packed(self, input: PackedSequence, hx: Any, reset_mask: Tensor | None) -> tuple[Any, Any]:
         data, batch_sizes, sorted_indices, unsorted_indices = input
-        if hx is None:
-            hx = self._zeros(data, batch_sizes[0])
-        else:
-            hx = self.permute_hidden(hx, sorted_indices)
+        hx = self._zeros(data, batch_sizes[0]) if hx is None else self.permute_hidden(hx, sorted_indices)
         if not self._has_cell_state:  # of an LSTM, torch's forward leaves it to what runs it
             self.check_forward_args(data, hx, batch_sizes)
         if reset_mask is not None:
@@ -243,8 +243,8 @@ class _FusedCell(_Fused):
     hidden_size: int
     weight_ih: Tensor
     weight_hh: Tensor
-    bias_ih: Tensor | None
-    bias_hh: Tensor | None
+    bias_ih: Any
+    bias_hh: Any
 
     def _forward(self, cell: str, input: Tensor, hx: Any) -> Any:
         result = self._fastpath(cell, input, hx)

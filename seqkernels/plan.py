@@ -80,7 +80,7 @@ def explain(module: torch.nn.Module, x: Tensor | PackedSequence, hx: State = Non
 
 @dataclass
 class _Call:
-    """The arguments of `functional.run` that a module's forward comes to; of a state not given, the sizes alone."""
+    """What a module's forward hands to `functional.run`; of a state that is not given, the sizes alone."""
 
     spec: LayerSpec
     x: Tensor
@@ -91,7 +91,7 @@ class _Call:
 def _call(module: torch.nn.Module, x: Tensor | PackedSequence, hx: State) -> _Call:
     spec = spec_of(module)
     weights = [w for w in (getattr(module, name) for name in _weight_names(module)) if w is not None]
-    state = () if hx is None else hx if isinstance(hx, tuple) else (hx,)
+    state: Sequence[Tensor] = () if hx is None else hx if isinstance(hx, tuple) else (hx,)
     data = x.data if isinstance(x, PackedSequence) else x
     device_type = data.device.type
     if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
@@ -110,7 +110,8 @@ def _call(module: torch.nn.Module, x: Tensor | PackedSequence, hx: State) -> _Ca
             data, state = data.unsqueeze(0), [s.unsqueeze(0) for s in state]
         spec, batch = replace(spec, batch_first=False), data.size(1)
     if not state:
-        state = [data.new_empty(spec.num_layers * spec.directions, batch, module.hidden_size)] * spec.info.states
+        hidden: Any = module.hidden_size
+        state = [data.new_empty(spec.num_layers * spec.directions, batch, hidden)] * spec.info.states
     return _Call(spec, data, state, weights)
 
 

@@ -24,7 +24,7 @@ Run = Callable[[LayerSpec, Tensor, tuple[Tensor, ...], Sequence[Tensor]], tuple[
 def run(
     spec: LayerSpec, x: Tensor, state: tuple[Tensor, ...], weights: Sequence[Tensor], run: Run
 ) -> tuple[Tensor, ...]:
-    """`run` without `spec.reset_mask`; but nothing passes from step t - 1 to t, or back, where it is true at t.
+    """`run`, but nothing passes from step t - 1 to t, or back, where `spec.reset_mask` is true at t.
 
     Args:
         spec: With a mask, one value for each row of x.

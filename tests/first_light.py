@@ -114,7 +114,8 @@ def main() -> int:
             with options.results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
 
-    layers = [(sizes, dtype, cell) for cell in ("lstm", "gru", "rnn_tanh") for dtype in DTYPES for sizes in SMALL]
+    cells = ("lstm", "gru", "rnn_tanh")
+    layers = [(sizes, dtype, cell) for cell in cells for dtype in DTYPES for sizes in SMALL]
     layers += [
         (sizes, dtype, cell) for sizes in LONG for dtype in ("bfloat16", "tf32") for cell in ("lstm", "gru")
     ]

@@ -11,8 +11,8 @@ import torch
 from benchmarks import calibrate
 from benchmarks.cuda_tables import ROOT
 from seqkernels import plan
-from tests.problems import CELLS
 from seqkernels._extension import BUILD_CONFIG
+from tests.problems import CELLS
 
 pytestmark = pytest.mark.skipif(not BUILD_CONFIG["cuda_targets"], reason="built without CUDA")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ CASES = 600
 
 
 @pytest.fixture
-def ran(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
+def ran(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The implementations that have run so far."""
     names: set[str] = set()
 
@@ -40,7 +40,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
         monkeypatch.setitem(functional.LAYERS, name, recorded(layer, name))
     monkeypatch.setattr(_cudnn, "run", recorded(_cudnn.run, "cudnn"))
     monkeypatch.setattr(_C, "fastpath", recorded(_C.fastpath, "native"))
-    yield names
+    return names
 
 
 @dataclass
@@ -74,10 +74,12 @@ def random_call(seed: int) -> Call:
     some = draw.choice
     device, dtype = some(DEVICES), some([torch.float32, torch.float32, torch.bfloat16, torch.float64])
     kind, is_layer = some(["LSTM", "GRU", "RNN"]), draw.random() < 0.7
-    options: dict[str, Any] = {"bias": some([True, False]), "backend": some(["auto", "auto", "native", "reference"])}
+    backend = some(["auto", "auto", "native", "reference"])
+    options: dict[str, Any] = {"bias": some([True, False]), "backend": backend}
     if is_layer:
         options |= {"num_layers": some([1, 1, 2]), "bidirectional": some([True, False])}
-        options |= {"batch_first": some([True, False]), "dropout": some([0.0, 0.0, 0.5]) * (options["num_layers"] > 1)}
+        dropout = some([0.0, 0.0, 0.5]) * (options["num_layers"] > 1)
+        options |= {"batch_first": some([True, False]), "dropout": dropout}
         if kind == "LSTM" and draw.random() < 0.2:
             options["proj_size"] = 3
     if kind == "RNN":
@@ -108,7 +110,8 @@ def random_call(seed: int) -> Call:
         data = pack_padded_sequence(x, torch.tensor([steps, *lengths]))
     elif is_layer and module.batch_first:
         data = x.transpose(0, 1)
-    return Call(module, data, hx, draw.random() < 0.1, draw.random() < 0.2 and device != "meta", draw.random() < 0.6)
+    autocast = draw.random() < 0.2 and device != "meta"
+    return Call(module, data, hx, draw.random() < 0.1, autocast, draw.random() < 0.6)
 
 
 @pytest.mark.parametrize("first", range(0, CASES, 100))
@@ -118,7 +121,7 @@ def test_explain_says_what_runs(first: int, ran: set[str]) -> None:
         ran.clear()
         call = random_call(seed)
         explained, result = call()
-        if isinstance(result, Exception):  # of torch, for dtypes that do not meet; or because native was asked for
+        if isinstance(result, Exception):  # of torch, for dtypes that do not meet; or native was asked for
             if "backend='native'" in str(result):
                 assert explained.backend == "reference", (seed, explained, result)
                 assert all(f"  - {reason}" in str(result) for reason in explained.reasons), (seed, result)

@@ -27,8 +27,8 @@ PRIVATE_OF_MODULES = {
     "_update_flat_weights",
 }
 
-# Hides names of torch from the package, one in each of as many forked processes, and says what became of it there. (Torch
-# itself goes on using them.)
+# Hides names of torch from the package, one in each of as many forked processes, and says what became of it
+# there. (Torch itself goes on using them.)
 DRIVER = """
 import json, operator, os, sys, warnings
 import torch
@@ -139,7 +139,8 @@ def private_names(path: Path) -> list[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch" and not node.level:
+        from_torch = isinstance(node, ast.ImportFrom) and re.match(r"torch\b", node.module or "")
+        if isinstance(node, ast.ImportFrom) and from_torch and not node.level:
             parts = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
             found += [f"{node.module}: {part}" for part in parts if part.startswith("_")]
         elif isinstance(node, ast.Import):

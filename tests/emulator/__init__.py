@@ -75,7 +75,8 @@ def build(
     for name, file, cell, root in parts:
         folder = f"{variant}/" if root != CSRC else ""
         objects.append(f"{folder}{name}_{instrumentation}.o")
-        lines.append(f"build {objects[-1]}: kernels {file.resolve()}{option}\n  csrc = {root}\n  cell = {cell}")
+        variables = f"{option}\n  csrc = {root}\n  cell = {cell}"
+        lines.append(f"build {objects[-1]}: kernels {file.resolve()}{variables}")
     lines.append(f"build {program}: program {' '.join(objects)}{option}\n")
     return make(program, "\n".join(lines))
 

@@ -35,7 +35,8 @@ def build() -> Path:
 def run(*arguments: str, **environment: str) -> str:
     """What `python ARGUMENTS` prints there."""
     variables = {**os.environ, "PYTHONPATH": str(TREE), "SEQKERNELS_CPU_ISA": "", **environment}
-    done = subprocess.run([sys.executable, *arguments], cwd=TREE, env=variables, capture_output=True, text=True)
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=TREE, env=variables, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(arguments)}:\n{done.stdout}{done.stderr}")
     return done.stdout

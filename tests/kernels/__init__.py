@@ -1,4 +1,4 @@
-"""Kernels for tests alone, compiled beside the product by a build in place (setup.py says how to leave them out)."""
+"""Kernels for tests alone, compiled by a build in place; SEQKERNELS_TEST_KERNELS=0 leaves them out."""
 
 from __future__ import annotations
 
