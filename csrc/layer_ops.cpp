@@ -144,7 +144,9 @@ STABLE_TORCH_LIBRARY(seqkernels, m) {
 STABLE_TORCH_LIBRARY_IMPL(seqkernels, CPU, m) { implement_all<layer_forward_cpu, layer_backward_cpu>(m, AllCells()); }
 
 #if defined(SEQKERNELS_CUDA_TARGETS)
-STABLE_TORCH_LIBRARY_IMPL(seqkernels, CUDA, m) { implement_all<layer_forward_cuda, layer_backward_cuda>(m, AllCells()); }
+STABLE_TORCH_LIBRARY_IMPL(seqkernels, CUDA, m) {
+  implement_all<layer_forward_cuda, layer_backward_cuda>(m, AllCells());
+}
 #endif
 
 }  // namespace

@@ -104,9 +104,7 @@ def supports(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Seque
     )
 
 
-def run(
-    spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
+def run(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """`(output, *final_state)` of one layer in evaluation; x [T, B, I]."""
     hidden, per_direction = state[0].size(2), len(weights) // spec.directions
     flat = [w.detach().clone() for w in weights]  # which the next line makes views of the buffer

@@ -102,6 +102,7 @@ class _Differentiable:
 
     def _with_defaults(self, fake: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
         """`fake` with all arguments; the dispatcher leaves out those at their default, or names them."""
+
         def run(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
             given = [*args, *self.defaults[len(args) - self.n - 1 :]]
             for name, value in kwargs.items():

@@ -24,6 +24,7 @@ __all__ = ["Frozen", "freeze"]
 
 _CLASSES = {*FUSED, *FUSED.values()}
 
+
 def freeze(module: torch.nn.Module, dtype: torch.dtype | None = None) -> Frozen:
     """A module for inference on the CPU that computes what `module` does now, with the least time for a call.
 

@@ -265,9 +265,7 @@ def run(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]) -> 
     return _run_stack(spec, x, state, weights)
 
 
-def _run_stack(
-    spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
+def _run_stack(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Layer after layer; x [T, B, I] or packed [R, I]."""
     implementation = dispatch.choose(spec, x, state, weights)
     if implementation == "cudnn":
@@ -310,9 +308,7 @@ def run_cell(
     return tuple([s.squeeze(0) for s in finals])
 
 
-def _run_native(
-    spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
+def _run_native(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """One layer by its op, the shortest way: tracers see the dispatcher's, where autograd is slow."""
     save, op = _needs_grad(x, state, weights), _ops.OPS[spec.cell]
     args = (x, *state, weights, *spec.of_op, save)
@@ -326,9 +322,7 @@ def _run_native(
     return tuple(results[: 1 + len(state)])
 
 
-def _run_reference(
-    spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
+def _run_reference(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return reference.layer(spec.cell, x, state, weights, *spec.of_op)
 
 

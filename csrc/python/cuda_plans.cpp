@@ -41,8 +41,8 @@ DType dtype_named(const std::string& name) {
 // For each kind of plan its name, cycles of a step, how it is cut, and what stands against it: on a device that is there, by its
 // index, or on one with such limits (capability, multiprocessors, shared bytes of a block).
 std::vector<py::dict> cuda_plans(const std::string& cell, const std::string& dtype, bool backward, int64_t batch,
-                                       int64_t hidden, int64_t directions, bool tf32_allowed,
-                                       const std::variant<int, std::tuple<int, int, int64_t>>& device) {
+                                 int64_t hidden, int64_t directions, bool tf32_allowed,
+                                 const std::variant<int, std::tuple<int, int, int64_t>>& device) {
   CellKind kind;
   if (!find_cell(cell, kind)) fail("unknown cell '", cell, "'");
   const cuda::CellKernels& kernels = cuda::kernels_of(kind, dtype_named(dtype), tf32_allowed);

@@ -28,7 +28,8 @@ pybind11::dict build_config() {
 }
 
 std::string add_isa(const pybind11::capsule& capsule) {
-  const auto* const kernels = static_cast<const Bf16Kernels*>(PyCapsule_GetPointer(capsule.ptr(), "seqkernels.Bf16Kernels"));
+  const auto* const kernels =
+      static_cast<const Bf16Kernels*>(PyCapsule_GetPointer(capsule.ptr(), "seqkernels.Bf16Kernels"));
   if (!kernels) throw pybind11::error_already_set();
   add_cpu_isa(*kernels);
   return kernels->isa;

@@ -58,9 +58,7 @@ def program() -> Path:
     parts += [("kernels", "driver", layer.DRIVER, "")]
     parts += [("kernels", *part) for part in emulator.kernels(list(CELLS))]
     objects = [f"traffic/{name}.o" for _, name, _, _ in parts]
-    lines = [
-        f"build traffic/{name}.o: {rule} {path}\n  cell = {cell}" for rule, name, path, cell in parts
-    ]
+    lines = [f"build traffic/{name}.o: {rule} {path}\n  cell = {cell}" for rule, name, path, cell in parts]
     root = _HERE.parents[2]
     rules = _RULES.format(root=root, compiler=os.environ.get("CXX", "c++"))
     lines.append(f"build traffic_program: program {' '.join(objects)}\n")
