@@ -31,7 +31,7 @@ RESULT := benchmarks/results/$(NAME)
 # What holds ours, torch, oneDNN and MKL to an instruction set.
 HOLD_avx2 := env SEQKERNELS_CPU_ISA=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 HOLD = $(if $(ISA),$(or $(HOLD_$(ISA)),$(error ISA=$(ISA): avx2 is what there is)))
-BUILT := build/.built-$(shell printf '%s' '$(PY) $(TORCH_SPEC) $(CXX) $(CXXFLAGS) $(SEQKERNELS_WITH_CUDA) $(SEQKERNELS_CUDA_TARGETS)' | tr -c 'A-Za-z0-9.=' _)
+BUILT := build/.built-$(shell printf '%s' '$(PY) $(TORCH_SPEC) $(CXX) $(CXXFLAGS) $(SEQKERNELS_CPU_TARGETS) $(SEQKERNELS_TEST_KERNELS) $(SEQKERNELS_WITH_CUDA) $(SEQKERNELS_CUDA_TARGETS)' | tr -c 'A-Za-z0-9.=' _)
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo examples test bench gpu gpu-report lint format wheel clean env bench-env
@@ -44,7 +44,7 @@ help:  ## this list
 build: env $(BUILT)  ## compile seqkernels._C in place
 
 # Newer than everything the extension is made of, so that a build with nothing to do does not even import torch.
-$(BUILT): setup.py seqkernels/__init__.py $(shell find csrc -type f 2>/dev/null) $(if $(PYTHON),,$(READY))
+$(BUILT): setup.py seqkernels/__init__.py $(shell find csrc tests/kernels -name '*.so' -prune -o -name __pycache__ -prune -o -type f -print 2>/dev/null) $(if $(PYTHON),,$(READY))
 	$(call need,setuptools ninja pybind11 torch)
 	$(PY) setup.py -q build_ext --inplace
 	@rm -f build/.built-* && touch $@
