@@ -100,7 +100,8 @@ def cudnn_is_faster(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights
 
 
 def has_projection(spec: LayerSpec, weights: Sequence[Tensor]) -> bool:
-    return len(weights) > spec.num_layers * spec.directions * spec.weights_per_direction
+    per_direction = 4 if spec.bias else 2
+    return len(weights) > spec.num_layers * (2 if spec.bidirectional else 1) * per_direction
 
 
 def supports(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:

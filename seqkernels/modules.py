@@ -71,6 +71,7 @@ class _FusedLayer(_Fused, WeightsAsAttributes):
     bidirectional: bool
     proj_size: int
     hidden_size: int
+    _has_cell_state = False  # whether a state is a tuple of h and c
     check_forward_args: Callable[..., None]
     permute_hidden: Callable[..., Any]
 
@@ -109,13 +110,15 @@ class _FusedLayer(_Fused, WeightsAsAttributes):
                 return result
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, reset_mask)
-        if input.dim() not in (2, 3) or self.mode.lower() not in CELLS:
+        dim = input.dim()
+        if dim not in (2, 3) or self.mode.lower() not in CELLS:
             self._refuse(input, hx)
-        if hx is not None and any(s.dim() != input.dim() for s in self._states(hx)):
-            self._refuse(input, hx)
+        for state in self._states(hx) if hx is not None else ():
+            if state.dim() != dim:
+                self._refuse(input, hx)
         if reset_mask is not None:
             resets.check(reset_mask, input.shape[:-1])
-        if input.dim() == 3:
+        if dim == 3:
             return self._forward_batched(input, hx, reset_mask)
 
         batch_dim = 0 if self.batch_first else 1
@@ -148,10 +151,6 @@ class _FusedLayer(_Fused, WeightsAsAttributes):
 
     def _run(self, spec: LayerSpec, x: Tensor, hx: Any) -> tuple[Tensor, ...]:
         return functional.run(spec, x, self._states(hx), self.flat_weights())
-
-    @property
-    def _has_cell_state(self) -> bool:
-        return CELLS[self.mode.lower()].has_cell_state
 
     def _states(self, hx: Any) -> tuple[Tensor, ...]:
         """The parts of a state as torch has it: one tensor, or of an LSTM h and c."""
@@ -194,6 +193,7 @@ class FusedLSTM(_FusedLayer, torch.nn.LSTM):
     """
 
     _like = torch.nn.LSTM
+    _has_cell_state = True
 
     def forward(self, input: Any, hx: Any = None, *, reset_mask: Tensor | None = None) -> Any:
         return self._forward(input, hx, reset_mask)
@@ -237,6 +237,12 @@ class FusedRNN(_FusedLayer, torch.nn.RNN):
         return self._forward(input, hx, reset_mask)
 
 
+# Of single steps, made once: there is nothing more to say of them.
+_SPECS_OF_CELLS = {
+    (cell, backend): LayerSpec(cell, backend=backend) for cell in CELLS for backend in dispatch.BACKENDS
+}
+
+
 class _FusedCell(_Fused):
     """A single step; the other base of a subclass is its namesake in torch.nn, an RNNCellBase."""
 
@@ -265,7 +271,7 @@ class _FusedCell(_Fused):
         elif not batched:
             states = tuple([s.unsqueeze(0) for s in states])
         weights = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
-        final = functional.run_cell(LayerSpec(cell, backend=self.backend), x, states, *weights)
+        final = functional.run_cell(_SPECS_OF_CELLS[cell, self.backend], x, states, *weights)
         if not batched:
             final = tuple([s.squeeze(0) for s in final])
         return final if has_cell_state else final[0]

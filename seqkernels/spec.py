@@ -42,11 +42,6 @@ class LayerSpec:
         return 2 if self.bidirectional else 1
 
     @property
-    def weights_per_direction(self) -> int:
-        """Without a projection."""
-        return 4 if self.bias else 2
-
-    @property
     def info(self) -> Cell:
         return CELLS[self.cell]
 

@@ -146,7 +146,7 @@ def test_options_pass_through_the_spec() -> None:
     layer = seqkernels.FusedGRU(4, 6, 2, bias=False, batch_first=True, dropout=0.5, bidirectional=True)
     mask = torch.zeros(3, 5, dtype=torch.bool)
     spec = layer._spec(None, mask)
-    assert (spec.cell, spec.num_layers, spec.directions, spec.weights_per_direction) == ("gru", 2, 2, 2)
+    assert (spec.cell, spec.num_layers, spec.directions, spec.bias) == ("gru", 2, 2, False)
     assert (spec.batch_first, spec.dropout, spec.training, spec.backend) == (True, 0.5, True, "auto")
     assert spec.reset_mask is mask
     packed: Tensor = torch.tensor([3, 2])
