@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md says of the tree is so."""
+"""What README.md and CONTRIBUTING.md say is so."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 WITHOUT_DIFF = re.sub(r"```diff\n.*?```", "", TEXT, flags=re.DOTALL)
 # Files that the guide tells its reader to make.
 PLACEHOLDERS = re.compile(r"NAME")
+
+
+def test_examples_of_the_readme_run() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) > 2
+    exec(compile("\n".join(blocks), "README.md", "exec"), {})
 
 
 def section(title: str) -> str:
