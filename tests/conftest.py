@@ -98,6 +98,17 @@ def assert_close(actual: Any, expected: Any, dtype: torch.dtype | str | None = N
             assert_close(a, e, dtype, f"{what}[{n}]")
 
 
+# The classes of torch.nn that have a fused namesake; the names that kernels know are problems.CELLS.
+LAYERS = ("LSTM", "GRU", "RNN")
+STEPS = ("LSTMCell", "GRUCell", "RNNCell")
+
+
+def random_state(name: str, *shape: int, **options: Any) -> Any:
+    """A state for a class of one of these names: one tensor, or of an LSTM two."""
+    h, c = (torch.randn(*shape, **options) for _ in range(2))
+    return (h, c) if "LSTM" in name else h
+
+
 def flat(value: Any) -> list[Tensor]:
     """The tensors in nested tuples, lists and PackedSequences, in order."""
     if isinstance(value, Tensor):

@@ -10,7 +10,7 @@ from benchmarks.cuda_tables import FIGURES, Kernel, kernels
 from seqkernels._extension import BUILD_CONFIG
 
 TARGETS = [t for t in BUILD_CONFIG["cuda_targets"].split(",") if t.startswith("sm_")]
-CELLS = ("LSTM", "GRU", "RNN tanh", "RNN relu")
+TITLES = ("LSTM", "GRU", "RNN tanh", "RNN relu")
 
 pytestmark = pytest.mark.skipif(not TARGETS, reason="built without CUDA")
 
@@ -26,7 +26,7 @@ def found() -> dict[tuple[str, ...], Kernel]:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_kernel_is_there(target: str, found: dict[tuple[str, ...], Kernel]) -> None:
-    for cell, direction in itertools.product(CELLS, ("forward", "backward")):
+    for cell, direction in itertools.product(TITLES, ("forward", "backward")):
         for dtype in ("fp64", "fp32", "bf16", "fp16"):
             assert ("stepwise", direction, cell, dtype, target) in found
         for dtype in ("fp32", "tf32", "bf16", "fp16"):

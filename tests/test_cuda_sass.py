@@ -11,7 +11,7 @@ from benchmarks import cuda_sass
 from benchmarks.cuda_tables import FIGURES, ROOT, SASS_TARGET
 from seqkernels._extension import BUILD_CONFIG
 
-CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN tanh", "rnn_relu": "RNN relu"}
+TITLES = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN tanh", "rnn_relu": "RNN relu"}
 GROWTH = 1.05
 # Instructions of a warp with one quarter of one tile, on tensor cores.
 MOST_TO_POLL = {"forward": 160, "backward": 220}
@@ -31,14 +31,14 @@ def table() -> dict[str, list[int]]:
 
 
 @needs_build
-@pytest.mark.parametrize("source", CELLS)
+@pytest.mark.parametrize("source", TITLES)
 def test_no_step_grows(source: str) -> None:
     objects = sorted((ROOT / "build").glob(f"temp*/csrc_cuda_{source}.cu.o"))
     if not objects:
         pytest.skip("no build folder: seqkernels was built elsewhere")
     kernels = cuda_sass.persistent_kernels(objects[-1:], [SASS_TARGET])
     known = table()
-    assert {k.title for k in kernels} == {title for title in known if f" {CELLS[source]} " in title}
+    assert {k.title for k in kernels} == {title for title in known if f" {TITLES[source]} " in title}
     for kernel in kernels:
         found = cuda_sass.figures(kernel)
         step, to_poll, to_publish, *_ = known[kernel.title]

@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import seqkernels
 from seqkernels import _C, dispatch
 
-from .conftest import DTYPES, flat
+from .conftest import DTYPES, LAYERS, STEPS, flat, random_state
 
-LAYERS = ("FusedLSTM", "FusedGRU", "FusedRNN")
-CELLS = ("FusedLSTMCell", "FusedGRUCell", "FusedRNNCell")
+FUSED_LAYERS = tuple(f"Fused{name}" for name in LAYERS)
+FUSED_STEPS = tuple(f"Fused{name}" for name in STEPS)
 I, H = 5, 18
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -50,11 +50,6 @@ def no_grad() -> Iterator[None]:
         yield
 
 
-def state(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Any:
-    h, c = torch.randn(2, *shape).to(dtype)
-    return (h, c) if "LSTM" in name else h
-
-
 def both(module: nn.Module, *inputs: Any) -> tuple[list[Tensor], list[Tensor]]:
     """The results of the fast path and of the long one."""
     short = module(*inputs)
@@ -79,7 +74,7 @@ def check(calls: list[bool], module: nn.Module, *inputs: Any) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("given", [False, True], ids=["zeros", "hx"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", FUSED_LAYERS)
 def test_layers(
     name: str,
     options: dict[str, Any],
@@ -95,7 +90,7 @@ def test_layers(
     for shape in ((1, 1), (4, 1), (1, 3), (4, 3), (9, 30), (4,)):
         x = torch.randn(*shape, I).to(dtype)
         batch = shape[:1] if module.batch_first and len(shape) > 1 else shape[1:]
-        hx = [state(name, states, *batch, H, dtype=dtype)] if given else []
+        hx = [random_state(name, states, *batch, H, dtype=dtype)] if given else []
         check(calls, module, x, *hx)
         if len(shape) > 1:
             check(calls, module, x.transpose(0, 1).contiguous().transpose(0, 1), *hx)
@@ -105,11 +100,11 @@ def test_layers(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("given", [False, True], ids=["zeros", "hx"])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", FUSED_STEPS)
 def test_cells(name: str, bias: bool, given: bool, dtype: torch.dtype, calls: list[bool]) -> None:
     module = getattr(seqkernels, name)(I, H, bias=bias).to(dtype)
     for batch in ((1,), (3,), (40,), ()):
-        hx = [state(name, *batch, H, dtype=dtype)] if given else []
+        hx = [random_state(name, *batch, H, dtype=dtype)] if given else []
         check(calls, module, torch.randn(*batch, I).to(dtype), *hx)
 
 
@@ -128,7 +123,7 @@ def test_nothing_requires_a_gradient(calls: list[bool]) -> None:
 @pytest.mark.parametrize("which", ["x", "h", "c", "weight_ih_l0", "bias_hh_l0"])
 def test_something_requires_a_gradient(which: str, calls: list[bool]) -> None:
     module = seqkernels.FusedLSTM(I, H).requires_grad_(False)
-    x, (h, c) = torch.randn(4, 3, I), state("LSTM", 1, 3, H)
+    x, (h, c) = torch.randn(4, 3, I), random_state("LSTM", 1, 3, H)
     named = {"x": x, "h": h, "c": c} | dict(module.named_parameters())
     named[which].requires_grad_()
     with torch.enable_grad():
@@ -292,13 +287,13 @@ def test_switch(calls: list[bool]) -> None:
 
 def test_state_as_a_list(calls: list[bool]) -> None:
     """torch.nn takes the two states of an LSTM in any sequence."""
-    module, x, hx = seqkernels.FusedLSTM(I, H), torch.randn(4, 3, I), state("LSTM", 1, 3, H)
+    module, x, hx = seqkernels.FusedLSTM(I, H), torch.randn(4, 3, I), random_state("LSTM", 1, 3, H)
     for given in (hx, list(hx)):
         short, long = both(module, x, given)
         assert all(torch.equal(a, b) for a, b in zip(short, long, strict=True))
 
 
-@pytest.mark.parametrize("name", [*LAYERS, *CELLS])
+@pytest.mark.parametrize("name", [*FUSED_LAYERS, *FUSED_STEPS])
 def test_parameters_are_read_afresh(name: str) -> None:
     module, x = getattr(seqkernels, name)(I, H), torch.randn(3, 2, I)
     x = x[0] if name.endswith("Cell") else x

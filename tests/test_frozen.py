@@ -17,10 +17,8 @@ from torch.nn.utils.rnn import pack_sequence
 import seqkernels
 from seqkernels import _C
 
-from .conftest import assert_close, flat, in_child
+from .conftest import LAYERS, STEPS, assert_close, flat, in_child
 
-LAYERS = ("LSTM", "GRU", "RNN")
-CELLS = ("LSTMCell", "GRUCell", "RNNCell")
 DTYPES = (torch.float32, torch.bfloat16)
 OPTIONS = [
     {},
@@ -86,7 +84,7 @@ def test_layers(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("given", [False, True], ids=["zeros", "hx"])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", STEPS)
 def test_cells(name: str, bias: bool, given: bool, dtype: torch.dtype, target: torch.device) -> None:
     module = getattr(nn, name)(I, H, bias=bias)
     for batch in ((1,), (3,), (), (0,)):
@@ -114,10 +112,10 @@ def test_enough_work_for_several_threads(
     check(module, dtype, torch.randn(30, 2, 40), hx_of(name, 4, 2, 70))
 
 
-@pytest.mark.parametrize("name", LAYERS + CELLS)
+@pytest.mark.parametrize("name", LAYERS + STEPS)
 def test_fused_modules(name: str) -> None:
     module = getattr(seqkernels, f"Fused{name}")(I, H)
-    x = torch.randn(4, I) if name in CELLS else torch.randn(4, 3, I)
+    x = torch.randn(4, I) if name in STEPS else torch.randn(4, 3, I)
     assert_close(flat(seqkernels.freeze(module)(x)), flat(module(x)))
     for dtype in (torch.bfloat16, torch.float16):
         frozen = seqkernels.freeze(copy.deepcopy(module).to(dtype))
@@ -133,7 +131,7 @@ def test_steps_make_a_sequence() -> None:
     assert_close((torch.cat(outputs), state), module(x))
 
 
-@pytest.mark.parametrize("name", LAYERS + CELLS)
+@pytest.mark.parametrize("name", LAYERS + STEPS)
 def test_a_snapshot(name: str) -> None:
     module = getattr(nn, name)(I, H)
     frozen, x = seqkernels.freeze(module), torch.randn(4, I)
@@ -205,7 +203,7 @@ def through_save(module: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, through_pickle, through_save])
-@pytest.mark.parametrize("name", LAYERS + CELLS)
+@pytest.mark.parametrize("name", LAYERS + STEPS)
 def test_copies(name: str, duplicate: Callable[[nn.Module], nn.Module], dtype: torch.dtype) -> None:
     options = {"num_layers": 2, "bidirectional": True} if name in LAYERS else {"bias": False}
     frozen = seqkernels.freeze(getattr(nn, name)(I, H, **options), dtype)

@@ -22,10 +22,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import seqkernels
 
-from .conftest import assert_close, flat
+from .conftest import LAYERS, STEPS, assert_close, flat, random_state
 
-LAYERS = ("LSTM", "GRU", "RNN")
-CELLS = ("LSTMCell", "GRUCell", "RNNCell")
 I, H = 5, 6
 
 
@@ -89,11 +87,6 @@ def doubled(value: Any) -> Any:
     return None if value is None else tuple(doubled(v) for v in value)
 
 
-def states(name: str, *shape: int, **options: Any) -> Any:
-    h = torch.randn(*shape, **options).requires_grad_()
-    return (h, torch.randn(*shape, **options).requires_grad_()) if name.startswith("LSTM") else h
-
-
 # ---------------------------------------------------------------- results
 
 OPTIONS = [
@@ -124,7 +117,7 @@ def configured(
 
 def initial(name: str, layers: int, features: int, batch: tuple[int, ...], like: dict[str, Any]) -> Any:
     if name != "LSTM":
-        return states(name, layers, *batch, features, **like)
+        return random_state(name, layers, *batch, features, **like, requires_grad=True)
     h, c = (torch.randn(layers, *batch, n, **like).requires_grad_() for n in (features, H))
     return h, c
 
@@ -163,7 +156,7 @@ def test_layers(
 @pytest.mark.parametrize("batch", [(3,), ()], ids=["batched", "unbatched"])
 @pytest.mark.parametrize(
     ("name", "options"),
-    [(name, {"bias": bias}) for name in CELLS for bias in (True, False)]
+    [(name, {"bias": bias}) for name in STEPS for bias in (True, False)]
     + [("RNNCell", {"nonlinearity": "relu"})],
     ids=ids,
 )
@@ -178,11 +171,13 @@ def test_cells(
     like = {"dtype": dtype, "device": device}
     theirs, ours = pair(name, I, H, **options, **like)
     x = torch.randn(*batch, I, **like).requires_grad_()
-    compare(theirs, ours, *((x, states(name, *batch, H, **like)) if given else (x,)))
+    compare(
+        theirs, ours, *((x, random_state(name, *batch, H, **like, requires_grad=True)) if given else (x,))
+    )
 
 
 @pytest.mark.parametrize("backend", ["auto", "native", "reference"])
-@pytest.mark.parametrize("name", LAYERS + CELLS)
+@pytest.mark.parametrize("name", LAYERS + STEPS)
 def test_backends_agree(name: str, backend: str, dtype: torch.dtype, device: torch.device) -> None:
     theirs, ours = pair(name, I, H, dtype=dtype, device=device)
     ours.backend = backend
@@ -227,7 +222,7 @@ try:
     from torch.testing._internal.common_modules import module_db
 except ImportError:  # it needs the package expecttest
     module_db = []
-RNN_MODULES = [m for m in module_db if m.module_cls.__name__ in LAYERS + CELLS]
+RNN_MODULES = [m for m in module_db if m.module_cls.__name__ in LAYERS + STEPS]
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -370,7 +365,7 @@ CELL_MISTAKES: dict[str, Callable[[nn.Module, str], Any]] = {
 
 
 @pytest.mark.parametrize("mistake", CELL_MISTAKES)
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", STEPS)
 def test_mistakes_with_cells(name: str, mistake: str) -> None:
     theirs, ours = pair(name, I, H)
     expected = outcome(lambda: CELL_MISTAKES[mistake](theirs, name))
@@ -381,7 +376,7 @@ def test_mistakes_with_cells(name: str, mistake: str) -> None:
     assert actual == expected
 
 
-@pytest.mark.parametrize("name", LAYERS + CELLS)
+@pytest.mark.parametrize("name", LAYERS + STEPS)
 def test_mixed_dtypes_raise(name: str) -> None:
     """At least where the kernels are asked for; torch computes something for some."""
     x = torch.zeros(4, 3, I) if name in LAYERS else torch.zeros(3, I)
@@ -418,7 +413,7 @@ def test_backend_is_keyword_only() -> None:
 # ---------------------------------------------------------------- being a module
 
 
-@pytest.mark.parametrize("name", LAYERS + CELLS)
+@pytest.mark.parametrize("name", LAYERS + STEPS)
 def test_is_its_namesake(name: str) -> None:
     options = {"num_layers": 2, "dropout": 0.5, "bidirectional": True} if name in LAYERS else {"bias": False}
     theirs, ours = pair(name, I, H, **options)
@@ -451,7 +446,7 @@ def saved_and_loaded(module: nn.Module) -> nn.Module:
     [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), saved_and_loaded],
     ids=["copy", "deepcopy", "pickle", "torch.save"],
 )
-@pytest.mark.parametrize("name", LAYERS + CELLS)
+@pytest.mark.parametrize("name", LAYERS + STEPS)
 def test_copies(name: str, copied: Callable[[nn.Module], nn.Module]) -> None:
     module = fused(name)(I, H, backend="native")
     again = copied(module)
@@ -481,7 +476,7 @@ def test_moves_between_dtypes_and_devices(name: str) -> None:
     compare(theirs, ours, x)
 
 
-@pytest.mark.parametrize("name", LAYERS + CELLS)
+@pytest.mark.parametrize("name", LAYERS + STEPS)
 def test_no_warnings(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -618,7 +613,7 @@ def test_functional_transforms(name: str) -> None:
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("wide", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
-@pytest.mark.parametrize("name", LAYERS + CELLS)
+@pytest.mark.parametrize("name", LAYERS + STEPS)
 def test_autocast(name: str, wide: torch.dtype, backend: str, device: torch.device) -> None:
     """The dtypes are torch's wherever torch itself runs; the values are right."""
     theirs, ours = pair(name, I, H, device=device)
@@ -629,7 +624,11 @@ def test_autocast(name: str, wide: torch.dtype, backend: str, device: torch.devi
     x_shape, h_shape = ((4, 3, I), (1, 3, H)) if name in LAYERS else ((3, I), (3, H))
     for x_dtype, h_dtype in itertools.product((torch.float32, wide), (None, torch.float32, wide)):
         x = torch.randn(*x_shape, device=device).to(x_dtype)
-        inputs = (x,) if h_dtype is None else (x, states(name, *h_shape, device=device, dtype=h_dtype))
+        inputs = (
+            (x,)
+            if h_dtype is None
+            else (x, random_state(name, *h_shape, device=device, dtype=h_dtype, requires_grad=True))
+        )
         with torch.autocast(device.type, dtype=wide):
             actual = flat(ours(*inputs))
             try:

@@ -11,9 +11,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import seqkernels
 
-from .conftest import assert_close, flat
+from .conftest import LAYERS, assert_close, flat
 
-LAYERS = ("LSTM", "GRU", "RNN")
 I, H = 5, 6
 
 

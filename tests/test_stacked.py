@@ -11,20 +11,15 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import seqkernels
 from seqkernels.models import StackedRNN
-from tests.conftest import assert_close, flat
+from tests.conftest import assert_close, flat, random_state
 
-CELLS = [seqkernels.FusedLSTM, seqkernels.FusedGRU, seqkernels.FusedRNN, nn.LSTM]
+CLASSES = [seqkernels.FusedLSTM, seqkernels.FusedGRU, seqkernels.FusedRNN, nn.LSTM]
 T, B, I, H, L = 6, 3, 5, 4, 3
 each_cell = pytest.mark.parametrize(
-    "cell", CELLS, ids=lambda cls: f"{cls.__module__.split('.')[0]}.{cls.__name__}"
+    "cell", CLASSES, ids=lambda cls: f"{cls.__module__.split('.')[0]}.{cls.__name__}"
 )
 each_way = pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
 each_skip = pytest.mark.parametrize("skip", [None, "residual", "concat"])
-
-
-def state(cell: type[nn.RNNBase], layers: int) -> Any:
-    made = tuple(torch.randn(layers, B, H) for _ in range(2))
-    return made if issubclass(cell, nn.LSTM) else made[0]
 
 
 @each_cell
@@ -37,7 +32,10 @@ def test_without_skips_it_is_torchs_stack(cell: type[nn.RNNBase], bidirectional:
     names = [name for name, _ in stack.named_parameters()]
     renamed = {name: f"{name.split('.')[2].replace('_l0', f'_l{name.split(chr(46))[1]}')}" for name in names}
     whole.load_state_dict({renamed[name]: p for name, p in stack.named_parameters()})
-    x, hx = torch.randn(T, B, I, requires_grad=True), state(cell, L * (2 if bidirectional else 1))
+    x, hx = (
+        torch.randn(T, B, I, requires_grad=True),
+        random_state(cell.__name__, L * (2 if bidirectional else 1), B, H),
+    )
     actual, expected = flat(stack(x, hx)), flat(whole(x, hx))
     assert_close(actual, expected)
     gradients = [torch.autograd.grad(sum(t.sin().sum() for t in out), x)[0] for out in (actual, expected)]
