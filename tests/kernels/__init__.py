@@ -19,6 +19,15 @@ EMULATED = [_C.add_cpu_isa(kernels) for kernels in _kernels.bf16_kernels()] if _
 _VECTORS_OF = {"avx512bf16": "avx512", "amx": "avx512"} | dict.fromkeys(EMULATED, "baseline")
 
 
+def splits(
+    members: int, batch: int, hidden: int, gates: int = 4, *, lanes: int = 16, tile_rows: int = 8
+) -> list[tuple[int, int, float]]:
+    """How members may share a step of float32, (parts of the batch, parts of the units, cycles); what is
+    chosen comes first."""
+    panels = -(-hidden // lanes)
+    return _kernels.splits(members, batch, panels, gates, hidden, gates, 4 * lanes, 2, tile_rows)
+
+
 def math(x: Tensor, function: str) -> Tensor:
     """exp, sigmoid or tanh of a float32 or float64 tensor, by the instruction set in use."""
     x = x.contiguous()

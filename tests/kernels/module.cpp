@@ -3,9 +3,14 @@
 #include <pybind11/stl.h>
 
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "kernels.h"
+
+// plan-inl.h in a namespace of its own: what it is given says which ISA it plans for.
+#define SEQKERNELS_ISA planned
+#include "cpu/plan-inl.h"
 
 namespace seqkernels {
 namespace {
@@ -56,10 +61,26 @@ void math(const std::string& isa, const std::string& function, const py::buffer&
   throw std::runtime_error("no functions of " + isa);
 }
 
+// Of every split of a step between `members`: its parts of the batch and of the units, and its cycles; the chosen one first.
+std::vector<std::tuple<int, int, double>> splits(int members, int64_t batch, int64_t panels, int vectors, int64_t k_packs,
+                                                 int gates, int vector_bytes, int multiply_adds, int tile_rows) {
+  const planned::ProductLimits limits{vector_bytes, multiply_adds, 0, tile_rows, tile_rows};
+  const planned::SplitRequest request{members, batch, panels, vectors, k_packs, gates};
+  std::vector<std::tuple<int, int, double>> found;
+  const auto add = [&](planned::Split split) {
+    found.emplace_back(split.batch_parts, split.unit_parts, planned::step_cost(limits, request, split).cycles());
+  };
+  add(planned::fastest_split(limits, request));
+  for (int units = 1; units <= members; ++units)
+    for (int batch_parts = 1; batch_parts * units <= members; ++batch_parts) add({batch_parts, units});
+  return found;
+}
+
 }  // namespace
 }  // namespace seqkernels
 
 PYBIND11_MODULE(_kernels, m) {
   m.def("bf16_kernels", &seqkernels::bf16_kernels);
   m.def("math", &seqkernels::math);
+  m.def("splits", &seqkernels::splits);
 }
