@@ -82,8 +82,11 @@ def choose(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequenc
     if backend not in BACKENDS:
         check_backend(backend)
     if backend != "reference" and supports(spec, x, state, weights):
-        may_be_cudnn = backend == "auto" and x.is_cuda and not is_compiling()
-        return "cudnn" if may_be_cudnn and cudnn_is_faster(spec, x, state, weights) else "native"
+        if backend == "auto" and x.is_cuda and not is_compiling():
+            if cudnn_is_faster(spec, x, state, weights):
+                return "cudnn"
+            _cudnn.refuse()
+        return "native"
     if backend == "native":
         reasons = not_supported_reasons(spec, x, state, weights)
         raise RuntimeError("backend='native' cannot run this because of\n  - " + "\n  - ".join(reasons))
@@ -93,7 +96,6 @@ def choose(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequenc
 def cudnn_is_faster(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
     """Whether this is handed to cuDNN, of what the kernels take."""
     if spec.batch_sizes is not None or spec.num_layers != 1 or not _cudnn.supports(spec, x, state, weights):
-        _cudnn.refuse()
         return False
     sizes = x.size(0), x.size(1), state[0].size(2)
     return _cudnn.is_faster(spec.cell, x.dtype, tf32_allowed(), *sizes, spec.directions)

@@ -160,7 +160,7 @@ def _explain_cuda(call: _Call, kind: str) -> Explanation:
         reasons.append(
             "IEEE float32 (torch.backends.cudnn.rnn.fp32_precision = 'tf32' would allow tensor cores)"
         )
-    if dispatch.choose(spec, x, call.state, call.weights) == "cudnn":
+    if spec.backend == "auto" and dispatch.cudnn_is_faster(spec, x, call.state, call.weights):
         reason = f"{passes['forward']}: cuDNN is faster here (backend='native' runs the kernel nevertheless)"
         return Explanation("native", f"cuda {kind}: {_cudnn.NAME} forward", [reason])
     kernel = ", ".join(f"{plan} {name}" for name, plan in passes.items())
