@@ -13,32 +13,32 @@ import pytest
 
 from benchmarks import memory
 from benchmarks.cases import Case, layer_cases, neighbour_cases, scaling_cases, step_cases
-from benchmarks.contestants import GEMM, GEMM_FLOPS, Problem
-from benchmarks.race import OURS, Race, ours_timer, quantiles
+from benchmarks.implementations import GEMM, GEMM_FLOPS, Problem
+from benchmarks.timing import OURS, InterleavedTiming, ours_timer, quantiles
 
 
 @pytest.mark.benchmark(timer=ours_timer)
 @pytest.mark.parametrize("case", step_cases() + layer_cases() + scaling_cases(), ids=lambda case: case.id)
-def bench_case(case: Case, benchmark: Any, race_options: dict[str, Any], announce: Any) -> None:
+def bench_case(case: Case, benchmark: Any, timing_options: dict[str, Any], announce: Any) -> None:
     problem = Problem(case)
-    calls = problem.contestants()
+    calls = problem.implementations()
     with problem.mode():
         problem.check(calls)
-        race = Race(calls, **race_options)
-        benchmark.pedantic(race.round, rounds=race.rounds, iterations=1)
+        timing = InterleavedTiming(calls, **timing_options)
+        benchmark.pedantic(timing.round, rounds=timing.rounds, iterations=1)
 
     peers = [name for name in calls if name not in (OURS, GEMM)]
-    rate = GEMM_FLOPS / quantiles(race.times[GEMM])["median"]
+    rate = GEMM_FLOPS / quantiles(timing.times[GEMM])["median"]
     benchmark.group = case.work
     benchmark.extra_info |= {
         "case": asdict(case) | {"title": case.title},
         "flops": case.flops,
-        "calls_per_round": race.calls,
-        "seconds": {name: quantiles(times) for name, times in race.times.items()},
-        "speedup": {name: quantiles(race.ratio(name)) for name in peers},
+        "calls_per_round": timing.calls,
+        "seconds": {name: quantiles(times) for name, times in timing.times.items()},
+        "speedup": {name: quantiles(timing.ratio(name)) for name in peers},
         "gemm_gflops": rate / 1e9,
-        "gflops": case.flops / quantiles(race.times[OURS])["median"] / 1e9,
-        "share_of_gemm": quantiles([r * case.flops / GEMM_FLOPS for r in race.ratio(GEMM)])["median"],
+        "gflops": case.flops / quantiles(timing.times[OURS])["median"] / 1e9,
+        "share_of_gemm": quantiles([r * case.flops / GEMM_FLOPS for r in timing.ratio(GEMM)])["median"],
     }
     if case.work == "training":
         benchmark.extra_info["peak_bytes"] = memory.training_peaks(case)
@@ -47,20 +47,20 @@ def bench_case(case: Case, benchmark: Any, race_options: dict[str, Any], announc
 
 @pytest.mark.benchmark(timer=ours_timer)
 @pytest.mark.parametrize("case", neighbour_cases(), ids=lambda case: f"neighbours-{case.id}")
-def bench_neighbours(case: Case, benchmark: Any, race_options: dict[str, Any]) -> None:
+def bench_neighbours(case: Case, benchmark: Any, timing_options: dict[str, Any]) -> None:
     """How much slower each gets beside one busy process a core."""
     problem = Problem(case)
-    calls = problem.contestants()
+    calls = problem.implementations()
     del calls[GEMM]
     with problem.mode():
-        quiet = Race(calls, **race_options)
+        quiet = InterleavedTiming(calls, **timing_options)
         benchmark.pedantic(quiet.round, rounds=quiet.rounds, iterations=1)
     spin = [sys.executable, "-c", "while True: pass"]
     others = [subprocess.Popen(spin) for _ in range(os.cpu_count() or 1)]
     try:
         time.sleep(0.5)
         with problem.mode():
-            busy = Race(calls, **race_options)
+            busy = InterleavedTiming(calls, **timing_options)
             for _ in range(busy.rounds):
                 busy.round()
     finally:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import seqkernels
-from benchmarks.contestants import BFLOAT16_WEIGHTS, HELD_BACK, HELD_BY, HOLDS
+from benchmarks.implementations import BFLOAT16_WEIGHTS, HELD_BACK, HELD_BY, HOLDS
 from seqkernels import _C
 
 STARTED, LOAD = pytest.StashKey[float](), pytest.StashKey[float]()
@@ -63,7 +63,7 @@ def is_wanted(item: Any, quick: bool) -> bool:
 
 
 @pytest.fixture
-def race_options(request: pytest.FixtureRequest) -> dict[str, Any]:
+def timing_options(request: pytest.FixtureRequest) -> dict[str, Any]:
     """How long a case is measured: seconds to spend, and rounds to run in any event."""
     if not request.config.getoption("--quick"):
         return {"seconds": 2.0, "min_rounds": 5}

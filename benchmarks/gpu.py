@@ -222,8 +222,8 @@ def stages(
             *(w for plan in hung for w in ("--without", plan)),
         ]
 
-    def race(limit: float) -> list[str]:
-        command = [sys.executable, "-m", "benchmarks.gpu_race", str(results), "--device", device]
+    def timing(limit: float) -> list[str]:
+        command = [sys.executable, "-m", "benchmarks.gpu_timing", str(results), "--device", device]
         command += [word for plan in hung for word in ("--without", plan)]
         return [*command, "--until", until(limit), *(["--quick"] if quick else [])]
 
@@ -308,7 +308,7 @@ def stages(
     every.append(
         Stage(
             "benchmark",
-            race,
+            timing,
             20 if quick else 110,
             600,
             detail=lambda _: race_detail(results),

@@ -1,8 +1,8 @@
 """Peak memory of one training step, beyond that of the module and its inputs.
 
 Every measurement has a process of its own, forked from a server that has imported everything and run
-nothing: no pages, threads or caches of another contestant or case are in it, so that the order cannot
-matter, and what a contestant keeps after a call counts as its own. There, in this order:
+nothing: no pages, threads or caches of another implementation or case are in it, so that the order cannot
+matter, and what a implementation keeps after a call counts as its own. There, in this order:
 
 1. A tiny step of the same kind (cell, dtype, packed or not), for what libraries do once.
 2. The module and its inputs are built, and free memory goes back to the system (malloc_trim): a step
@@ -31,8 +31,8 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.cases import Case
-from benchmarks.contestants import TORCH, Problem
-from benchmarks.race import OURS, Call
+from benchmarks.implementations import TORCH, Problem
+from benchmarks.timing import OURS, Call
 
 FRESH = multiprocessing.get_context("forkserver")
 # The second is what torch.autograd.grad imports on its first call, in half a second.
@@ -47,7 +47,7 @@ def available() -> bool:
 
 
 def training_peaks(case: Case) -> dict[str, int]:
-    """Bytes by contestant; empty where the system cannot tell."""
+    """Bytes by implementation; empty where the system cannot tell."""
     names = (OURS, TORCH) if available() else ()
     return {name: fresh_peak(partial(training_step, name, case)) for name in names}
 
@@ -84,7 +84,7 @@ def resident(which: str) -> int:
 
 
 def training_step(name: str, case: Case) -> Call:
-    """The case's step by a contestant who has already done a tiny one of the same kind."""
+    """The case's step by a implementation who has already done a tiny one of the same kind."""
 
     def step(case: Case) -> Call:
         problem = Problem(case)

@@ -23,8 +23,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.contestants import set_tf32
 from benchmarks.gpu_output import PLANS
+from benchmarks.implementations import set_tf32
 from seqkernels import _C
 from seqkernels._extension import BUILD_CONFIG
 from tests import kernels

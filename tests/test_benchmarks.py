@@ -14,8 +14,8 @@ import pytest
 
 from benchmarks import memory, report
 from benchmarks.cases import Case
-from benchmarks.contestants import HOLDS
-from benchmarks.race import OURS, Call
+from benchmarks.implementations import HOLDS
+from benchmarks.timing import OURS, Call
 from seqkernels import _C
 
 pytest.importorskip("pytest_benchmark")

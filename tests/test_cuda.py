@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import seqkernels
-from benchmarks.gpu_race import captured
+from benchmarks.gpu_timing import captured
 
 from .conftest import BEST_TARGETS, PLANS, TOLERANCES, assert_close, error_of, flat, set_tf32
 from .problems import CELLS, Problem, lengths_of

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import cases, gpu, gpu_race, gpu_strict, report
+from benchmarks import cases, gpu, gpu_strict, gpu_timing, report
 
 
 def stage(name: str, code: str = "", least: float = 1, most: float = 30, **options: Any) -> gpu.Stage:
@@ -228,7 +228,7 @@ def test_summary_is_a_table() -> None:
 
 def test_steps_and_what_comes_once() -> None:
     times = {64: 1e-3 + 64 * 2e-6, 320: 1e-3 + 320 * 2e-6}
-    assert gpu_race.per_step(times) == pytest.approx({"us_per_step": 2, "us_once": 1000})
+    assert gpu_timing.per_step(times) == pytest.approx({"us_per_step": 2, "us_once": 1000})
 
 
 # ---------------------------------------------------------------- cases
@@ -258,13 +258,13 @@ def test_lengths_of_packed_cases() -> None:
 # ---------------------------------------------------------------- measuring, without a GPU
 
 
-def item(name: str, result: Any) -> gpu_race.Item:
-    def measure(_: gpu_race.Attempts) -> dict[str, Any]:
+def item(name: str, result: Any) -> gpu_timing.Item:
+    def measure(_: gpu_timing.Attempts) -> dict[str, Any]:
         if isinstance(result, Exception):
             raise result
         return result
 
-    return gpu_race.Item(name, name, "plans", measure)
+    return gpu_timing.Item(name, name, "plans", measure)
 
 
 def fresh() -> dict[str, Any]:
@@ -281,7 +281,7 @@ def plans() -> dict[str, Any]:
 def test_failures_are_written_down_and_passed_over(tmp_path: Path) -> None:
     content, path = fresh(), tmp_path / "x.json"
     work = [item("a", plans()), item("b", RuntimeError("wrong\nmore")), item("c", plans())]
-    gpu_race.measure_all(work, content, path, 60)
+    gpu_timing.measure_all(work, content, path, 60)
     assert [entry["id"] for entry in content["measured"]] == ["a", "c"]
     assert content["failed"] == [{"id": "b", "why": "wrong"}]
     assert json.loads(path.read_text()) == content
@@ -289,35 +289,35 @@ def test_failures_are_written_down_and_passed_over(tmp_path: Path) -> None:
 
 def test_no_time_left_is_written_down(tmp_path: Path) -> None:
     content = fresh()
-    gpu_race.measure_all([item("a", plans()), item("b", plans())], content, tmp_path / "x.json", 0)
+    gpu_timing.measure_all([item("a", plans()), item("b", plans())], content, tmp_path / "x.json", 0)
     assert content["left_out"] == ["a", "b"]
 
 
 def test_resuming_passes_over_what_crashed(tmp_path: Path) -> None:
     content = fresh() | {"measured": [{"id": "a"}], "running": "b"}
     work = [item("a", ValueError("again")), item("b", ValueError("again")), item("c", plans())]
-    gpu_race.measure_all(work, content, tmp_path / "x.json", 60)
+    gpu_timing.measure_all(work, content, tmp_path / "x.json", 60)
     assert [entry["id"] for entry in content["measured"]] == ["a", "c"]
     assert [entry["id"] for entry in content["failed"]] == ["b"]
 
 
 def test_a_plan_that_hung_is_not_tried_again(tmp_path: Path) -> None:
-    def layer(name: str) -> gpu_race.Item:
-        def measure(attempts: gpu_race.Attempts) -> dict[str, Any]:
+    def layer(name: str) -> gpu_timing.Item:
+        def measure(attempts: gpu_timing.Attempts) -> dict[str, Any]:
             attempts.begin(["persistent_grid forward"])
             return plans()
 
-        return gpu_race.Item(name, name, "plans", measure)
+        return gpu_timing.Item(name, name, "plans", measure)
 
     content = fresh() | {"running": "a", "trying": ["persistent_cluster backward"]}
-    gpu_race.measure_all([layer("a"), layer("b")], content, tmp_path / "x.json", 60)
+    gpu_timing.measure_all([layer("a"), layer("b")], content, tmp_path / "x.json", 60)
     assert [entry["id"] for entry in content["measured"]] == ["a", "b"]  # "a" anew, without that plan
     assert content["hung"] == [["persistent_cluster backward"]]
     assert "trying" not in content
     content |= {"running": "c", "trying": ["persistent_grid forward"]}
-    gpu_race.measure_all([layer("d")], content, tmp_path / "x.json", 60)
+    gpu_timing.measure_all([layer("d")], content, tmp_path / "x.json", 60)
     assert content["failed"] == [
-        {"id": "c", "why": f"crashed, or took more than {gpu_race.STALLED:.0f} s"},
+        {"id": "c", "why": f"crashed, or took more than {gpu_timing.STALLED:.0f} s"},
         {"id": "d", "why": "persistent_grid forward hung before"},
     ]
 
@@ -327,7 +327,7 @@ def test_rehearsal(tmp_path: Path) -> None:
     """The benchmark and its report from end to end, on tiny sizes."""
     pytest.importorskip("matplotlib")
     path = tmp_path / "rehearsal.json"
-    assert gpu_race.main([str(path), "--device", "cpu", "--seconds", "120", "--quick"]) == 0
+    assert gpu_timing.main([str(path), "--device", "cpu", "--seconds", "120", "--quick"]) == 0
     content = json.loads(path.read_text())
     assert (len(content["benchmarks"]), len(content["plans"])) == (5, 1)
     assert gpu.race_detail(path).startswith("5 cases, 0 failed, 0 left out; slower than torch.nn in")

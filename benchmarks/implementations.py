@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import seqkernels
 from benchmarks.cases import GATES, Case
-from benchmarks.race import OURS, Call
+from benchmarks.timing import OURS, Call
 
 TORCH, ONNX, GEMM = "torch.nn", "onnxruntime", "gemm"
 TORCH_HALF = "torch.nn float16"
@@ -44,7 +44,7 @@ def set_tf32(allowed: bool) -> None:
 
 
 class Problem:
-    """One case's modules and inputs, and every contestant's way to run it.
+    """One case's modules and inputs, and every implementation's way to run it.
 
     A case in TF32 is one in float32; `set_tf32` makes the difference.
     """
@@ -123,7 +123,7 @@ class Problem:
 
         return train
 
-    def contestants(self) -> dict[str, Call]:
+    def implementations(self) -> dict[str, Call]:
         """Everybody who can run the case, ours in float32 beside bfloat16, and the matrix product that tells
         what the machine gives."""
         a, b = torch.randn(2, GEMM_SIZE, GEMM_SIZE).to(self.dtype)
@@ -138,7 +138,7 @@ class Problem:
             calls[OURS_WIDE] = wide.run(copy.deepcopy(self.ours).float())
         return calls | {GEMM: lambda: torch.mm(a, b, out=product)}
 
-    def gpu_contestants(self) -> dict[str, Call]:
+    def gpu_implementations(self) -> dict[str, Call]:
         """Ours, cuDNN behind torch.nn, and that in float16, for which it has its fastest kernels."""
         calls: dict[str, Call] = {OURS: self.run(self.ours), TORCH: self.run(self.theirs)}
         if self.dtype != torch.float16:

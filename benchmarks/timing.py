@@ -1,9 +1,9 @@
 """Timing by turns.
 
-All contestants of a case run in every round, in random order, each for at least a few milliseconds, so a
+All implementations of a case run in every round, in random order, each for at least a few milliseconds, so a
 machine that is slow for a second is slow for all of them, and speedups are taken round by round before the
 median. Each turn starts with a short sleep, in which the spinning threads of the one before come to rest, and
-with an untimed call where calls are short, so that nobody inherits another's cache. One contestant on a CPU
+with an untimed call where calls are short, so that nobody inherits another's cache. One implementation on a CPU
 is always a matrix product in the same dtype: the rate that the machine could give in the same round.
 
 On a GPU the clock is the GPU's own, between events before and after the calls.
@@ -65,10 +65,10 @@ def quantiles(values: list[float]) -> dict[str, float]:
 
 
 @dataclass
-class Race:
-    """Contestants by name, how often each is called in a turn, and the seconds per call of every round."""
+class InterleavedTiming:
+    """Implementations by name, how often each is called in a turn, and the seconds per call of every round."""
 
-    contestants: dict[str, Call]
+    implementations: dict[str, Call]
     seconds: float  # to spend in all
     min_rounds: int
     clock: Clock = wall_clock
@@ -77,10 +77,10 @@ class Race:
     times: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.times = {name: [] for name in self.contestants}
+        self.times = {name: [] for name in self.implementations}
         self._order = random.Random(0)
         turns = 0.0
-        for name, call in self.contestants.items():
+        for name, call in self.implementations.items():
             call()
             once = min(self.clock(call, 1) for _ in range(2))
             self.calls[name] = max(1, round(TURN_SECONDS / once))
@@ -88,12 +88,14 @@ class Race:
         self.rounds = min(MAX_ROUNDS, max(self.min_rounds, round(self.seconds / turns)))
 
     def round(self) -> None:
-        """One turn for each contestant."""
+        """One turn for each implementation."""
         global _ours_total
         collecting = gc.isenabled()
         gc.disable()
         try:
-            for name, call in self._order.sample(sorted(self.contestants.items()), len(self.contestants)):
+            for name, call in self._order.sample(
+                sorted(self.implementations.items()), len(self.implementations)
+            ):
                 time.sleep(self.rest)
                 if self.calls[name] > 1:
                     call()

@@ -1,6 +1,6 @@
 """Measures on a GPU: every case against cuDNN, the plans against one another, and the GPU's own limits.
 
-    python -m benchmarks.gpu_race benchmarks/results/nvidia-h200.json --seconds 200
+    python -m benchmarks.gpu_timing benchmarks/results/nvidia-h200.json --seconds 200
 
 One thing after another, the most important first, until the time is over; after each, the file is written
 anew. What does not come to an end takes the process with it, and the next one (`--resume`) goes on behind it,
@@ -30,9 +30,9 @@ import torch
 
 import seqkernels
 from benchmarks.cases import Case, gpu_cases
-from benchmarks.contestants import LAYERS, TORCH, Problem, set_tf32
 from benchmarks.gpu_output import PLANS
-from benchmarks.race import OURS, Call, Race, gpu_clock, quantiles, wall_clock
+from benchmarks.implementations import LAYERS, TORCH, Problem, set_tf32
+from benchmarks.timing import OURS, Call, InterleavedTiming, gpu_clock, quantiles, wall_clock
 
 # cell, dtype, H, B
 SWEEP = [
@@ -108,7 +108,7 @@ def captured(call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
 
 
 def with_graphs(calls: dict[str, Call], notes: list[str]) -> dict[str, Call]:
-    """The contestants, ours and torch.nn also as graphs if both can be."""
+    """The implementations, ours and torch.nn also as graphs if both can be."""
     if max(gpu_clock(calls[name], 1) for name in (OURS, TORCH)) > SHORT:
         return calls
     graphs = {}
@@ -129,12 +129,12 @@ def chosen_plans(kernel: str) -> dict[str, str]:
 
 
 def measure_case(case: Case, device: str, seconds: float, attempts: Attempts) -> dict[str, Any]:
-    """Checks the results, then lets the contestants race."""
+    """Checks the results, then lets the implementations timing."""
     set_tf32(case.dtype == "tf32")
     problem = Problem(case, device)
     kernel = seqkernels.explain(problem.ours, problem.input_of(problem.x)).kernel
     attempts.begin([f"{plan} {name}" for name, plan in chosen_plans(kernel).items()])
-    calls = problem.gpu_contestants()
+    calls = problem.gpu_implementations()
     notes: list[str] = []
     clock = wall_clock
     with problem.mode():
@@ -143,13 +143,13 @@ def measure_case(case: Case, device: str, seconds: float, attempts: Attempts) ->
             for call in calls.values():  # cuDNN and cuBLAS choose their kernels
                 call()
             calls, clock = with_graphs(calls, notes), gpu_clock
-        race = Race(calls, seconds, min_rounds=3, clock=clock, rest=0.0)
-        for _ in range(race.rounds):
-            race.round()
-    speedups = {name: race.ratio(name) for name in calls if not name.startswith(OURS)}
+        timing = InterleavedTiming(calls, seconds, min_rounds=3, clock=clock, rest=0.0)
+        for _ in range(timing.rounds):
+            timing.round()
+    speedups = {name: timing.ratio(name) for name in calls if not name.startswith(OURS)}
     if TORCH + GRAPHS in calls:
-        speedups[TORCH + GRAPHS] = race.ratio(TORCH + GRAPHS, to=OURS + GRAPHS)
-    ours = quantiles(race.times[OURS])["median"]
+        speedups[TORCH + GRAPHS] = timing.ratio(TORCH + GRAPHS, to=OURS + GRAPHS)
+    ours = quantiles(timing.times[OURS])["median"]
     return {
         "case": asdict(case) | {"title": case.title},
         "plan": kernel,
@@ -158,8 +158,8 @@ def measure_case(case: Case, device: str, seconds: float, attempts: Attempts) ->
         "flops": case.flops,
         "tflops": case.flops / ours / 1e12,
         "us_per_step": ours / case.seq_len * 1e6,
-        "calls_per_round": race.calls,
-        "seconds": {name: quantiles(times) for name, times in race.times.items()},
+        "calls_per_round": timing.calls,
+        "seconds": {name: quantiles(times) for name, times in timing.times.items()},
         "speedup": {name: quantiles(ratios) for name, ratios in speedups.items()},
     }
 
@@ -419,7 +419,7 @@ def give_up_if_broken(content: Content, path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu_race", description=(__doc__ or "").splitlines()[0]
+        prog="python -m benchmarks.gpu_timing", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("results", type=Path, help="the JSON file to write")
     parser.add_argument("--seconds", type=float, default=200.0, help="when to stop (%(default)s)")
