@@ -129,7 +129,7 @@ def chosen_plans(kernel: str) -> dict[str, str]:
 
 
 def measure_case(case: Case, device: str, seconds: float, attempts: Attempts) -> dict[str, Any]:
-    """Checks the results, then lets the implementations timing."""
+    """Checks the results, then times the implementations."""
     set_tf32(case.dtype == "tf32")
     problem = Problem(case, device)
     kernel = seqkernels.explain(problem.ours, problem.input_of(problem.x)).kernel

@@ -284,7 +284,7 @@ CPU_LEGEND = (
 )
 GPU_LEGEND = (
     " torch.nn runs cuDNN with the same dtype and setting of TF32, torch.nn float16 the same layer in the"
-    " dtype for which cuDNN has its fastest kernels. Times are the GPU's, from the first call of a turn to"
+    " dtype for which cuDNN has its fastest kernels. Times are the GPU's, from the first call of a burst to"
     " the end of the last, with the host's part where the GPU waits for it; in CUDA graphs it does not."
     " TFLOP/s counts the matrix products alone. Errors are the largest of all results and gradients, against"
     " float64 and relative to the RMS."
@@ -332,7 +332,7 @@ def report(cases: list[Info], machine: dict[str, Any], commit: dict[str, Any], n
     parts = [
         f"# Benchmark results: {name}" if on_gpu(machine) else title,
         machine_line(cases, machine, commit) + ".",
-        "Speedup is the peer's time over that of seqkernels, by turns in the same rounds: median [quartiles];"
+        "Speedup is the peer's time over that of seqkernels, interleaved in the same rounds: median [quartiles];"
         " below 1, in bold, the peer is faster." + (GPU_LEGEND if on_gpu(machine) else CPU_LEGEND),
         "## Summary",
         summary(cases, by_dtype=on_gpu(machine)),

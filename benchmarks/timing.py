@@ -1,10 +1,10 @@
-"""Timing by turns.
+"""Interleaved timing.
 
 All implementations of a case run in every round, in random order, each for at least a few milliseconds, so a
 machine that is slow for a second is slow for all of them, and speedups are taken round by round before the
-median. Each turn starts with a short sleep, in which the spinning threads of the one before come to rest, and
-with an untimed call where calls are short, so that nobody inherits another's cache. One implementation on a CPU
-is always a matrix product in the same dtype: the rate that the machine could give in the same round.
+median. Each burst starts with a short sleep, in which the spinning threads of the one before come to rest,
+and with an untimed call where calls are short, so that nobody inherits another's cache. One implementation
+on a CPU is always a matrix product in the same dtype: the rate that the machine could give in the same round.
 
 On a GPU the clock is the GPU's own, between events before and after the calls.
 """
@@ -24,7 +24,7 @@ Call = Callable[[], object]
 Clock = Callable[[Call, int], float]  # the seconds that a call takes, measured over so many of them
 
 OURS = "seqkernels"
-TURN_SECONDS = 5e-3  # calls are repeated until a turn takes this long
+BURST_SECONDS = 5e-3  # calls are repeated until a burst takes this long
 REST_SECONDS = 2e-3
 MAX_ROUNDS = 200
 
@@ -66,7 +66,7 @@ def quantiles(values: list[float]) -> dict[str, float]:
 
 @dataclass
 class InterleavedTiming:
-    """Implementations by name, how often each is called in a turn, and the seconds per call of every round."""
+    """Implementations by name, how often each is called in a burst, and the seconds per call of each round."""
 
     implementations: dict[str, Call]
     seconds: float  # to spend in all
@@ -79,16 +79,16 @@ class InterleavedTiming:
     def __post_init__(self) -> None:
         self.times = {name: [] for name in self.implementations}
         self._order = random.Random(0)
-        turns = 0.0
+        bursts = 0.0
         for name, call in self.implementations.items():
             call()
             once = min(self.clock(call, 1) for _ in range(2))
-            self.calls[name] = max(1, round(TURN_SECONDS / once))
-            turns += self.rest + once * (self.calls[name] + (self.calls[name] > 1))
-        self.rounds = min(MAX_ROUNDS, max(self.min_rounds, round(self.seconds / turns)))
+            self.calls[name] = max(1, round(BURST_SECONDS / once))
+            bursts += self.rest + once * (self.calls[name] + (self.calls[name] > 1))
+        self.rounds = min(MAX_ROUNDS, max(self.min_rounds, round(self.seconds / bursts)))
 
     def round(self) -> None:
-        """One turn for each implementation."""
+        """One burst of each implementation."""
         global _ours_total
         collecting = gc.isenabled()
         gc.disable()
