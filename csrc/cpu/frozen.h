@@ -23,12 +23,12 @@ class Frozen {
   double work(int64_t rows) const;  // of a call, in multiply-adds
 
  private:
-  struct Pack {  // one direction of one layer
+  struct PackedDirection {  // of one layer
     int64_t input_size;
-    int64_t begin;  // in packed_
+    int64_t begin;  // in packs from the first of packed_
   };
   template <class W, class Move>
-  void each_weight(const Pack& pack, void* const* parameters, const Move& move) const;
+  void each_weight(const PackedDirection& direction, void* const* parameters, const Move& move) const;
   template <class Move>
   void each(void* const* parameters, const Move& move) const;
 
@@ -36,10 +36,10 @@ class Frozen {
   const CellKind cell_;
   const DType weights_;
   const StackSizes sizes_;
-  std::vector<Pack> packs_;  // [L D]
+  std::vector<PackedDirection> directions_;  // [L D]
   float* packed() const { return reinterpret_cast<float*>(packed_.get()); }
   Memory packed_;
-  int64_t words_ = 0;
+  int64_t packs_ = 0;  // of all layers; a bias takes one, too
 };
 
 }  // namespace seqkernels
