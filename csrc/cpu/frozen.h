@@ -27,7 +27,7 @@ class Frozen {
     int64_t input_size;
     int64_t begin;  // in packs from the first of packed_
   };
-  template <class W, class Move>
+  template <class W, class Move>  // W: the weights' type, packed and plain
   void each_weight(const PackedDirection& direction, void* const* parameters, const Move& move) const;
   template <class Move>
   void each(void* const* parameters, const Move& move) const;

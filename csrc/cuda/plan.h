@@ -26,7 +26,7 @@ struct PlanRequest {
 
 struct Plan {
   PlanKind kind = PlanKind::kStepwise;
-  Partition partition{};  // of a persistent plan; `exchange` is still to be set
+  Partition partition{};  // of a persistent plan; `ring` is still to be set
   int64_t shared_bytes = 0;
   double cycles = 0;  // of one step, as the model has it
 };
