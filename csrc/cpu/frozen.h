@@ -14,7 +14,7 @@ class Frozen {
   // D H after the first layer. Packed for the kernels that are in use now, which stay those of this object.
   Frozen(CellKind cell, DType weights, const StackSizes& sizes, const std::vector<const void*>& parameters);
 
-  // The other way: fills tensors like those it was made from, without null.
+  // Unpacks the weights: fills tensors like those it was made from, without null.
   void unpack(const std::vector<void*>& parameters) const;
 
   // float32, of the sizes that this was made for; h_n may be the output. From any number of threads at once.
