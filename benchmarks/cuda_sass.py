@@ -62,7 +62,7 @@ class Instruction:
 
 
 def variant(symbol: str) -> str:
-    """Of a persistent kernel: through what it exchanges, and how many quarters and tiles a warp has."""
+    """What a persistent kernel exchanges through, and how many quarters and tiles a warp has."""
     scope = "cluster" if "ScopeE0E" in symbol else "grid"
     tiles = int(re.findall(r"Li(\d)E", symbol)[-1])
     return f"{scope}, {('several', 'one tile', 'two tiles')[tiles]}"
@@ -171,13 +171,13 @@ class Kernel:
         return False
 
     def between_steps(self, begin: set[int], end: set[int]) -> int:
-        """Likewise, in the next step."""
+        """Instructions from one of `begin` to the first of `end` in the next step; -1 if there is no way."""
         first, last = self.loop
         before, after = self._longest(begin, {last}), self._longest({first}, end)
         return -1 if before is None or after is None else before + after + 1
 
     def at(self, pattern: str) -> set[int]:
-        """Of the loop, those whose opcode and operands begin so."""
+        """The loop's instructions whose opcode and operands begin so."""
         first, last = self.loop
         return {
             n
@@ -201,7 +201,7 @@ def parse(listing: str, target: str, wanted: str = "") -> list[Kernel]:
 
 
 def _kernel(name: str, target: str, body: str) -> Kernel:
-    """Of its listing: two lines an instruction, each ending with 64 of its bits, and labels between."""
+    """A kernel from its listing: two lines an instruction, each ending in 64 of its bits; labels between."""
     kernel, labels, jumps = Kernel(name, target), {}, []
     waiting: list[str] = []
     for line in body.splitlines():
@@ -264,13 +264,13 @@ def persistent_kernels(objects: Iterable[Path], targets: Sequence[str] = ()) -> 
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one persistent kernel, in instructions of a warp."""
+    """What is counted of one persistent kernel, in instructions of a warp."""
 
     step: int  # on the longest way through the loop
     publish_to_poll: int  # from the last word that is published to the first that is polled for
     barrier_to_publish: int  # from the barrier to the first word that is published
     waits: int  # of MMAs, each for loads of the exchange by itself: none, for all are awaited together
-    fences: int  # between the last publication and the next poll: none, for they stand before the barrier
+    fences: int  # between the last word published and the next poll: none, for they stand before the barrier
     invalidations: int  # of L1 in the loop: none
 
 
@@ -280,7 +280,7 @@ def figures(kernel: Kernel) -> Figures:
     barriers = kernel.at(r"BAR\.SYNC")
     publishes = {n for n in loop if kernel.code[n].publishes}
     loads = kernel.at(r"LDG?\.E\.128\.STRONG") or kernel.at(r"LDS\.128")
-    # In shared memory, weights and partial sums are read likewise: polls are what a vote comes after.
+    # Weights and partial sums are read from shared memory in the same way: polls are what a vote follows.
     votes, others = kernel.at(r"VOTE"), barriers | kernel.at(r"HMMA")
     polls = {n for n in loads if kernel.reaches({n}, votes, others)}
     fences = kernel.at(r"MEMBAR")

@@ -332,7 +332,7 @@ def report(cases: list[Info], machine: dict[str, Any], commit: dict[str, Any], n
     parts = [
         f"# Benchmark results: {name}" if on_gpu(machine) else title,
         machine_line(cases, machine, commit) + ".",
-        "Speedup is the peer's time over that of seqkernels, interleaved in the same rounds: median [quartiles];"
+        "Speedup is the peer's time over that of seqkernels, interleaved: median of all rounds [quartiles];"
         " below 1, in bold, the peer is faster." + (GPU_LEGEND if on_gpu(machine) else CPU_LEGEND),
         "## Summary",
         summary(cases, by_dtype=on_gpu(machine)),

@@ -66,7 +66,7 @@ def quantiles(values: list[float]) -> dict[str, float]:
 
 @dataclass
 class InterleavedTiming:
-    """Implementations by name, how often each is called in a burst, and the seconds per call of each round."""
+    """Implementations by name, how often a burst calls each, and the seconds per call of each round."""
 
     implementations: dict[str, Call]
     seconds: float  # to spend in all

@@ -38,7 +38,7 @@ constexpr CellInfos kCellInfos = infos_of(cells::Registry());
 
 constexpr const CellInfo& cell_info(CellKind cell) { return kCellInfos.of[int(cell)]; }
 
-// Of a cell's struct.
+// The kind of the cell that has this struct.
 template <class Cell, class... Cells>
 constexpr CellKind kind_in(cells::CellList<Cells...>) {
   int kind = 0;

@@ -31,7 +31,7 @@ struct LayerInputs {
 struct LayerOutputs {
   Tensor output;                // [T, B, D H] or packed [R, D H]
   Tensor h_n;                   // [D, B, H]
-  std::optional<Tensor> c_n;    // likewise, of a cell with cell state
+  std::optional<Tensor> c_n;    // [D, B, H], of a cell with cell state
   std::optional<Tensor> gates;  // [D, R, saved, Hp] or, not saved, [0]; of a cell that saves some
   std::optional<Tensor> cells;  // [D, R, Hp] or [0], of a cell with cell state
 };

@@ -2,15 +2,15 @@
 few blocks over a few iterations, with stores that others see late and in any order, until a fence.
 
 A block is two threads that meet at a barrier in every iteration, one that publishes and one that resets. A
-word of a buffer is absent or holds the number of a publication. What is wrong is a word of another
-publication than the one waited for, or blocks that wait for ever.
+word of a ring slot is not ready or holds the number of the iteration that published it. What is wrong is a
+word of another iteration than the one waited for, or blocks that wait for ever.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-ABSENT = -1
+NOT_READY = -1
 PUBLISHER, RESETTER = 0, 1
 
 
@@ -18,16 +18,16 @@ PUBLISHER, RESETTER = 0, 1
 class Protocol:
     """The exchange, or a wrong one. Fences order what the named threads have stored before."""
 
-    buffers: int = 4
-    resets: int = 2  # iteration i resets buffer (i + resets) % buffers
+    slots: int = 4  # of the ring: iteration i publishes to slot i % slots
+    resets: int = 2  # iteration i resets slot (i + resets) % slots
     fences_before_barrier: tuple[int, ...] = (PUBLISHER, RESETTER)
     fences_after_reset: tuple[int, ...] = ()  # right after it, where they would be in everybody's way
-    share: int = 1  # block b resets word (b + share) % blocks of a buffer, another's where it is not 0
+    share: int = 1  # block b resets word (b + share) % blocks of a slot, another's where it is not 0
 
 
 # The stores of a block that others have not seen: (thread, address, value), in program order.
 Pending = tuple[tuple[int, int, int], ...]
-# Of each block: the iteration, the words it has read of the last publication, its pending stores.
+# Of each block: the iteration, the words it has read of the last one's slot, its pending stores.
 Block = tuple[int, int, Pending]
 State = tuple[tuple[Block, ...], tuple[int, ...]]
 
@@ -38,7 +38,7 @@ class Explorer:
 
     def explore(self) -> tuple[str, int]:
         """What goes wrong, or nothing, and how many states were visited."""
-        start: State = (((0, 0, ()),) * self.members, (ABSENT,) * (self.members * self.protocol.buffers))
+        start: State = (((0, 0, ()),) * self.members, (NOT_READY,) * (self.members * self.protocol.slots))
         seen, front = {start}, [start]
         while front:
             state = front.pop()
@@ -77,15 +77,15 @@ class Explorer:
             for word in range(self.members):
                 if missing >> word & 1:
                     value = self.load(memory, pending, self.address(iteration - 1, word))
-                    if value == ABSENT:
+                    if value == NOT_READY:
                         continue
                     if value != iteration - 1:
-                        return [], f"block {b} reads publication {value} for {iteration - 1}"
+                        return [], f"block {b} reads iteration {value}'s word for {iteration - 1}'s"
                     following.append((_replaced(blocks, b, (iteration, read | 1 << word, pending)), memory))
         return following, ""
 
-    def address(self, publication: int, word: int) -> int:
-        return publication % self.protocol.buffers * self.members + word
+    def address(self, iteration: int, word: int) -> int:
+        return iteration % self.protocol.slots * self.members + word
 
     @staticmethod
     def load(memory: tuple[int, ...], pending: Pending, address: int) -> int:
@@ -98,7 +98,7 @@ class Explorer:
         memory, pending = self.fenced(memory, pending, protocol.fences_before_barrier)
         pending = (*pending, (PUBLISHER, self.address(iteration, b), iteration))
         word = (b + protocol.share) % self.members
-        pending = (*pending, (RESETTER, self.address(iteration + protocol.resets, word), ABSENT))
+        pending = (*pending, (RESETTER, self.address(iteration + protocol.resets, word), NOT_READY))
         memory, pending = self.fenced(memory, pending, protocol.fences_after_reset)
         return _replaced(blocks, b, (iteration + 1, 0, pending)), memory
 

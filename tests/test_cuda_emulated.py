@@ -79,7 +79,7 @@ SHAPES = {
     "least": Shape(1, 1, 1, Partition(2, 1), input=1),
     "one_block": Shape(5, 3, 4, Partition(1, 2), packed=True, bias=False, launches=(1, 3)),
     "half_a_chunk": Shape(5, 1, 3, Partition(1, 1), directions=2, stepwise=False),  # float32 alone
-    "odd_chunks": Shape(40, 2, 2, Partition(3, 1), bias=False, stepwise=False),  # likewise
+    "odd_chunks": Shape(40, 2, 2, Partition(3, 1), bias=False, stepwise=False),  # float32 alone
     "two_members": Shape(17, 9, 5, Partition(2, 1), 3, 2, packed=True, launches=(2, 2, 1)),
     "two_splits": Shape(33, 8, 3, Partition(1, 4), bias=False),
     "idle_members": Shape(17, 3, 3, Partition(5, 2), packed=True),
@@ -205,7 +205,7 @@ def test_gradient_that_nobody_has(missing: int, plan: str) -> None:
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("numbers", CHUNK, ids=name_of)
 def test_nan(numbers: Numbers, plan: str) -> None:
-    """It is no sign of absence between blocks, even if it has the same bits, and stays with its sequence."""
+    """NaN is not taken for "not ready" between blocks, even if its bits are, and stays with its sequence."""
     shape = SHAPES["two_members"]
     problem = shape.problem("gru", numbers)
     problem.states[0].view(torch.uint8).view(*problem.states[0].shape, -1)[:, 1] = 0xFF
@@ -272,18 +272,16 @@ def ffma(before: str, after: str, **options: Any) -> Mutation:
     return Mutation("product.cuh", before, after, dtype=torch.float32, **options)
 
 
-# Where a buffer begins that is reset: the one after the next.
-RESET_BUFFER = (
-    "written_ >= 2 * layout_.buffer ? written_ - 2 * layout_.buffer : written_ + 2 * layout_.buffer"
-)
-# Where the last publication's begins.
-READ_BUFFER = "(written_ == 0 ? 3 * layout_.buffer : written_ - layout_.buffer)"
+# Where the slot of the ring begins that is reset: the one after the next.
+RESET_SLOT = "written_ >= 2 * layout_.slot ? written_ - 2 * layout_.slot : written_ + 2 * layout_.slot"
+# Where the slot that is read begins.
+READ_SLOT = "(written_ == 0 ? 3 * layout_.slot : written_ - layout_.slot)"
 
 MUTATIONS = {
     "none": Mutation("exchange.cuh", "", "", seeds=20),
     "none_ffma": ffma("", "", seeds=20),
     "reads_before_arrival": Mutation(
-        "slice.cuh", "while (!are_there(chunk, 0, kSlots)) {", "while (false) {"
+        "slice.cuh", "while (!are_ready(chunk, 0, kInFlight)) {", "while (false) {"
     ),
     "fragment_rows": Mutation("slice.cuh", "group() + row * Product::kGroups, k", "group(), k"),
     "fragment_words": Mutation("product.cuh", "return word * kRows + row;", "return row * kWords + word;"),
@@ -296,18 +294,18 @@ MUTATIONS = {
     "reduced_members": ffma("kHalf / Share::kColumns * Share::kGroups", "Share::kGroups"),
     "kept_columns": ffma("[i % Share::kColumns];", "[kTileColumns - 1 - i % Share::kColumns];"),
     "reset_unfenced": Mutation("exchange.cuh", "    if (part_.members > 1) fence<kScope>();", "", seeds=50),
-    "reset_of_what_is_read": Mutation("exchange.cuh", RESET_BUFFER, READ_BUFFER, seeds=50),
+    "reset_of_what_is_read": Mutation("exchange.cuh", RESET_SLOT, READ_SLOT, seeds=50),
     "reset_of_what_is_next": Mutation(
         "exchange.cuh",
-        RESET_BUFFER,
-        "written_ >= 3 * layout_.buffer ? written_ - 3 * layout_.buffer : written_ + layout_.buffer",
+        RESET_SLOT,
+        "written_ >= 3 * layout_.slot ? written_ - 3 * layout_.slot : written_ + layout_.slot",
         seeds=50,
     ),
     "reset_never": Mutation("persistent.cuh", "exchange_.reset();", ""),
     "peers_not_awaited": Mutation(
         "exchange.cuh",
-        "= kAbsent;\n      cluster_barrier();",
-        "= kAbsent;",
+        "= kNotReady;\n      cluster_barrier();",
+        "= kNotReady;",
         plan="cluster",
         seeds=50,
         partition=Partition(4, 1),

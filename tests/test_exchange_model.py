@@ -11,8 +11,8 @@ SIZES = [(2, 9), (3, 5)]  # blocks, iterations: all states in a few seconds
 WRONG = {
     "no fence": Protocol(fences_before_barrier=()),
     "a fence of those who publish alone": Protocol(fences_before_barrier=(PUBLISHER,)),
-    "three buffers": Protocol(buffers=3),
-    "two buffers": Protocol(buffers=2, resets=1),
+    "three slots": Protocol(slots=3),
+    "two slots": Protocol(slots=2, resets=1),
     "what comes next is reset": Protocol(resets=1),
     "what is being read is reset": Protocol(resets=3),
 }

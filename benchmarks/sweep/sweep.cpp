@@ -222,11 +222,11 @@ class Problem {
   double run(const Plan& plan, int steps) {
     Partition part = plan.partition;
     if (plan.kind == PlanKind::kPersistentGrid) {
-      part.exchange = &part;
-      const int64_t bytes = 4 * kernels_.layout(part).exchange_words() * part.column_groups * layer_.directions;
-      if (!exchange_ || exchange_->bytes() < bytes) exchange_ = std::make_unique<Buffer>(bytes);
-      part.exchange = exchange_->data();
-      check(cudaMemsetAsync(part.exchange, 0xFF, static_cast<size_t>(bytes), stream_), "memset");
+      part.ring = &part;
+      const int64_t bytes = 4 * kernels_.layout(part).ring_words() * part.column_groups * layer_.directions;
+      if (!ring_ || ring_->bytes() < bytes) ring_ = std::make_unique<Buffer>(bytes);
+      part.ring = ring_->data();
+      check(cudaMemsetAsync(part.ring, 0xFF, static_cast<size_t>(bytes), stream_), "memset");
     }
     cudaLaunchAttribute attribute;
     const cudaLaunchConfig_t launch = config(plan, &attribute);
@@ -271,7 +271,7 @@ class Problem {
   const CellInfo sizes_;
   const PassKernels& kernels_;
   std::vector<std::unique_ptr<Buffer>> buffers_;
-  std::unique_ptr<Buffer> exchange_;
+  std::unique_ptr<Buffer> ring_;
   Shape shape_{};
   ForwardProblem forward_{};
   BackwardProblem backward_{};

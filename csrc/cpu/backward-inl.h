@@ -57,10 +57,10 @@ class BackwardLoop {
   };
 
  public:
-  BackwardLoop(const BackwardProblem& problem, char* workspace)
-      : p_(problem),
-        shape_(problem.shape),
-        size_(problem.shape),
+  BackwardLoop(const BackwardArguments& arguments, char* workspace)
+      : p_(arguments),
+        shape_(arguments.shape),
+        size_(arguments.shape),
         rows_(shape_.offsets[shape_.seq_len]),
         block_(packs<F>(size_.hidden) * F::kPack),
         side_packs_(kGates * packs<F>(size_.hidden)),
@@ -407,8 +407,8 @@ class BackwardLoop {
   const T* input_panel(const ThreadSlice& slice, int64_t panel) const;
   void input_gradient(const ThreadSlice& slice, const Chunk& chunk) const;
 
-  const BackwardProblem& p_;
-  const Shape& shape_;
+  const BackwardArguments& p_;
+  const LayerShape& shape_;
   const Size size_;
   const int64_t rows_;        // R
   const int64_t block_;       // units of a gate in dgates, padded to whole packs

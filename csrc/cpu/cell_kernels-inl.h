@@ -7,12 +7,12 @@
 namespace seqkernels::SEQKERNELS_ISA {
 
 template <class Cell, class S, class F = ScalarFormat<Compute<S>>>
-constexpr CellKernels cell_kernels() {
+constexpr LayerKernels cell_kernels() {
   return {
-      [](const ForwardProblem& p) { return ForwardLoop<Cell, S, F>(p, nullptr).workspace(); },
-      [](const ForwardProblem& p, Member member) { ForwardLoop<Cell, S, F>(p, p.workspace).run(member); },
-      [](const BackwardProblem& p) { return BackwardLoop<Cell, S, F>(p, nullptr).workspace(); },
-      [](const BackwardProblem& p, Member member) { BackwardLoop<Cell, S, F>(p, p.workspace).run(member); },
+      [](const ForwardArguments& p) { return ForwardLoop<Cell, S, F>(p, nullptr).workspace(); },
+      [](const ForwardArguments& p, Member member) { ForwardLoop<Cell, S, F>(p, p.workspace).run(member); },
+      [](const BackwardArguments& p) { return BackwardLoop<Cell, S, F>(p, nullptr).workspace(); },
+      [](const BackwardArguments& p, Member member) { BackwardLoop<Cell, S, F>(p, p.workspace).run(member); },
   };
 }
 

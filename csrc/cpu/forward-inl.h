@@ -44,10 +44,10 @@ class ForwardLoop {
   };
 
  public:
-  ForwardLoop(const ForwardProblem& problem, char* workspace)
-      : p_(problem),
-        shape_(problem.shape),
-        size_(problem.shape),
+  ForwardLoop(const ForwardArguments& arguments, char* workspace)
+      : p_(arguments),
+        shape_(arguments.shape),
+        size_(arguments.shape),
         rows_(shape_.offsets[shape_.seq_len]),
         small_m_(rows_ <= small_m_limit()),
         input_packs_(packs<F>(size_.inputs)),
@@ -433,8 +433,8 @@ class ForwardLoop {
         for (int64_t rest = u + kLanes; rest < size_.padded; rest += kLanes) store(row + rest, V(0));
   }
 
-  const ForwardProblem& p_;
-  const Shape& shape_;
+  const ForwardArguments& p_;
+  const LayerShape& shape_;
   const Size size_;
   const int64_t rows_;  // R
   const bool small_m_;

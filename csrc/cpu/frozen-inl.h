@@ -13,7 +13,7 @@
 
 namespace seqkernels::SEQKERNELS_ISA {
 
-// The weights in one vector of packs (FrozenProblem says how they lie).
+// The weights in one vector of packs (FrozenArguments says how they lie).
 template <class W>
 struct PackedWeights;
 template <>
@@ -40,8 +40,8 @@ class FrozenForward {
   static constexpr int64_t kPrefetch = 2048 / sizeof(float);  // packs ahead
 
  public:
-  explicit FrozenForward(const FrozenProblem& problem)
-      : p_(problem),
+  explicit FrozenForward(const FrozenArguments& arguments)
+      : p_(arguments),
         panels_(ceil_div(p_.hidden_size, kLanes)),
         input_stride_(ceil_div(p_.input_size, kPack) * kPackStride),
         panel_stride_((2 + ceil_div(p_.hidden_size, kPack)) * kPackStride + input_stride_) {}
@@ -162,7 +162,7 @@ class FrozenForward {
     }
   }
 
-  const FrozenProblem& p_;
+  const FrozenArguments& p_;
   const int64_t panels_, input_stride_, panel_stride_;
 };
 

@@ -14,7 +14,7 @@ class Frozen {
   // D H after the first layer. Packed for the kernels that are in use now, which stay those of this object.
   Frozen(CellKind cell, DType weights, const StackSizes& sizes, const std::vector<const void*>& parameters);
 
-  // The other way: fills tensors like those it was made from, without null.
+  // Unpacks the weights: fills tensors like those it was made from, without null.
   void unpack(const std::vector<void*>& parameters) const;
 
   // float32, of the sizes that this was made for; h_n may be the output. From any number of threads at once.
@@ -23,12 +23,12 @@ class Frozen {
   double work(int64_t rows) const;  // of a call, in multiply-adds
 
  private:
-  struct Pack {  // one direction of one layer
+  struct PackedDirection {  // of one layer
     int64_t input_size;
-    int64_t begin;  // in packed_
+    int64_t begin;  // in packs from the first of packed_
   };
-  template <class W, class Move>
-  void each_weight(const Pack& pack, void* const* parameters, const Move& move) const;
+  template <class W, class Move>  // W: the weights' type, packed and plain
+  void each_weight(const PackedDirection& direction, void* const* parameters, const Move& move) const;
   template <class Move>
   void each(void* const* parameters, const Move& move) const;
 
@@ -36,10 +36,10 @@ class Frozen {
   const CellKind cell_;
   const DType weights_;
   const StackSizes sizes_;
-  std::vector<Pack> packs_;  // [L D]
+  std::vector<PackedDirection> directions_;  // [L D]
   float* packed() const { return reinterpret_cast<float*>(packed_.get()); }
   Memory packed_;
-  int64_t words_ = 0;
+  int64_t packs_ = 0;  // of all layers; a bias takes one, too
 };
 
 }  // namespace seqkernels

@@ -9,8 +9,8 @@ namespace seqkernels::SEQKERNELS_ISA {
 template <class Cell>
 constexpr FrozenKernels frozen_kernels() {
   return {
-      [](const FrozenProblem& p, Member member) { FrozenForward<Cell, float>(p).run(member); },
-      [](const FrozenProblem& p, Member member) { FrozenForward<Cell, Bf16>(p).run(member); },
+      [](const FrozenArguments& p, Member member) { FrozenForward<Cell, float>(p).run(member); },
+      [](const FrozenArguments& p, Member member) { FrozenForward<Cell, Bf16>(p).run(member); },
   };
 }
 

@@ -1,7 +1,7 @@
 // The interface between the bindings (which know torch) and the kernels (which know one ISA and raw pointers).
 //
 // One call runs one layer in all its directions. A team of threads enters the same kernel together, each as a Member;
-// what they share (weights, gradients, scratch) is in the problem they are handed.
+// what they share (weights, gradients, scratch) is in the arguments they are handed.
 //
 // Sizes: T steps, B sequences, I inputs, H hidden units, G gates, D directions, R = rows, the (step, sequence) pairs:
 // T B of them, or fewer in a packed sequence. Row offsets[t] + b is sequence b at step t.
@@ -28,7 +28,7 @@ struct RowTensor {
   int64_t batch_stride;  // elements
 };
 
-struct Shape {
+struct LayerShape {
   int64_t seq_len, batch, input_size, hidden_size, directions;
   const int64_t* offsets;  // [T + 1] first row of every step
   bool packed;
@@ -50,12 +50,13 @@ struct WeightGrads {  // as Weights; null where not asked for
 
 struct Team;
 
-struct Problem {
-  Shape shape;
+// What forward and backward kernels of a layer have in common.
+struct LayerArguments {
+  LayerShape shape;
   RowTensor x;       // [.., I]
   RowTensor output;  // [.., D H]; written by forward, read by backward
   char* h0;          // [D, B, H]; forward: or null, zeros
-  char* c0;          // likewise; null without cell state
+  char* c0;          // [D, B, H]; forward: or null, zeros; null without cell state
   Weights weights[2];
   char* gates;      // [D, R, kSaved, Hp] or null: nothing is saved
   char* cells;      // [D, R, Hp] compute type, or null
@@ -64,12 +65,12 @@ struct Problem {
   Team* team;
 };
 
-struct ForwardProblem : Problem {
+struct ForwardArguments : LayerArguments {
   char* h_n;  // [D, B, H]
   char* c_n;  // [D, B, H] or null
 };
 
-struct BackwardProblem : Problem {
+struct BackwardArguments : LayerArguments {
   RowTensor grad_output;  // [.., D H]
   char* grad_h_n;         // [D, B, H] or null
   char* grad_c_n;         // [D, B, H] or null
@@ -79,11 +80,11 @@ struct BackwardProblem : Problem {
   WeightGrads grads[2];
 };
 
-// A layer with packed weights; float32 tensors. `packed` is, per direction, 32-bit words in panels of `lanes` hidden
-// units: [panels][2 + depths of I + depths of H][G][lanes]. The first two of a panel are b_ih and b_hh as float32; a
-// word of the rest is one float32 weight or, low half first, two bfloat16 weights that follow each other in depth.
-// Padding is zero.
-struct FrozenProblem {
+// A layer with packed weights; float32 tensors. `packed` is, per direction, 32-bit packs in panels of `lanes` hidden
+// units: [panels][2 + packs of I + packs of H][G][lanes]. The first two of a panel are b_ih and b_hh as float32; a pack
+// of the rest is one float32 weight or, low half first, two bfloat16 weights that follow each other in K. Padding is
+// zero.
+struct FrozenArguments {
   int64_t seq_len, batch, input_size, hidden_size, directions;
   const float* packed[2];
   RowTensor x;       // [.., I]
@@ -101,31 +102,31 @@ struct Member {
 };
 
 // The kernels of one cell and storage type.
-struct CellKernels {
-  int64_t (*forward_workspace)(const ForwardProblem&);
-  void (*forward)(const ForwardProblem&, Member);
-  int64_t (*backward_workspace)(const BackwardProblem&);
-  void (*backward)(const BackwardProblem&, Member);
+struct LayerKernels {
+  int64_t (*forward_workspace)(const ForwardArguments&);
+  void (*forward)(const ForwardArguments&, Member);
+  int64_t (*backward_workspace)(const BackwardArguments&);
+  void (*backward)(const BackwardArguments&, Member);
 };
 
 // The kernels of one cell for each type of packed weights.
 struct FrozenKernels {
-  void (*float32)(const FrozenProblem&, Member);
-  void (*bfloat16)(const FrozenProblem&, Member);
+  void (*float32)(const FrozenArguments&, Member);
+  void (*bfloat16)(const FrozenArguments&, Member);
 };
 
 // What an ISA offers.
 struct KernelTable {
   const char* isa;
   int lanes;  // float32 numbers of a vector
-  CellKernels cells[kCellKinds][int(DType::kCount)];
+  LayerKernels cells[kCellKinds][int(DType::kCount)];
   FrozenKernels frozen[kCellKinds];
 };
 
 // What an ISA offers that extends another one for bfloat16 alone.
 struct Bf16Kernels {
   const char* isa;
-  CellKernels cells[kCellKinds];
+  LayerKernels cells[kCellKinds];
 };
 
 const KernelTable& baseline_kernels();

@@ -14,15 +14,15 @@ void run_team(int threads, int barriers, const Body& body) {
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 
-// `work` is in multiply-adds. The problem's threads, workspace and team are set here.
-template <class Problem>
-void run_kernel(Problem problem, double work, int64_t (*workspace)(const Problem&),
-                void (*kernel)(const Problem&, Member)) {
-  const int threads = problem.threads = team_threads(work), barriers = 1 + 2 + 2 * threads;
-  const Scratch scratch(workspace(problem));
-  problem.workspace = scratch.get();
+// `work` is in multiply-adds. The kernel's arguments lack threads, workspace and team, which are set here.
+template <class Arguments>
+void run_kernel(Arguments arguments, double work, int64_t (*workspace)(const Arguments&),
+                void (*kernel)(const Arguments&, Member)) {
+  const int threads = arguments.threads = team_threads(work), barriers = 1 + 2 + 2 * threads;
+  const Scratch scratch(workspace(arguments));
+  arguments.workspace = scratch.get();
   run_team(threads, barriers, [&](Team* team, Member member) {
-    Problem own = problem;
+    Arguments own = arguments;
     own.team = team;
     kernel(own, member);
   });

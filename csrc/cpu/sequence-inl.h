@@ -33,7 +33,7 @@ class Arena {
 // The steps of one direction in the order it visits them. `Row` below is a row of the layer: offsets[t] + b.
 class Steps {
  public:
-  Steps(const Shape& shape, int direction) : shape_(shape), reverse_(direction == 1) {}
+  Steps(const LayerShape& shape, int direction) : shape_(shape), reverse_(direction == 1) {}
 
   int64_t count() const { return shape_.seq_len; }
   int64_t time(int64_t i) const { return reverse_ ? shape_.seq_len - 1 - i : i; }
@@ -48,7 +48,7 @@ class Steps {
   int64_t ending(int64_t t) const { return active(next(t)); }
 
  private:
-  const Shape& shape_;
+  const LayerShape& shape_;
   bool reverse_;
 };
 
@@ -73,7 +73,7 @@ inline Chunk next_chunk(const Steps& steps, int64_t begin, int64_t target_rows, 
 
 // Rows of the largest chunk: at least one step, at most `target_rows` where steps are smaller, and no more than chunks
 // of equal size need.
-inline int64_t chunk_capacity(const Shape& shape, int64_t target_rows) {
+inline int64_t chunk_capacity(const LayerShape& shape, int64_t target_rows) {
   const int64_t rows = shape.offsets[shape.seq_len], most = max(target_rows, shape.batch);
   if (rows <= most) return rows;
   return min(most, round_up(ceil_div(rows, ceil_div(rows, most)), shape.batch));
@@ -81,15 +81,15 @@ inline int64_t chunk_capacity(const Shape& shape, int64_t target_rows) {
 
 // The row of sequence b at step t.
 template <class S>
-SEQKERNELS_INLINE S* row_of(const RowTensor& tensor, const Shape& shape, int64_t t, int64_t b) {
+SEQKERNELS_INLINE S* row_of(const RowTensor& tensor, const LayerShape& shape, int64_t t, int64_t b) {
   const int64_t step = shape.packed ? shape.offsets[t] * tensor.batch_stride : t * tensor.step_stride;
   return reinterpret_cast<S*>(tensor.data) + step + b * tensor.batch_stride;
 }
 
 // Calls f(t, b, row of the chunk) for the chunk's rows [range), in row order.
 template <class Visit>
-SEQKERNELS_INLINE void for_rows(const Shape& shape, const Steps& steps, const Chunk& chunk, Range range, bool backward,
-                                const Visit& f) {
+SEQKERNELS_INLINE void for_rows(const LayerShape& shape, const Steps& steps, const Chunk& chunk, Range range,
+                                bool backward, const Visit& f) {
   const int64_t last = chunk.end - 1;
   const int64_t ta = steps.time(backward ? shape.seq_len - 1 - chunk.begin : chunk.begin);
   const int64_t tb = steps.time(backward ? shape.seq_len - 1 - last : last);
@@ -153,7 +153,7 @@ inline int group_barrier(const ThreadSlice& slice, int threads) {
 
 // Runs f(direction, rank, size) for the directions of a member: side by side where there are threads enough.
 template <class Visit>
-SEQKERNELS_INLINE void for_directions(const Shape& shape, Member member, const Visit& f) {
+SEQKERNELS_INLINE void for_directions(const LayerShape& shape, Member member, const Visit& f) {
   const int directions = int(shape.directions);
   if (member.size < directions) {
     for (int d = 0; d < directions; ++d) f(d, member.rank, member.size);
@@ -172,7 +172,7 @@ struct LayerSizes {
   static constexpr int kUnitVectors = Cell::kGates == 1 ? kPanelVectors : 1;
   static constexpr int kPanelWidth = Cell::kGates * kUnitVectors * kLanes;
 
-  explicit LayerSizes(const Shape& shape)
+  explicit LayerSizes(const LayerShape& shape)
       : inputs(shape.input_size),
         hidden(shape.hidden_size),
         padded(round_up(shape.hidden_size, kUnitPadding)),

@@ -41,9 +41,9 @@ void run_stack(CellKind cell, const StackCall& call, const std::vector<Weights>&
   const int64_t hidden = call.sizes.hidden_size, directions = call.sizes.directions;
   std::vector<int64_t> offsets(static_cast<size_t>(call.seq_len) + 1);
   for (size_t t = 0; t < offsets.size(); ++t) offsets[t] = static_cast<int64_t>(t) * call.batch;
-  const CellKernels& kernels = cpu_kernels().cells[int(cell)][int(call.dtype)];
+  const LayerKernels& kernels = cpu_kernels().cells[int(cell)][int(call.dtype)];
   Stack(call).for_layers([&](const LayerCall& layer) {
-    ForwardProblem p{};
+    ForwardArguments p{};
     p.shape = {call.seq_len, call.batch, layer.input_size, hidden, directions, offsets.data(), false};
     p.x = layer.x, p.output = layer.output;
     p.h0 = layer.h0, p.c0 = layer.c0, p.h_n = layer.h_n, p.c_n = layer.c_n;

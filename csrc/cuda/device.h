@@ -181,8 +181,8 @@ SEQKERNELS_DEVICE void strict_fence() {
 #endif
 }
 
-// The value, but the compiler does not know whence: it is kept in a register and not worked out again.
-SEQKERNELS_DEVICE int kept(int value) {
+// The value, laundered: the compiler does not know whence it is, so it keeps it in a register and does not rematerialise it.
+SEQKERNELS_DEVICE int launder(int value) {
   asm volatile("" : "+r"(value));
   return value;
 }

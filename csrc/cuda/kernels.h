@@ -21,7 +21,7 @@ struct PassKernels {
   int column_tiles = 0;          // of 8 columns, that a warp takes in one pass over K at most
   int block_tiles = 0;           // unit groups times column tiles of a block in one such pass at most
   int resident_chunks = 0;       // of each warp, in registers
-  int chunks_ahead = 0;          // of a column tile, whose loads a warp has under way at once
+  int chunks_ahead = 0;          // of a column tile, whose loads a warp has in flight at once
   bool is_backward = false;
 };
 

@@ -19,7 +19,7 @@ using cuda::window;
 
 constexpr int64_t kGatesBytes = int64_t{256} << 20;
 
-// [T + 1] on the device; of a packed sequence.
+// The first row of each time of a packed sequence, [T + 1], on the device.
 std::optional<Tensor> device_offsets(const Device& device, const Layer& layer) {
   if (!layer.packed()) return std::nullopt;
   const std::vector<int64_t>& offsets = layer.offsets();

@@ -10,9 +10,9 @@ using torch::stable::Tensor;
 
 // Part of a tensor's memory; `offset` in elements from its first.
 Tensor window(const Tensor& base, const Sizes& sizes, const Sizes& strides, int64_t offset = 0);
-// The same with the strides of a contiguous tensor.
+// Part of a tensor's memory, with the strides of a contiguous tensor; `offset` in elements from its first.
 Tensor window(const Tensor& base, const Sizes& sizes, int64_t offset = 0);
-// The last two dimensions the other way round.
+// The tensor with its last two dimensions swapped.
 Tensor transposed(const Tensor& matrix);
 
 // Weight `kind` (w_ih, w_hh) of a layer's directions, [D, G H, columns]; that of one direction as it is.

@@ -3,6 +3,8 @@
 // Element types: double, float, and 16-bit patterns. Arithmetic is done in Real<T>: double for double, float for the rest.
 // Value<Real, kShort> is the value type that the cells (csrc/cells) compute with: it brings sigmoid, tanh and relu, where
 // kShort asks for no more than a 16-bit result will show.
+//
+// Type parameters: T is an element type, R a Real<T>.
 #pragma once
 #include "device.h"
 
@@ -46,7 +48,7 @@ SEQKERNELS_DEVICE T from_real(Real<T> x) {
   return x;
 }
 
-// Two of 16 bits. GPUs convert two at once in a fraction of the time that they take for one.
+// Two numbers of 16 bits in one word. GPUs convert two at once in a fraction of the time that they take for one.
 template <class T>
 SEQKERNELS_DEVICE uint32_t word_of(float low, float high);
 

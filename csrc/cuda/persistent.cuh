@@ -1,10 +1,10 @@
 // A whole sequence in one launch: W_hh stays on chip, and each step costs one exchange of what the next one reads.
 //
 // One iteration of a block with a slice of the hidden units:
-//   1  every warp waits for its chunks of what the group published last, and multiplies: MMAs with resident weights
+//   1  every warp waits for its chunks of the last slot of the exchange's ring, and multiplies: MMAs with resident weights
 //   2  warps that share units leave partial sums in shared memory; block_barrier
 //   3  every thread adds them up for its units, does the pointwise part and publishes: the others wait for this
-//   4  what nobody waits for comes after: results are written, the next inputs loaded, a buffer of the exchange made ready
+//   4  what nobody waits for comes after: results are written, the next inputs loaded, a slot of the ring reset
 // Columns beyond kMaxColumnTiles tiles take steps 1 to 3 again; partial sums have two buffers, so one barrier each will do.
 // Iteration 0 has no product. The last one publishes, too, though nobody reads it: a test would cost more.
 #pragma once
@@ -43,13 +43,13 @@ SharedLayout layout_for(const Partition& part) {
   layout.partial = part.column_tiles * kTileColumns * kStride;
   if (layout.partial < Weights::kProductStage)
     layout.partial = Weights::kProductStage;  // which is where the sums will be
-  layout.buffer = layout.chunks * part.columns * kChunkWords;
-  layout.reset = (part.exchange ? layout.buffer / part.members : layout.buffer) / 4;
+  layout.slot = layout.chunks * part.columns * kChunkWords;
+  layout.reset = (part.ring ? layout.slot / part.members : layout.slot) / 4;
   layout.weights = 2 * kWarps * layout.partial;
   layout.states = layout.weights + kWarps * layout.slice;
   layout.biases = layout.states + part.units_of_block() * part.columns * words(sizeof(typename Pass::State));
-  layout.exchange = (layout.biases + part.units_of_block() * words(sizeof(typename Pass::Biases)) + 3) / 4 * 4;
-  layout.total = layout.exchange + (part.exchange ? 0 : kBuffers * layout.buffer);
+  layout.ring = (layout.biases + part.units_of_block() * words(sizeof(typename Pass::Biases)) + 3) / 4 * 4;
+  layout.total = layout.ring + (part.ring ? 0 : kRingSlots * layout.slot);
   return layout;
 }
 
@@ -79,8 +79,8 @@ class PersistentBlock {
         first_column_(group_ % part.column_groups * part.columns),
         first_unit_(member_ * part.units_of_block()),
         warp_(warp_index()),
-        exchange_(kScope == Scope::kDevice ? static_cast<uint32_t*>(part.exchange) + group_ * layout.exchange_words()
-                                           : memory_ + layout.exchange,
+        exchange_(kScope == Scope::kDevice ? static_cast<uint32_t*>(part.ring) + group_ * layout.ring_words()
+                                           : memory_ + layout.ring,
                   part, layout, member_),
         states_(reinterpret_cast<typename Pass::State*>(memory_ + layout.states)),
         biases_(reinterpret_cast<typename Pass::Biases*>(memory_ + layout.biases)) {}
@@ -118,10 +118,10 @@ class PersistentBlock {
     }
   };
 
-  SEQKERNELS_DEVICE Place place(const Lane& lane, int n) const {
+  SEQKERNELS_DEVICE UnitCoord coord(const Lane& lane, int n) const {
     return {direction_, first_column_ + lane.column, first_unit_ + lane.unit + n * lane.next};
   }
-  SEQKERNELS_DEVICE bool exists(const Place& at) const {
+  SEQKERNELS_DEVICE bool exists(const UnitCoord& at) const {
     return at.column < p_.shape.batch && at.unit < p_.shape.hidden;
   }
   // Units from where reader and writer stand to those of quarter n.
@@ -168,25 +168,25 @@ class PersistentBlock {
       if (first_unit_ + unit < p_.shape.hidden) biases_[unit] = Pass::load_biases(p_, direction_, first_unit_ + unit);
   }
 
-  SEQKERNELS_DEVICE typename Pass::State initial(const Place& at) const {
+  SEQKERNELS_DEVICE typename Pass::State initial(const UnitCoord& at) const {
     return exists(at) ? Pass::initial(p_, at) : typename Pass::State{};
   }
 
-  // visit(place, column, n) for every unit of this lane, in all passes.
+  // Calls visit(coord, column, n) for every unit of this lane, in all passes.
   template <class Visit>
   SEQKERNELS_DEVICE void for_each_unit(const Visit& visit) const {
     for (int column = 0; column < part_.columns; column += part_.column_tiles * kTileColumns) {
       const Lane lane(part_, warp_, column);
-      for (int n = 0; has_quarter(lane, n); ++n) visit(place(lane, n), column, n);
+      for (int n = 0; has_quarter(lane, n); ++n) visit(coord(lane, n), column, n);
     }
   }
 
   SEQKERNELS_DEVICE void load_states() {
-    for_each_unit([&](const Place& at, int column, int n) { states_[state_index(column, n)] = initial(at); });
+    for_each_unit([&](const UnitCoord& at, int column, int n) { states_[state_index(column, n)] = initial(at); });
   }
 
   // What a lane takes from one step to the next. Reader and writer stand at the one quarter's unit; of several quarters, they
-  // are made anew where the block's units and a pass's column begin, for what a lane has is not the same in all passes.
+  // are rematerialised where the block's units and a pass's column begin, for what a lane has is not the same in all passes.
   struct Cursor {
     Walk walk;  // of the step at hand
     typename Pass::Reader reader;
@@ -195,7 +195,7 @@ class PersistentBlock {
     typename Pass::State state;                   // of the one quarter, where there is no more
     typename Pass::Biases biases;
     int column;   // of the launch, or kNowhere: the lane's unit does not exist; of the one quarter, as the next two
-    int place;    // where it publishes
+    int offset;   // where it publishes, in a slot
     int partial;  // where its sums are in the first buffer
   };
 
@@ -204,8 +204,8 @@ class PersistentBlock {
     const Lane lane(part_, warp_, 0);
     const int64_t first_step = Pass::step_of(p_, Pass::has_step(p_, 0) ? 0 : 1);
     const int64_t time = steps > 0 ? Pass::time_of(p_, direction_, first_step) : 0;
-    const Place at = place(lane, 0);
-    const Place begin = kOneQuarter ? at : Place{direction_, first_column_, first_unit_};
+    const UnitCoord at = coord(lane, 0);
+    const UnitCoord begin = kOneQuarter ? at : UnitCoord{direction_, first_column_, first_unit_};
     Cursor cursor{Pass::walk(p_, direction_, first_step), {p_, begin, time}, {p_, begin, time}};
     if constexpr (kOneQuarter) {
       cursor.state = has_quarter(lane, 0) ? initial(at) : typename Pass::State{};  // else, others' units
@@ -214,9 +214,9 @@ class PersistentBlock {
         cursor.column = at.column;
         cursor.biases = Pass::load_biases(p_, direction_, at.unit);
       }
-      cursor.column = kept(cursor.column);
-      cursor.place = kept(exchange_.place(at.unit / Traits::kPerWord, lane.column));
-      cursor.partial = kept(partial_of(lane, 0));
+      cursor.column = launder(cursor.column);
+      cursor.offset = launder(exchange_.offset(at.unit / Traits::kPerWord, lane.column));
+      cursor.partial = launder(partial_of(lane, 0));
     }
     if (Pass::has_step(p_, 0)) load_inputs(lane, cursor);
 
@@ -226,7 +226,7 @@ class PersistentBlock {
     if constexpr (kOneQuarter) {
       if (cursor.column != kNowhere) Pass::finish(p_, at, cursor.state);
     } else {
-      for_each_unit([&](const Place& at, int column, int n) {
+      for_each_unit([&](const UnitCoord& at, int column, int n) {
         if (exists(at)) Pass::finish(p_, at, states_[state_index(column, n)]);
       });
     }
@@ -244,7 +244,7 @@ class PersistentBlock {
     exchange_.advance();
   }
 
-  // One iteration for the columns of a pass; `is_last`: pass of the iteration.
+  // One iteration for the columns of a pass; `is_last`: whether it is the iteration's last pass.
   template <bool kHasProduct>
   SEQKERNELS_DEVICE void do_columns(const Lane& lane, int column, bool is_last, Cursor& cursor) {
     uint32_t* const partials = memory_ + partials_;
@@ -264,7 +264,7 @@ class PersistentBlock {
     exchange_.order_strictly();
 
     const bool has_step = kHasProduct || Pass::has_step(p_, 0);
-    const bool is_active = has_step && (kOneQuarter ? cursor.column : place(lane, 0).column) < cursor.walk.active();
+    const bool is_active = has_step && (kOneQuarter ? cursor.column : coord(lane, 0).column) < cursor.walk.active();
     const typename Pass::Writer writer = writer_of(lane, cursor, is_active);
     SEQKERNELS_UNROLL
     for (int n = 0; n < kQuarterCount; ++n)
@@ -282,7 +282,7 @@ class PersistentBlock {
                                state, published);
         else
           Pass::idle(product, state, published);
-        publish(kOneQuarter ? cursor.place : exchange_.place(unit / Traits::kPerWord, lane.column), published);
+        publish(kOneQuarter ? cursor.offset : exchange_.offset(unit / Traits::kPerWord, lane.column), published);
         if (steps) writer.write(p_, further(lane, n), state, results);
         if constexpr (kOneQuarter)
           cursor.state = state;
@@ -307,42 +307,43 @@ class PersistentBlock {
     exchange_.reset();
   }
 
-  // Readers and writers of the step at hand. Of several quarters, inputs and sums leave no registers to keep them in.
+  // Rematerialises the reader or writer of the step at hand: of several quarters, inputs and sums leave no registers to keep
+  // them in.
   template <class Access>
-  SEQKERNELS_DEVICE Access made_anew(const Lane& lane, const Cursor& cursor, bool is_active) const {
+  SEQKERNELS_DEVICE Access rematerialised(const Lane& lane, const Cursor& cursor, bool is_active) const {
     return {p_, {direction_, first_column_ + lane.column, first_unit_}, is_active ? cursor.walk.time() : 0};
   }
   SEQKERNELS_DEVICE typename Pass::Writer writer_of(const Lane& lane, const Cursor& cursor, bool is_active) const {
     if constexpr (kOneQuarter)
       return cursor.writer;
     else  // none made where nothing is written, or it would be made too early
-      return is_active ? made_anew<typename Pass::Writer>(lane, cursor, true) : cursor.writer;
+      return is_active ? rematerialised<typename Pass::Writer>(lane, cursor, true) : cursor.writer;
   }
 
-  // Of the step at hand, for the lane's pass.
+  // Loads the inputs of the step at hand, for the lane's pass.
   SEQKERNELS_DEVICE void load_inputs(const Lane& lane, Cursor& cursor) const {
     typename Pass::Reader reader =
-        kOneQuarter ? cursor.reader : made_anew<typename Pass::Reader>(lane, cursor, cursor.walk.active() > 0);
+        kOneQuarter ? cursor.reader : rematerialised<typename Pass::Reader>(lane, cursor, cursor.walk.active() > 0);
     const auto for_those_of = [&](int active, const auto& visit) {
       SEQKERNELS_UNROLL
       for (int n = 0; n < kQuarterCount; ++n) {
-        const Place at = place(lane, n);
+        const UnitCoord at = coord(lane, n);
         if (kOneQuarter ? cursor.column < active
                         : has_quarter(lane, n) && at.unit < p_.shape.hidden && at.column < active)
           visit(at, n);
       }
     };
-    for_those_of(cursor.walk.active(), [&](const Place& at, int n) {
+    for_those_of(cursor.walk.active(), [&](const UnitCoord& at, int n) {
       cursor.inputs[n] = reader.load(p_, cursor.walk, at, further(lane, n));
     });
     // What the next step will load, from far away. FFMA's steps are long enough to load in time.
     if constexpr (Product::kOnTensorCores) {
       reader.move(p_, cursor.walk.rows());
-      for_those_of(cursor.walk.next(), [&](const Place&, int n) { reader.prefetch(p_, further(lane, n)); });
+      for_those_of(cursor.walk.next(), [&](const UnitCoord&, int n) { reader.prefetch(p_, further(lane, n)); });
     }
   }
 
-  // Leaves this warp's partial sums.
+  // Multiplies, and leaves this warp's partial sums in shared memory.
   template <int kColumnTiles>
   SEQKERNELS_DEVICE void multiply(int column, uint32_t* partial) const {
     float sum[Pass::kTiles][kColumnTiles][Product::kResults];
@@ -389,7 +390,7 @@ class PersistentBlock {
     }
   }
 
-  // All loads are under way at once, but for those of 8 splits, which would take too many registers.
+  // All loads are in flight at once, but for those of 8 splits, which would take too many registers.
   template <int kSplits>
   SEQKERNELS_DEVICE void add_up(const float* partials, float (&product)[Pass::kTiles]) const {
     Together words[kSplits][Pass::kTiles / Sums::kTogether];
@@ -407,16 +408,16 @@ class PersistentBlock {
     }
   }
 
-  SEQKERNELS_DEVICE void publish(int place, const float (&published)[Pass::kPublished]) const {
+  SEQKERNELS_DEVICE void publish(int offset, const float (&published)[Pass::kPublished]) const {
     const int stride = part_.units() / Traits::kPerWord * part_.columns;  // from one block of K to the next
     SEQKERNELS_UNROLL
     for (int block = 0; block < Pass::kPublished; ++block) {
       if constexpr (Traits::kPerWord == 2) {
         const float neighbour = shuffle_xor(published[block], 1);
         if (lane_index() % 2 == 0)
-          exchange_.publish(place + block * stride, word_of<Operand>(published[block], neighbour));
+          exchange_.publish(offset + block * stride, word_of<Operand>(published[block], neighbour));
       } else {
-        exchange_.publish(place + block * stride, Traits::bits(published[block]));
+        exchange_.publish(offset + block * stride, Traits::bits(published[block]));
       }
     }
   }
@@ -427,7 +428,7 @@ class PersistentBlock {
   uint32_t* const memory_;
   const int group_, member_;  // of the launch, of the group
   const int direction_, first_column_, first_unit_, warp_;
-  int partials_ = 0;  // where the coming pass leaves its sums: two buffers, by turns
+  int partials_ = 0;  // where the coming pass leaves its sums: double-buffered
   Exchange<kScope, !kOneQuarter> exchange_;
   typename Pass::State* const states_;
   typename Pass::Biases* const biases_;
@@ -457,8 +458,8 @@ const void* persistent_kernel_of(const Partition& part) {
 
 template <class Pass, class Operand>
 const void* persistent_kernel_for(const Partition& part) {
-  return part.exchange ? persistent_kernel_of<Pass, Operand, Scope::kDevice>(part)
-                       : persistent_kernel_of<Pass, Operand, Scope::kCluster>(part);
+  return part.ring ? persistent_kernel_of<Pass, Operand, Scope::kDevice>(part)
+                   : persistent_kernel_of<Pass, Operand, Scope::kCluster>(part);
 }
 
 }  // namespace seqkernels::cuda

@@ -26,16 +26,16 @@ int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
 // chooses takes 1 % longer on average than the best cut. kAlone was not among them; of float32 without tensor cores, products
 // are counted.
 struct Costs {
-  // A step of one quarter a warp, of a block by itself, with an exchange through the shared memory of a cluster, through L2.
+  // A step of one quarter a warp: of a block by itself, with an exchange through the shared memory of a cluster, through L2.
   static constexpr double kAlone = 1610, kNear = 1725, kFar = 2645;
   static constexpr double kBackward = 670;  // more inputs and more words to publish
   // Where a warp has several quarters or there are several passes over the columns.
   static constexpr double kSeveral = 410, kQuarter = 865, kPass = 1850;
   static constexpr double kMma = 5.7;             // of one warp-wide MMA, all of a scheduler's warps together
   static constexpr double kWeights = 2.8 / 128;   // of a byte of weights that lies in shared memory
-  static constexpr double kRound = 460;           // loads of the exchange that wait for others to be used up
+  static constexpr double kRound = 460;           // of a round of loads that waits for the one before to be used
   static constexpr double kPartials = 0.5 / 128;  // of a byte of partial sums
-  static constexpr double kRead = 0.3 / 128;      // of a byte of an exchange in shared memory
+  static constexpr double kRead = 0.3 / 128;      // of a byte of a ring slot in shared memory
   static constexpr double kFfmas = 64;            // of a scheduler for the FFMAs of a tile, a column tile and a chunk
   static constexpr double kStaging = 45;          // what else it does for a chunk then
   static constexpr double kReduction = 16;        // adding up the lanes' sums of a tile and a column tile, in a warp
@@ -96,7 +96,7 @@ void cut_columns(const PassKernels& kernels, const DeviceLimits& device, const P
   const bool in_grid = kind == PlanKind::kPersistentGrid;
   Partition part{};
   part.members = members, part.unit_groups = unit_groups, part.splits = kWarps / unit_groups;
-  part.exchange = in_grid ? reinterpret_cast<void*>(1) : nullptr;  // not in shared memory
+  part.ring = in_grid ? reinterpret_cast<void*>(1) : nullptr;  // not in shared memory
   int64_t last = 0;
   for (int64_t groups = 1; groups <= ceil_div(request.batch, kTileColumns); ++groups) {
     const int64_t columns = up(ceil_div(request.batch, groups), kTileColumns);
@@ -117,7 +117,7 @@ void cut_columns(const PassKernels& kernels, const DeviceLimits& device, const P
         in_clusters && room ? room(part, bytes) : std::max(1, device.multiprocessors - outside) / members;
     if (groups_at_once == 0) continue;
     Plan plan{kind, part, bytes, step_cycles(kernels, request, part, in_grid, groups_at_once * members)};
-    plan.partition.exchange = nullptr;
+    plan.partition.ring = nullptr;
     cuts.push_back(plan);
   }
 }
@@ -210,7 +210,7 @@ std::vector<Candidate> candidates(const PassKernels& kernels, const DeviceLimits
 
 const void* kernel_of(const PassKernels& kernels, const Plan& plan) {
   Partition part = plan.partition;
-  if (plan.kind == PlanKind::kPersistentGrid) part.exchange = &part;  // anything: it is not in shared memory
+  if (plan.kind == PlanKind::kPersistentGrid) part.ring = &part;  // anything: it is not in shared memory
   return kernels.persistent(part);
 }
 

@@ -26,7 +26,7 @@ struct PlanRequest {
 
 struct Plan {
   PlanKind kind = PlanKind::kStepwise;
-  Partition partition{};  // of a persistent plan; `exchange` is still to be set
+  Partition partition{};  // of a persistent plan; `ring` is still to be set
   int64_t shared_bytes = 0;
   double cycles = 0;  // of one step, as the model has it
 };
@@ -44,7 +44,7 @@ using ClusterRoom = std::function<int(const Partition&, int64_t shared_bytes)>;
 std::vector<Plan> cuts_of(PlanKind kind, const PassKernels& kernels, const DeviceLimits& device,
                           const PlanRequest& request, const ClusterRoom& room = {});
 
-// All kinds, in the order of PlanKind. Without `room`, as many clusters are taken to run at once as multiprocessors make.
+// Candidates of all kinds, in the order of PlanKind. Without `room`, as many clusters are taken to run at once as multiprocessors make.
 std::vector<Candidate> candidates(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request,
                                   const ClusterRoom& room = {});
 
@@ -54,7 +54,7 @@ const void* kernel_of(const PassKernels& kernels, const Plan& plan);
 // Asked before each float32 layer: whether torch lets recurrent networks use TF32. Set by Python, where the setting is.
 extern bool (*tf32_allowed)();
 
-// The fastest of them that can run.
+// The fastest of the candidates that can run.
 const Plan& fastest(const std::vector<Candidate>& candidates);
 
 }  // namespace seqkernels::cuda

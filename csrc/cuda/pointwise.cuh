@@ -10,12 +10,15 @@
 //   step        a step: product in, state updated, `published` and results out
 //   Writer      where a step's results go for one unit, and `write` (late, so that nobody waits for memory who waits for what
 //               is published)
-//   idle        what stands in its place where there is no step: a sequence that has ended or not begun
+//   idle        what stands in for `step` where there is none: a sequence that has ended or not begun
 //   finish      writes the final state
 // Readers and writers hold pointers that move along from step to step (Walk): nothing is multiplied out again in the loop.
 //
 // Steps are numbered as the pass does them. Of n steps, iteration i of 0..n does number i - 1 going forward (iteration 0
 // publishes the initial state), and number i going back (iteration n has the last product).
+//
+// Type parameters: T is the element type, R = Real<T> (numbers.cuh) what arithmetic is done in, V = Value<R, ..> what the
+// cells compute with.
 #pragma once
 #include "../cells/cell.h"
 #include "numbers.cuh"
@@ -23,8 +26,8 @@
 
 namespace seqkernels::cuda {
 
-// Where one unit of one sequence stands.
-struct Place {
+// One hidden unit of one sequence.
+struct UnitCoord {
   int direction, column, unit;  // column: the sequence
 };
 
@@ -46,16 +49,16 @@ SEQKERNELS_DEVICE void move_rows(T*& pointer, int rows, int elements) {
       (T*)((const char*)pointer + bytes);  // not by way of integers, or it would forget that it is of global memory
 }
 
-SEQKERNELS_DEVICE int64_t state_index(const Shape& shape, const Place& at) {
+SEQKERNELS_DEVICE int64_t state_index(const Shape& shape, const UnitCoord& at) {
   return (static_cast<int64_t>(at.direction) * shape.batch + at.column) * shape.hidden + at.unit;
 }
 
-SEQKERNELS_DEVICE int64_t output_index(const Shape& shape, const Place& at, int64_t row) {
+SEQKERNELS_DEVICE int64_t output_index(const Shape& shape, const UnitCoord& at, int64_t row) {
   return (row * shape.directions + at.direction) * shape.hidden + at.unit;
 }
 
-// Of the first of `blocks` saved values.
-SEQKERNELS_DEVICE int64_t saved_index(const Shape& shape, const Place& at, int64_t row, int blocks) {
+// Index of a unit's first of `blocks` saved values.
+SEQKERNELS_DEVICE int64_t saved_index(const Shape& shape, const UnitCoord& at, int64_t row, int blocks) {
   return (at.direction * shape.rows + row) * blocks * shape.padded + at.unit;
 }
 
@@ -76,7 +79,7 @@ class Walk {
   SEQKERNELS_DEVICE int active() const { return active_; }
   SEQKERNELS_DEVICE int next() const { return next_; }
   SEQKERNELS_DEVICE int64_t time() const { return time_; }
-  // From a sequence's row of this step to that of the next.
+  // Rows from that of a sequence's step at hand to that of its next.
   SEQKERNELS_DEVICE int rows() const { return sign_ > 0 ? active_ : -next_; }
 
   SEQKERNELS_DEVICE void advance() {
@@ -147,7 +150,7 @@ struct Forward {
   }
 
   // The state that these steps begin with.
-  static SEQKERNELS_DEVICE State initial(const Problem& p, const Place& at) {
+  static SEQKERNELS_DEVICE State initial(const Problem& p, const UnitCoord& at) {
     const int64_t index = state_index(p.shape, at);
     State state{read<T>(p.first_step == 0 ? p.h0 : p.h_n, index), R(0)};
     if constexpr (Cell::kHasCellState)
@@ -157,7 +160,7 @@ struct Forward {
 
   class Reader {
    public:
-    SEQKERNELS_DEVICE Reader(const Problem& p, const Place& at, int64_t time) {
+    SEQKERNELS_DEVICE Reader(const Problem& p, const UnitCoord& at, int64_t time) {
       // The rows at hand begin with the earliest time of these steps.
       const int64_t begin = at.direction == 0 ? p.first_step : p.shape.seq_len - p.first_step - p.steps;
       const int64_t row = p.shape.first_row(time) - p.shape.first_row(begin) + at.column;
@@ -165,8 +168,8 @@ struct Forward {
     }
     SEQKERNELS_DEVICE void move(const Problem& p, int rows) { move_rows(gates_, rows, Cell::kGates * p.shape.hidden); }
 
-    // Of the unit that is `unit` further.
-    SEQKERNELS_DEVICE Inputs load(const Problem& p, const Walk&, const Place&, int unit) const {
+    // Loads the inputs of the unit that is `unit` further.
+    SEQKERNELS_DEVICE Inputs load(const Problem& p, const Walk&, const UnitCoord&, int unit) const {
       Inputs inputs;
       SEQKERNELS_UNROLL
       for (int g = 0; g < Cell::kGates; ++g) inputs.gates[g] = gates_[g * p.shape.hidden + unit];
@@ -205,7 +208,7 @@ struct Forward {
 
   class Writer {
    public:
-    SEQKERNELS_DEVICE Writer(const Problem& p, const Place& at, int64_t time) {
+    SEQKERNELS_DEVICE Writer(const Problem& p, const UnitCoord& at, int64_t time) {
       const int64_t row = p.shape.first_row(time) + at.column;
       output_ = static_cast<T*>(p.output) + output_index(p.shape, at, row);
       gates_ = static_cast<T*>(p.gates) + saved_index(p.shape, at, row, Cell::kSaved);
@@ -237,7 +240,7 @@ struct Forward {
     published[0] = state.h;
   }
 
-  static SEQKERNELS_DEVICE void finish(const Problem& p, const Place& at, const State& state) {
+  static SEQKERNELS_DEVICE void finish(const Problem& p, const UnitCoord& at, const State& state) {
     const int64_t index = state_index(p.shape, at);
     write<T>(p.h_n, index, state.h);
     if constexpr (Cell::kHasCellState) {
@@ -273,7 +276,7 @@ struct Backward {
 
   static SEQKERNELS_DEVICE Biases load_biases(const Problem&, int, int) { return {}; }
 
-  static SEQKERNELS_DEVICE State initial(const Problem& p, const Place& at) {
+  static SEQKERNELS_DEVICE State initial(const Problem& p, const UnitCoord& at) {
     const int64_t index = state_index(p.shape, at);
     return {p.grad_h_n ? read<T>(p.grad_h_n, index) : R(0), p.grad_c_n ? read<T>(p.grad_c_n, index) : R(0)};
   }
@@ -291,7 +294,7 @@ struct Backward {
 
   class Reader {
    public:
-    SEQKERNELS_DEVICE Reader(const Problem& p, const Place& at, int64_t time) {
+    SEQKERNELS_DEVICE Reader(const Problem& p, const UnitCoord& at, int64_t time) {
       const int64_t row = p.shape.first_row(time) + at.column, index = output_index(p.shape, at, row);
       grad_output_ = static_cast<const T*>(p.grad_output) + index;
       gates_ = static_cast<const T*>(p.gates) + saved_index(p.shape, at, row, Cell::kSaved);
@@ -306,9 +309,9 @@ struct Backward {
       if constexpr (Cell::kHasCellState) move_rows(cells_, rows, padded);
     }
 
-    // Of the unit that is `unit` further; `at`: where that is. The state before a step is that after the step which comes
-    // next in this pass, or, for who has none, the one that the sequence began with.
-    SEQKERNELS_DEVICE Inputs load(const Problem& p, const Walk& walk, const Place& at, int unit) const {
+    // Loads the inputs of the unit that is `unit` further; `at`: which that is. The state before a step is that after the
+    // step which comes next in this pass, or, for who has none, the one that the sequence began with.
+    SEQKERNELS_DEVICE Inputs load(const Problem& p, const Walk& walk, const UnitCoord& at, int unit) const {
       const Shape& shape = p.shape;
       const bool inner = at.column < walk.next();
       Inputs inputs{};
@@ -368,7 +371,7 @@ struct Backward {
 
   class Writer {
    public:
-    SEQKERNELS_DEVICE Writer(const Problem& p, const Place& at, int64_t time) {
+    SEQKERNELS_DEVICE Writer(const Problem& p, const UnitCoord& at, int64_t time) {
       const int64_t row = p.shape.first_row(time) + at.column;
       const int64_t index = (row * p.shape.directions + at.direction) * Cell::kGates * p.shape.hidden + at.unit;
       input_dgates_ = static_cast<T*>(p.input_dgates) + index;
@@ -400,7 +403,7 @@ struct Backward {
     for (int g = 0; g < Cell::kGates; ++g) published[g] = 0;
   }
 
-  static SEQKERNELS_DEVICE void finish(const Problem& p, const Place& at, const State& state) {
+  static SEQKERNELS_DEVICE void finish(const Problem& p, const UnitCoord& at, const State& state) {
     const int64_t index = state_index(p.shape, at);
     if (p.grad_h0) write<T>(p.grad_h0, index, state.h);
     if constexpr (Cell::kHasCellState)

@@ -47,10 +47,10 @@ struct ForwardProblem {
   const void* b_ih[2];         // [G H] or null
   const void* b_hh[2];         // [G H] or null
   const void* h0;              // [D, B, H]; read where first_step == 0
-  const void* c0;              // likewise, or null
+  const void* c0;              // [D, B, H] or null; read where first_step == 0
   void* output;                // [R, D, H]
   void* h_n;                   // [D, B, H] the state after these steps; read where first_step > 0
-  void* c_n;                   // likewise, or null
+  void* c_n;                   // [D, B, H] or null; written only, c_carry has what is read
   void* c_carry;               // real [D, B, H] c between launches; null where the cell has none
   void* gates;                 // [D, R, saved, Hp] or null
   void* cells;                 // real [D, R, Hp] or null
@@ -61,24 +61,24 @@ struct BackwardProblem {
   const void* weights[2];   // W_hh transposed, [H, G H]; stepwise kernels do not read it
   const void* grad_output;  // [R, D, H] or null
   const void* grad_h_n;     // [D, B, H] or null
-  const void* grad_c_n;     // likewise
+  const void* grad_c_n;     // [D, B, H] or null
   const void* h0;           // [D, B, H]
-  const void* c0;           // likewise, or null
+  const void* c0;           // [D, B, H] or null
   const void* output;       // [R, D, H]
   const void* gates;        // [D, R, saved, Hp] or null
   const void* cells;        // real [D, R, Hp] or null
   void* input_dgates;       // [R, D, G H] gradients of the input gates
   void* hidden_dgates;      // [R, D, G H] gradients of the hidden gates; null where they are the same
   void* grad_h0;            // [D, B, H] or null
-  void* grad_c0;            // likewise
+  void* grad_c0;            // [D, B, H] or null
 };
 
-// What a stepwise launch finds where a persistent one has its own memory.
+// Memory that a stepwise launch is given for what a persistent one has on chip.
 struct StepBuffers {
   void* product;    // real [D, B, tiles H] what was published last, times W_hh; zero before the first product
   void* published;  // [D, B, blocks H]
   void* h;          // real [D, B, H] the pass's State between iterations
-  void* c;          // likewise
+  void* c;          // real [D, B, H] of the same State
 };
 
 constexpr int kStepThreads = 256;
@@ -97,33 +97,33 @@ struct Partition {
   int columns;      // a multiple of 8
   int column_groups;
   int column_tiles;  // of 8 columns, done at a time
-  void* exchange;    // kBuffers exchange buffers for each group, filled with kAbsent; null: in shared memory
+  void* ring;        // the exchange's rings, one for each group, filled with kNotReady; null: in shared memory
 
   SEQKERNELS_HOST_DEVICE int units_of_block() const { return unit_groups * kUnitPadding; }
   SEQKERNELS_HOST_DEVICE int units() const { return members * units_of_block(); }
 };
 
-// Of 32 units, one a lane, that a tile of 16 units and 8 columns has: by these, warps share the pointwise part.
+// Quarters of a tile of 16 units and 8 columns, each of 32 units, one a lane: by these, warps share the pointwise part.
 constexpr int kQuarters = kUnitPadding * kTileColumns / 32;
-// Whether a warp has one at most, and there is one pass over the columns.
+// Whether a warp has one quarter at most, and there is one pass over the columns.
 SEQKERNELS_HOST_DEVICE bool has_one_quarter(const Partition& part) {
   return part.columns == part.column_tiles * kTileColumns && part.unit_groups * part.column_tiles * kQuarters <= kWarps;
 }
 
-constexpr int kBuffers = 4;  // of an exchange
+constexpr int kRingSlots = 4;  // of an exchange; exchange.cuh says why so many
 
 // Where a block of a persistent kernel has what in shared memory, and how much; in words. The host works it out once: a kernel
 // that reads it from its parameters has nothing to compute.
 struct SharedLayout {
   int chunks, chunks_per_warp;  // of K, of the group and of a warp
   int slice, partial;           // sizes: one warp's weights, one warp's partial sums
-  int buffer;                   // size of one of the exchange's
-  int reset;                    // groups of 4 words that a block makes ready in a step: of its own buffer, or its share
-  int weights, states, biases, exchange, total;  // beginnings; partial sums begin at 0
+  int slot;                     // size of one of the ring
+  int reset;  // groups of 4 words that a block resets in a step: of a slot of its own ring, or its share
+  int weights, states, biases, ring, total;  // beginnings; partial sums begin at 0
 
   SEQKERNELS_HOST_DEVICE int64_t bytes() const { return int64_t{4} * total; }
-  // Of a group's exchange in global memory.
-  SEQKERNELS_HOST_DEVICE int64_t exchange_words() const { return int64_t{kBuffers} * buffer; }
+  // Size of a group's ring in global memory.
+  SEQKERNELS_HOST_DEVICE int64_t ring_words() const { return int64_t{kRingSlots} * slot; }
 };
 
 // Offsets come as kernel arguments: no copy from host memory that somebody would have to wait for.

@@ -37,7 +37,7 @@ struct LaneShare {
   static constexpr int kFragment = kRows * kWords;  // words of weights that a lane has of a tile and a chunk
 };
 
-// By MMAs, two a chunk: a lane's first two words of K are those that it gives to the first.
+// The product by MMAs, two a chunk: a lane's first two words of K are those that it gives to the first.
 template <class Operand, int kTiles>
 class TensorProduct : public LaneShare<4> {
  public:
@@ -46,14 +46,14 @@ class TensorProduct : public LaneShare<4> {
   static constexpr int kMaxColumnTiles = 2;  // of a warp
   // Chunks whose weights stay in registers: up to 128 of a thread's 255; passes with one tile read more inputs of a step.
   static constexpr int kResident = kTiles == 1 ? 12 : 4;
-  static constexpr int kAhead = 4;        // 16-byte loads of exchanged vectors that a lane has under way
+  static constexpr int kAhead = 4;        // 16-byte loads of exchanged vectors that a lane has in flight
   static constexpr int kStage = 0;        // words of scratch memory that a warp needs
   static constexpr bool kCopies = false;  // whether `take` has no more use for the vectors' registers
 
   static SEQKERNELS_DEVICE int group() { return lane_index() / kMembers; }
   static SEQKERNELS_DEVICE int member() { return lane_index() % kMembers; }
-  // Which word of a fragment is word `word` of a lane's row number `row`.
-  static SEQKERNELS_DEVICE constexpr int place(int row, int word) { return word * kRows + row; }
+  // Which word of the fragment has word `word` of a lane's row number `row`.
+  static SEQKERNELS_DEVICE constexpr int fragment_word(int row, int word) { return word * kRows + row; }
 
   template <int kColumnTiles>
   class Sums {
@@ -97,8 +97,8 @@ class TensorProduct : public LaneShare<4> {
   };
 };
 
-// By FFMA: a lane multiplies its words of K of all its rows with those of all eight columns, and the sums of a group's
-// members are added up in the end. Vectors come as they do for MMAs, each word to one lane, and from there to all that
+// The product by FFMA: a lane multiplies its words of K of all its rows with those of all eight columns, and the sums of a
+// group's members are added up in the end. Vectors come as they do for MMAs, each word to one lane, and from there to all that
 // multiply with it by way of shared memory, which is read once for all tiles. Where there is one tile alone, lanes have
 // more rows and less of K, and so read less.
 template <int kTiles>
@@ -121,8 +121,8 @@ class FfmaProduct : public LaneShare<kTiles == 1 ? 8 : 4> {
   // Neighbours read the same words.
   static SEQKERNELS_DEVICE int group() { return lane_index() % Share::kGroups; }
   static SEQKERNELS_DEVICE int member() { return lane_index() / Share::kGroups; }
-  // By pairs of words, so that few weights at a time need registers.
-  static SEQKERNELS_DEVICE constexpr int place(int row, int word) {
+  // As TensorProduct's, but by pairs of words, so that few weights at a time need registers.
+  static SEQKERNELS_DEVICE constexpr int fragment_word(int row, int word) {
     return (word / 2 * Share::kRows + row) * 2 + word % 2;
   }
 

@@ -1,4 +1,4 @@
-// What the matrix products around the time loop need of rows.
+// What the matrix products around the time loop need of rows. T is the element type.
 #pragma once
 #include "pointwise.cuh"
 
@@ -15,7 +15,7 @@ SEQKERNELS_KERNEL copy_previous_states_kernel(const Shape shape, const void* out
       const int active_before = before >= 0 && before < shape.seq_len ? shape.active(before) : 0;
       const int64_t row_before = active_before > 0 ? shape.first_row(before) : 0;
       for (int64_t i = thread_index(); i < values; i += block_threads()) {
-        const Place at{direction, static_cast<int>(i / shape.hidden), static_cast<int>(i % shape.hidden)};
+        const UnitCoord at{direction, static_cast<int>(i / shape.hidden), static_cast<int>(i % shape.hidden)};
         const int64_t to = (direction * shape.rows + first_row) * shape.hidden + i;
         const T* const from = at.column < active_before
                                   ? static_cast<const T*>(output) + output_index(shape, at, row_before + at.column)

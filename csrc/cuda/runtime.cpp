@@ -30,7 +30,7 @@ cudaLaunchConfig_t config_of(const Device::LaunchShape& shape, cudaStream_t stre
   return config;
 }
 
-// Always all there is: other threads may be about to launch the same kernel with more of it.
+// Allows a kernel all shared memory that there is: other threads may be about to launch the same kernel with more of it.
 void allow_shared(const void* kernel, int64_t bytes, const DeviceLimits& limits) {
   if (bytes > 48 * 1024)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

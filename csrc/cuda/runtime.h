@@ -29,7 +29,7 @@ class Device {
     bool cooperative = false;  // all blocks run at once, or the launch fails
   };
   void launch(const void* kernel, const LaunchShape& shape, void** arguments) const;
-  // None, too, where the device refuses to say.
+  // How many clusters of this launch run at once; none, too, where the device refuses to say.
   int clusters_at_once(const void* kernel, const LaunchShape& shape) const;
   // Whether the device can run this launch at all: the blocks of a cooperative one together, a cluster's together.
   bool can_launch(const void* kernel, const LaunchShape& shape) const;

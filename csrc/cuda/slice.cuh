@@ -48,46 +48,47 @@ class Slice {
     for (int c = kResident; c < chunks; ++c) load_chunk(in_shared(c, 0, 0), c, words);
   }
 
-  // sum[tile][column tile] = the product with kColumnTiles times eight columns of what was published last, from `column` on.
+  // sum[tile][column tile] = the product with kColumnTiles times eight columns of the last ring slot, from `column` on.
   //
-  // Vectors come kSlots chunks at a time, whose loads are under way at once: one wait for all of them, then all their
-  // products, then the loads of the next ones. Waiting for each by itself would take as long for the first as for all.
+  // Vectors come in rounds of kInFlight chunks, whose loads are in flight at once: one wait for all of them, then all their
+  // products, then the loads of the next round. Waiting for each by itself would take as long for the first as for all.
   template <int kColumnTiles, class Exchange>
   SEQKERNELS_DEVICE void multiply(const Exchange& exchange, int column, uint32_t* stage,
                                   float (&sum)[kTiles][kColumnTiles][Product::kResults]) const {
     typename Product::template Sums<kColumnTiles> sums(stage);
-    constexpr int kSlots = Product::kAhead / kColumnTiles;
-    constexpr int kTurns = kSlots < 2 ? 2 : kSlots;
-    static_assert(kTurns % kSlots == 0);
-    Words4 vectors[kSlots][kColumnTiles];
-    const Words4* part = exchange.part(first_chunk_, column);  // of the chunk in the first slot
+    constexpr int kInFlight = Product::kAhead / kColumnTiles;
+    constexpr int kTurns = kInFlight < 2 ? 2 : kInFlight;
+    static_assert(kTurns % kInFlight == 0);
+    Words4 vectors[kInFlight][kColumnTiles];
+    const Words4* part = exchange.part(first_chunk_, column);  // of the round's first chunk
     const int stride = exchange.stride();
 
-    // Asks for what belongs into a slot where `chunk` is in the first one.
-    const auto fetch = [&](int chunk, int slot) {
-      if (chunk + slot >= chunks_) return;
+    // Issues the loads of chunk number `n` of the round that begins with `chunk`.
+    const auto fetch = [&](int chunk, int n) {
+      if (chunk + n >= chunks_) return;
       SEQKERNELS_UNROLL
-      for (int n = 0; n < kColumnTiles; ++n) vectors[slot][n] = exchange.load(part + slot * stride + n * kWarpSize);
+      for (int tile = 0; tile < kColumnTiles; ++tile)
+        vectors[n][tile] = exchange.load(part + n * stride + tile * kWarpSize);
     };
-    const auto fetch_from = [&](int chunk, int first_slot) {
+    const auto fetch_from = [&](int chunk, int first) {
       SEQKERNELS_UNROLL
-      for (int slot = first_slot; slot < kSlots; ++slot) fetch(chunk, slot);
+      for (int n = first; n < kInFlight; ++n) fetch(chunk, n);
     };
-    const auto are_there = [&](int chunk, int begin, int end) {
+    const auto are_ready = [&](int chunk, int begin, int end) {
       uint32_t most = 0;
       SEQKERNELS_UNROLL
-      for (int slot = begin; slot < end; ++slot)
-        if (chunk + slot < chunks_) {
+      for (int n = begin; n < end; ++n)
+        if (chunk + n < chunks_) {
           SEQKERNELS_UNROLL
-          for (int n = 0; n < kColumnTiles; ++n) most = larger(most, largest(vectors[slot][n]));
+          for (int tile = 0; tile < kColumnTiles; ++tile) most = larger(most, largest(vectors[n][tile]));
         }
-      return warp_all(most != kAbsent);
+      return warp_all(most != kNotReady);
     };
-    // Spins on the first slot alone: on all, it would be more than L2 can bring. Who had to wait asked too early for the
-    // others, too.
+    // Waits until a round is ready. Spins on its first chunk alone: on all, it would be more than L2 can bring. Who had to
+    // wait for that asked too early for the others, too.
     const auto await = [&](int chunk) {
-      while (!are_there(chunk, 0, kSlots)) {
-        while (!are_there(chunk, 0, 1)) {
+      while (!are_ready(chunk, 0, kInFlight)) {
+        while (!are_ready(chunk, 0, 1)) {
           pause();
           fetch(chunk, 0);
         }
@@ -95,34 +96,33 @@ class Slice {
         fetch_from(chunk, 1);
       }
     };
-    // The products of the chunks in all slots. `turn` is chunk % kTurns, spelled out: registers need an index that the
-    // compiler knows. fragment(slot, quad, tile): this lane's words of the weights.
+    // Adds the products of a round's chunks. `turn` is chunk % kTurns, spelled out: registers need an index that the
+    // compiler knows. fragment(n, quad, tile): this lane's words of the weights for chunk n of the round.
     const auto add = [&](int turn, int chunk, const auto& fragment) {
       if (chunk >= chunks_) return;
       await(chunk);
       exchange.order_strictly();
-      part += kSlots * stride;
+      part += kInFlight * stride;
       SEQKERNELS_UNROLL
-      for (int slot = 0; slot < kSlots; ++slot)
-        if (chunk + slot < chunks_) {
-          sums.take(turn + slot, vectors[slot]);
-          if (Product::kCopies) fetch(chunk + kSlots, slot);
-          sums.add(turn + slot, vectors[slot],
-                   [&](int quad, int tile) -> const auto& { return fragment(slot, quad, tile); });
+      for (int n = 0; n < kInFlight; ++n)
+        if (chunk + n < chunks_) {
+          sums.take(turn + n, vectors[n]);
+          if (Product::kCopies) fetch(chunk + kInFlight, n);
+          sums.add(turn + n, vectors[n], [&](int quad, int tile) -> const auto& { return fragment(n, quad, tile); });
         }
-      if (!Product::kCopies) fetch_from(chunk + kSlots, 0);
+      if (!Product::kCopies) fetch_from(chunk + kInFlight, 0);
     };
 
     fetch_from(0, 0);
-    static_assert(kResident % kSlots == 0);
+    static_assert(kResident % kInFlight == 0);
     SEQKERNELS_UNROLL
-    for (int c = 0; c < kResident; c += kSlots)
-      add(c % kTurns, c, [&](int slot, int quad, int tile) -> const auto& { return resident_[c + slot][quad][tile]; });
+    for (int c = 0; c < kResident; c += kInFlight)
+      add(c % kTurns, c, [&](int n, int quad, int tile) -> const auto& { return resident_[c + n][quad][tile]; });
     for (int first = kResident; first < chunks_; first += kTurns) {
       SEQKERNELS_UNROLL
-      for (int n = 0; n < kTurns; n += kSlots)
-        add((kResident + n) % kTurns, first + n,
-            [&](int slot, int quad, int tile) -> const auto& { return *in_shared(first + n + slot, quad, tile); });
+      for (int turn = 0; turn < kTurns; turn += kInFlight)
+        add((kResident + turn) % kTurns, first + turn,
+            [&](int n, int quad, int tile) -> const auto& { return *in_shared(first + turn + n, quad, tile); });
     }
     sums.finish(sum);
   }
@@ -140,7 +140,8 @@ class Slice {
         const auto of_row = words(tile, Product::group() + row * Product::kGroups, k);
         SEQKERNELS_UNROLL
         for (int word = 0; word < Product::kWords; ++word)
-          fragment[Product::place(row, word) / 4].word[Product::place(row, word) % 4] = of_row.word[word];
+          fragment[Product::fragment_word(row, word) / 4].word[Product::fragment_word(row, word) % 4] =
+              of_row.word[word];
       }
       SEQKERNELS_UNROLL
       for (int quad = 0; quad < kQuads; ++quad) to[(quad * kTiles + tile) * kWarpSize] = fragment[quad];

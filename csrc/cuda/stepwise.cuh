@@ -1,5 +1,7 @@
 // One launch a step, after a matrix product that the host asked torch for: any size, any element type, any device. The
 // iterations are those of the persistent kernels (pointwise.cuh); what stays on chip there lies in buffers here.
+//
+// T is the pass's element type, R what its arithmetic is done in (numbers.cuh).
 #pragma once
 #include "pointwise.cuh"
 
@@ -15,8 +17,8 @@ SEQKERNELS_KERNEL SEQKERNELS_LAUNCH_BOUNDS(kStepThreads, 1)
   for (int64_t i = static_cast<int64_t>(block_index()) * block_threads() + thread_index(); i < units;
        i += grid_threads()) {
     const int64_t sequence = i / p.shape.hidden;  // of both directions
-    const Place at{static_cast<int>(sequence / p.shape.batch), static_cast<int>(sequence % p.shape.batch),
-                   static_cast<int>(i % p.shape.hidden)};
+    const UnitCoord at{static_cast<int>(sequence / p.shape.batch), static_cast<int>(sequence % p.shape.batch),
+                       static_cast<int>(i % p.shape.hidden)};
     // State of the unit is at index i; blocks of H values at (sequence * blocks + block) * H + unit.
     R* const h = static_cast<R*>(buffers.h) + i;
     R* const c = static_cast<R*>(buffers.c) + i;

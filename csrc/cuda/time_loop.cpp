@@ -88,13 +88,13 @@ void TimeLoop::run_steps(Problem& problem, int64_t steps) const {
 template <class Problem>
 void TimeLoop::run_persistent(Problem& problem) const {
   Partition part = plan_.partition;
-  std::optional<Tensor> exchange;
+  std::optional<Tensor> ring;
   if (plan_.kind == PlanKind::kPersistentGrid) {
-    part.exchange = &part;  // anything: the exchange is not in shared memory
-    const int64_t bytes = 4 * kernels_.layout(part).exchange_words() * part.column_groups * layer_.directions();
-    exchange = new_tensor({bytes}, ScalarType::Byte, layer_.x());
-    part.exchange = data(*exchange);
-    check(cudaMemsetAsync(part.exchange, 0xFF, static_cast<size_t>(bytes), device_.stream()), "filling memory");
+    part.ring = &part;  // anything: the ring is not in shared memory
+    const int64_t bytes = 4 * kernels_.layout(part).ring_words() * part.column_groups * layer_.directions();
+    ring = new_tensor({bytes}, ScalarType::Byte, layer_.x());
+    part.ring = data(*ring);
+    check(cudaMemsetAsync(part.ring, 0xFF, static_cast<size_t>(bytes), device_.stream()), "filling memory");
   }
   const size_t bytes = static_cast<size_t>(layer_.weight_tensor(0, 1).numel()) * layer_.x().element_size();
   for (int64_t d = 0; d < layer_.directions(); ++d)

@@ -27,8 +27,8 @@ struct BorrowedTensor {
 // Whether this torch offers the exchange API in a version that is known here; if not, nothing can be borrowed.
 bool can_borrow();
 
-// False for anything but a plain tensor (torch.Tensor or Parameter itself, not negated lazily) as above, or where
-// `gradients` and it requires one.
+// False for anything but a plain tensor (torch.Tensor or Parameter itself, not negated lazily) that a BorrowedTensor can
+// be, or where `gradients` and it requires one.
 bool borrow(PyObject* object, bool gradients, BorrowedTensor& tensor);
 
 // An uninitialised contiguous tensor of the dtype of `like`.

@@ -18,7 +18,7 @@ namespace {
 
 namespace py = pybind11;
 
-// Asked through Python, where torch keeps the setting.
+// Whether float32 layers may use TF32: asked through Python, where torch keeps the setting.
 py::object tf32_query;
 
 bool ask_tf32() {

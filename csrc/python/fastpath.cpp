@@ -78,7 +78,7 @@ bool read_form(const Attributes& attributes, const std::string_view cell, Form& 
   return dropout && PyFloat_Check(dropout) && PyFloat_AS_DOUBLE(dropout) == 0.0;
 }
 
-// Of every layer and direction w_ih, w_hh and maybe b_ih, b_hh; false where one is not an ordinary parameter that fits.
+// Reads w_ih, w_hh and maybe b_ih, b_hh of every layer and direction; false where one is not an ordinary parameter that fits.
 bool read_weights(const Attributes& attributes, const Form& form, DType dtype, bool gradients,
                   std::vector<BorrowedTensor>& tensors, std::vector<Weights>& weights) {
   const Names& all = Names::get();

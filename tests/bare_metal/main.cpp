@@ -83,7 +83,7 @@ static char* randoms(int64_t n, double size) {
   return reinterpret_cast<char*>(p);
 }
 
-// ---- a problem and its results ---------------------------------------------------------------------------------------
+// ---- a layer and its results -----------------------------------------------------------------------------------------
 
 struct Case {
   CellKind cell;
@@ -102,7 +102,7 @@ struct Results {
 };
 
 template <class S>
-static Results<S> run(const CellKernels& kernels, const Case& c) {
+static Results<S> run(const LayerKernels& kernels, const Case& c) {
   const bool lstm = cell_info(c.cell).has_cell_state;
   const int64_t gates = cell_info(c.cell).gates, states = c.directions * c.batch * c.hidden;
   const int64_t rows = c.seq_len * c.batch, width = c.directions * c.hidden,
@@ -114,30 +114,30 @@ static Results<S> run(const CellKernels& kernels, const Case& c) {
   state = 1;
 
   const auto row_tensor = [&](char* data, int64_t n) { return RowTensor{data, c.batch * n, n}; };
-  Problem problem{};
-  problem.shape = {c.seq_len, c.batch, c.inputs, c.hidden, c.directions, offsets, false};
-  problem.x = row_tensor(randoms<S>(rows * c.inputs, 2), c.inputs);
-  problem.output = row_tensor(results.add(rows * width), width);
-  problem.h0 = randoms<S>(states, 1);
-  if (lstm) problem.c0 = randoms<S>(states, 1);
+  LayerArguments arguments{};
+  arguments.shape = {c.seq_len, c.batch, c.inputs, c.hidden, c.directions, offsets, false};
+  arguments.x = row_tensor(randoms<S>(rows * c.inputs, 2), c.inputs);
+  arguments.output = row_tensor(results.add(rows * width), width);
+  arguments.h0 = randoms<S>(states, 1);
+  if (lstm) arguments.c0 = randoms<S>(states, 1);
   double small = 1;
   while (small * small * double(c.hidden) > 1) small /= 2;  // a step's gain is below 1
   for (int64_t d = 0; d < c.directions; ++d)
-    problem.weights[d] = {randoms<S>(matrix[0], small), randoms<S>(matrix[1], small),
-                          randoms<S>(gates * c.hidden, small), randoms<S>(gates * c.hidden, small)};
-  problem.gates = take<char>(c.directions * rows * 4 * padded * int64_t(sizeof(S)));
-  if (lstm) problem.cells = take<char>(c.directions * rows * padded * int64_t(sizeof(double)));
-  problem.threads = 1;
+    arguments.weights[d] = {randoms<S>(matrix[0], small), randoms<S>(matrix[1], small),
+                            randoms<S>(gates * c.hidden, small), randoms<S>(gates * c.hidden, small)};
+  arguments.gates = take<char>(c.directions * rows * 4 * padded * int64_t(sizeof(S)));
+  if (lstm) arguments.cells = take<char>(c.directions * rows * padded * int64_t(sizeof(double)));
+  arguments.threads = 1;
 
-  ForwardProblem forward{};
-  static_cast<Problem&>(forward) = problem;
+  ForwardArguments forward{};
+  static_cast<LayerArguments&>(forward) = arguments;
   forward.h_n = results.add(states);
   if (lstm) forward.c_n = results.add(states);
   forward.workspace = take<char>(kernels.forward_workspace(forward));
   kernels.forward(forward, {0, 1});
 
-  BackwardProblem backward{};
-  static_cast<Problem&>(backward) = problem;
+  BackwardArguments backward{};
+  static_cast<LayerArguments&>(backward) = arguments;
   backward.grad_output = row_tensor(randoms<S>(rows * width, 1), width);
   backward.grad_h_n = randoms<S>(states, 1);
   if (lstm) backward.grad_c_n = randoms<S>(states, 1);
@@ -174,7 +174,7 @@ static double squared_error(const Results<S>& actual, const Results<double>& exp
 
 static int failures;
 template <class S>
-static void check(const char* isa, const CellKernels& kernels, const Case& c, const Results<double>& expected,
+static void check(const char* isa, const LayerKernels& kernels, const Case& c, const Results<double>& expected,
                   double eps, double tolerance) {
   const double error = squared_error(run<S>(kernels, c), expected) / (eps * eps);
   const bool right = error >= 0 && error <= tolerance * tolerance;

@@ -158,7 +158,7 @@ void fence() {
 template <Scope kScope>
 void strict_fence() {}
 
-inline int kept(int value) { return value; }
+inline int launder(int value) { return value; }
 
 // Has the address checked.
 inline void prefetch(const void* word) { (void)*static_cast<const volatile char*>(word); }

@@ -12,6 +12,8 @@
 //   saves                             whether forward saves for backward; if not, it is all that is run
 //   x, h0, c0, w_ih[d], w_hh[d], b_ih[d], b_hh[d], grad_output, grad_h_n, grad_c_n   of the dtype; some may be missing
 // The result's, all float64: output, h_n, c_n, and grad_ of all that may have a gradient.
+//
+// Type parameters: T is the element type, R = Real<T> what arithmetic is done in (numbers.cuh).
 #include <cstdio>
 
 #include "kernels.h"
@@ -143,10 +145,10 @@ class Host {
     const bool is_cluster = plan_ == Plan::kCluster;
     const int groups = shape_.directions * part_.column_groups;
     Partition part = part_;
-    Memory exchange;
-    part.exchange = is_cluster ? nullptr : &part;  // not in shared memory
-    if (!is_cluster) exchange = Memory(groups * kernels.layout(part).exchange_words() * sizeof(uint32_t));
-    part.exchange = exchange.data();
+    Memory ring;
+    part.ring = is_cluster ? nullptr : &part;  // not in shared memory
+    if (!is_cluster) ring = Memory(groups * kernels.layout(part).ring_words() * sizeof(uint32_t));
+    part.ring = ring.data();
     expect(kernels.persistent(part), "partition without a kernel");
     const SharedLayout layout = kernels.layout(part);
     const auto kernel = function<void(Problem, Partition, SharedLayout)>(kernels.persistent(part));

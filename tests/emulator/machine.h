@@ -22,7 +22,7 @@ struct Meeting {
   int arrived = 0;
   Primitive primitive = Primitive::kStart;  // at which the first of them arrived
   Where where = {};
-  // Two, by turns, for ThreadSanitizer: who leaves a barrier late must not acquire what others release at the next.
+  // Two, used alternately, for ThreadSanitizer: who leaves a barrier late must not acquire what others release at the next.
   char clocks[2] = {};
   int round = 0;
 };

@@ -23,7 +23,7 @@ namespace seqkernels::emulator {
 // alignment than the last value has.
 class Memory {
  public:
-  static constexpr unsigned char kPoison = 0xFF;  // NaN in every type, and words that nobody has published
+  static constexpr unsigned char kPoison = 0xFF;  // NaN in every type, and kNotReady in a ring of the exchange
 
   Memory() = default;
   explicit Memory(size_t bytes, unsigned char fill = kPoison) : bytes_(bytes) {

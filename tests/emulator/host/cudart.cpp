@@ -37,7 +37,7 @@ void add(std::map<const void*, Call>& calls, const PassKernels& kernels) {
     for (const bool in_grid : {false, true}) {
       Partition part{};
       part.unit_groups = 1, part.columns = tiles * kTileColumns, part.column_tiles = tiles;
-      part.exchange = in_grid ? &part : nullptr;
+      part.ring = in_grid ? &part : nullptr;
       if (const void* const kernel = kernels.persistent(part)) calls[kernel] = &call<Problem, Partition, SharedLayout>;
     }
 }
