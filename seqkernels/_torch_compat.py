@@ -69,7 +69,7 @@ _dispatch_modes: Callable[[], int] = _look_up("_C._len_torch_dispatch_stack", la
 _function_modes: Callable[[], int] = _look_up("_C._len_torch_function_stack", lambda: 1)
 _functorch_is_active: Callable[[], bool] = _look_up("_C._are_functorch_transforms_active", lambda: True)
 _FORWARD_AD = _look_up("autograd.forward_ad._current_level", None) is not None
-_PROFILER = _look_up("autograd.profiler._is_profiler_enabled", None) is not None
+_CAN_TELL = _look_up("autograd.profiler._is_profiler_enabled", None) is not None and _FORWARD_AD
 
 
 def modes_active() -> int:
@@ -77,14 +77,22 @@ def modes_active() -> int:
     return _dispatch_modes() or _function_modes()
 
 
-def profiler_enabled() -> bool:
-    """Whether a profiler wants to see every op."""
-    return profiler._is_profiler_enabled if _PROFILER else True
-
-
 def transforms_active() -> bool:
     """Whether a torch.func transform or forward-mode differentiation is on; the kernels know neither."""
     return _functorch_is_active() or not _FORWARD_AD or forward_ad._current_level >= 0
+
+
+def nobody_watches() -> bool:
+    """Whether torch's dispatcher would do nothing with an op but pass it on, gradients apart."""
+    return _CAN_TELL and not (
+        is_tracing()
+        or is_any_autocast_enabled()
+        or _functorch_is_active()
+        or forward_ad._current_level >= 0
+        or _dispatch_modes()
+        or _function_modes()
+        or profiler._is_profiler_enabled
+    )
 
 
 # Evaluated while Dynamo traces, which enters and leaves transforms as the program does, and guards on them.

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import _C, dispatch, functional, resets
 from ._torch_compat import WeightsAsAttributes
 from .cells import CELLS
+from .dispatch import fastpath_allowed
 from .spec import LayerSpec
 
 __all__ = ["FusedGRU", "FusedGRUCell", "FusedLSTM", "FusedLSTMCell", "FusedRNN", "FusedRNNCell"]
@@ -46,7 +47,7 @@ class _Fused(torch.nn.Module):
     def _fastpath(self, cell: str, input: Any, hx: Any) -> Any:
         """The result, or None where the fast path does not understand what it gets, or finds it wrong."""
         own = self.__dict__  # nn.Module makes it slow to read an attribute
-        if dispatch.fastpath_allowed() and self._fastpath_supported and own.get("_backend") != "reference":
+        if fastpath_allowed() and self._fastpath_supported and own.get("_backend") != "reference":
             return _C.fastpath(own, cell, input, hx, is_grad_enabled())
         return None
 

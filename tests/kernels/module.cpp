@@ -62,8 +62,9 @@ void math(const std::string& isa, const std::string& function, const py::buffer&
 }
 
 // Of every split of a step between `members`: its parts of the batch and of the units, and its cycles; the chosen one first.
-std::vector<std::tuple<int, int, double>> splits(int members, int64_t batch, int64_t panels, int vectors, int64_t k_packs,
-                                                 int gates, int vector_bytes, int multiply_adds, int tile_rows) {
+std::vector<std::tuple<int, int, double>> splits(int members, int64_t batch, int64_t panels, int vectors,
+                                                 int64_t k_packs, int gates, int vector_bytes, int multiply_adds,
+                                                 int tile_rows) {
   const planned::ProductLimits limits{vector_bytes, multiply_adds, 0, tile_rows, tile_rows};
   const planned::SplitRequest request{members, batch, panels, vectors, k_packs, gates};
   std::vector<std::tuple<int, int, double>> found;
