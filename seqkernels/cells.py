@@ -31,4 +31,7 @@ class Cell:
         return 2 if self.has_cell_state else 1
 
 
+# What torch's RNN has as `mode`.
+RNN_MODES = {"RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
+
 CELLS = {str(cell["name"]): Cell(**cell) for cell in _C.cells()}

@@ -268,8 +268,6 @@ def run(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]) -> 
 def _run_stack(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Layer after layer; x [T, B, I] or packed [R, I]."""
     implementation = dispatch.choose(spec, x, state, weights)
-    if implementation == "cudnn":
-        return _cudnn.run(spec, x, state, weights)
     if implementation == "reference":
         _check_devices(x, state, weights)
     run_layer = LAYERS[implementation]
@@ -304,7 +302,8 @@ def run_cell(
         weights = [w_ih, w_hh, b_ih, b_hh]
     elif b_ih is not None or b_hh is not None:
         raise RuntimeError("b_ih and b_hh are given together or not at all")
-    _, *finals = _run_stack(spec, x.unsqueeze(0), tuple([s.unsqueeze(0) for s in state]), weights)
+    x, state = x.unsqueeze(0), tuple([s.unsqueeze(0) for s in state])
+    _, *finals = LAYERS[dispatch.choose(spec, x, state, weights)](spec, x, state, weights)
     return tuple([s.squeeze(0) for s in finals])
 
 
@@ -331,6 +330,7 @@ def _run_reference(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[T
 LAYERS: dict[str, Callable[[LayerSpec, Tensor, State, Sequence[Tensor]], tuple[Tensor, ...]]] = {
     "native": _run_native,
     "reference": _run_reference,
+    "cudnn": _cudnn.run,
 }
 
 

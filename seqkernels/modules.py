@@ -9,7 +9,7 @@ installed torch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, is_grad_enabled
@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import _C, dispatch, functional, resets
 from ._torch_compat import WeightsAsAttributes
-from .cells import CELLS
+from .cells import CELLS, RNN_MODES
 from .dispatch import fastpath_allowed
 from .spec import LayerSpec
 
@@ -44,17 +44,19 @@ class _Fused(torch.nn.Module):
     def backend(self, backend: str) -> None:
         self.__dict__["_backend"] = dispatch.check_backend(backend)
 
-    def _fastpath(self, cell: str, input: Any, hx: Any) -> Any:
+    def _fastpath(self, cell: str, is_cell: bool, input: Any, hx: Any) -> Any:
         """The result, or None where the fast path does not understand what it gets, or finds it wrong."""
         own = self.__dict__  # nn.Module makes it slow to read an attribute
         if fastpath_allowed() and self._fastpath_supported and own.get("_backend") != "reference":
-            return _C.fastpath(own, cell, input, hx, is_grad_enabled())
+            return _C.fastpath(own, cell, is_cell, input, hx, is_grad_enabled())
         return None
 
-    def _refuse(self, input: Any, hx: Any) -> NoReturn:
-        """torch's own error for arguments that it does not take."""
-        self._like.forward(self, input, hx)
-        raise RuntimeError(f"{type(self).__name__} does not take these arguments")
+    def _by_torch(self, input: Any, hx: Any, reset_mask: Tensor | None = None) -> Any:
+        """What torch's own forward does with arguments that are not understood here: as a rule, an error."""
+        result = self._like.forward(self, input, hx)
+        if reset_mask is not None:
+            raise RuntimeError(f"{type(self).__name__} does not take these arguments with a reset_mask")
+        return result
 
     def extra_repr(self) -> str:
         shown = super().extra_repr()
@@ -64,7 +66,7 @@ class _Fused(torch.nn.Module):
 class _FusedLayer(_Fused, WeightsAsAttributes):
     """A stack of layers; the other base of a subclass is its namesake in torch.nn, an RNNBase."""
 
-    mode: str
+    _cell: str  # its name in the registry
     num_layers: int
     bias: bool
     batch_first: bool
@@ -79,11 +81,13 @@ class _FusedLayer(_Fused, WeightsAsAttributes):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._fastpath_supported = all(
-            getattr(cls, name) in (getattr(cls._like, name), getattr(WeightsAsAttributes, name, None))
+            getattr(cls, name, None)
+            in (getattr(cls._like, name, None), getattr(WeightsAsAttributes, name, None))
             for name in (
                 "check_input",
                 "check_hidden_size",
                 "check_forward_args",
+                "get_expected_cell_size",
                 "get_expected_hidden_size",
                 "permute_hidden",
             )
@@ -92,7 +96,7 @@ class _FusedLayer(_Fused, WeightsAsAttributes):
     def _spec(self, batch_sizes: Tensor | None = None, reset_mask: Tensor | None = None) -> LayerSpec:
         """What a call of this layer is, beside its input, state and weights."""
         return LayerSpec(
-            self.mode.lower(),
+            self._cell,
             self.num_layers,
             self.bias,
             self.bidirectional,
@@ -106,21 +110,27 @@ class _FusedLayer(_Fused, WeightsAsAttributes):
 
     def _forward(self, input: Any, hx: Any, reset_mask: Tensor | None) -> Any:
         if reset_mask is None:
-            result = self._fastpath("", input, hx)
+            result = self._fastpath(self._cell, False, input, hx)
             if result is not None:
                 return result
+        if self._cell not in CELLS:
+            return self._by_torch(input, hx, reset_mask)
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, reset_mask)
         dim = input.dim()
-        if dim not in (2, 3) or self.mode.lower() not in CELLS:
-            self._refuse(input, hx)
-        for state in self._states(hx) if hx is not None else ():
-            if state.dim() != dim:
-                self._refuse(input, hx)
+        if dim not in (2, 3):
+            return self._by_torch(input, hx, reset_mask)
         if reset_mask is not None:
             resets.check(reset_mask, input.shape[:-1])
+        if hx is not None:
+            if not self._is_state(hx, dim == 3):
+                return self._by_torch(input, hx, reset_mask)
+            for state in self._states(hx):
+                if state.dim() != dim:
+                    return self._by_torch(input, hx, reset_mask)
         if dim == 3:
-            return self._forward_batched(input, hx, reset_mask)
+            output, final = self._forward_batched(input, hx, reset_mask)
+            return output, self.permute_hidden(final, None)
 
         batch_dim = 0 if self.batch_first else 1
         if hx is not None:
@@ -128,21 +138,33 @@ class _FusedLayer(_Fused, WeightsAsAttributes):
         if reset_mask is not None:
             reset_mask = reset_mask.unsqueeze(batch_dim)
         output, final = self._forward_batched(input.unsqueeze(batch_dim), hx, reset_mask)
-        return output.squeeze(batch_dim), self._state([s.squeeze(1) for s in self._states(final)])
+        final = self._state([s.squeeze(1) for s in self._states(final)])
+        return output.squeeze(batch_dim), self.permute_hidden(final, None)
 
     def _forward_batched(self, input: Tensor, hx: Any, reset_mask: Tensor | None) -> tuple[Tensor, Any]:
-        if hx is None:
+        """In the order of torch, for a subclass may have its own `permute_hidden` and checks."""
+        given = hx is not None
+        if not given:
             hx = self._zeros(input, input.size(0 if self.batch_first else 1))
-        else:
-            hx = self.permute_hidden(hx, None)  # nothing, unless a subclass has made it something
+        elif not self._has_cell_state:
+            hx = self.permute_hidden(hx, None)
         self.check_forward_args(input, hx, None)
+        if given and self._has_cell_state:
+            hx = self.permute_hidden(hx, None)
         output, *final = self._run(self._spec(None, reset_mask), input, hx)
-        return output, self.permute_hidden(self._state(final), None)
+        return output, self._state(final)
 
-    def _forward_packed(self, input: PackedSequence, hx: Any, reset_mask: Tensor | None) -> tuple[Any, Any]:
+    def _forward_packed(self, input: PackedSequence, hx: Any, reset_mask: Tensor | None) -> Any:
         data, batch_sizes, sorted_indices, unsorted_indices = input
-        hx = self._zeros(data, batch_sizes[0]) if hx is None else self.permute_hidden(hx, sorted_indices)
-        if not self._has_cell_state:  # of an LSTM, torch's forward leaves it to what runs it
+        batch = batch_sizes[0]
+        if hx is None:
+            hx = self._zeros(data, batch)
+        elif self._is_state(hx, batched=True):
+            hx = self.permute_hidden(hx, sorted_indices)
+        else:
+            return self._by_torch(input, hx, reset_mask)
+        # Of an LSTM, torch's forward leaves it to what runs it; resets would hide what is wrong.
+        if reset_mask is not None or not self._has_cell_state:
             self.check_forward_args(data, hx, batch_sizes)
         if reset_mask is not None:
             resets.check(reset_mask, data.shape[:-1])
@@ -153,16 +175,24 @@ class _FusedLayer(_Fused, WeightsAsAttributes):
     def _run(self, spec: LayerSpec, x: Tensor, hx: Any) -> tuple[Tensor, ...]:
         return functional.run(spec, x, self._states(hx), self.flat_weights())
 
+    def _is_state(self, hx: Any, batched: bool) -> bool:
+        """Of an LSTM: whether it is a pair, as what runs batches wants it; else it is only indexed."""
+        if not self._has_cell_state:
+            return True
+        return isinstance(hx, (tuple, list)) and len(hx) == 2 if batched else not isinstance(hx, Tensor)
+
     def _states(self, hx: Any) -> tuple[Tensor, ...]:
         """The parts of a state as torch has it: one tensor, or of an LSTM h and c."""
-        return tuple(hx) if self._has_cell_state else (hx,)
+        return (hx[0], hx[1]) if self._has_cell_state else (hx,)
 
     def _state(self, parts: Any) -> Any:
         return tuple(parts) if self._has_cell_state else parts[0]
 
     def _zeros(self, x: Tensor, batch: Any) -> Any:
         states = self.num_layers * (2 if self.bidirectional else 1)
-        widths = [self.proj_size or self.hidden_size, self.hidden_size][: 2 if self._has_cell_state else 1]
+        widths = [self.hidden_size]
+        if self._has_cell_state:
+            widths.insert(0, self.proj_size or self.hidden_size)
         return self._state(
             [torch.zeros(states, batch, width, dtype=x.dtype, device=x.device) for width in widths]
         )
@@ -194,6 +224,7 @@ class FusedLSTM(_FusedLayer, torch.nn.LSTM):
     """
 
     _like = torch.nn.LSTM
+    _cell = "lstm"
     _has_cell_state = True
 
     def forward(self, input: Any, hx: Any = None, *, reset_mask: Tensor | None = None) -> Any:
@@ -214,6 +245,7 @@ class FusedGRU(_FusedLayer, torch.nn.GRU):
     """
 
     _like = torch.nn.GRU
+    _cell = "gru"
 
     def forward(self, input: Any, hx: Any = None, *, reset_mask: Tensor | None = None) -> Any:
         return self._forward(input, hx, reset_mask)
@@ -233,6 +265,10 @@ class FusedRNN(_FusedLayer, torch.nn.RNN):
     """
 
     _like = torch.nn.RNN
+
+    @property
+    def _cell(self) -> str:  # type: ignore[override]
+        return RNN_MODES.get(self.mode, "")
 
     def forward(self, input: Any, hx: Any = None, *, reset_mask: Tensor | None = None) -> Any:
         return self._forward(input, hx, reset_mask)
@@ -254,25 +290,31 @@ class _FusedCell(_Fused):
     bias_hh: Any
 
     def _forward(self, cell: str, input: Tensor, hx: Any) -> Any:
-        result = self._fastpath(cell, input, hx)
+        result = self._fastpath(cell, True, input, hx)
         if result is not None:
             return result
         if input.dim() not in (1, 2) or cell not in CELLS:
-            self._refuse(input, hx)
+            return self._by_torch(input, hx)
         has_cell_state = CELLS[cell].has_cell_state
         states = None if hx is None else tuple(hx) if has_cell_state else (hx,)
-        if states is not None and any(s.dim() not in (1, 2) for s in states):
-            self._refuse(input, hx)
+        for state in states or ():
+            if state.dim() not in (1, 2):
+                return self._by_torch(input, hx)
 
         batched = input.dim() == 2
         x = input if batched else input.unsqueeze(0)
         if states is None:
             zeros = torch.zeros(x.size(0), self.hidden_size, dtype=x.dtype, device=x.device)
             states = (zeros,) * CELLS[cell].states
-        elif not batched:
-            states = tuple([s.unsqueeze(0) for s in states])
+        elif has_cell_state and batched and (isinstance(hx, Tensor) or len(states) != 2):
+            return self._by_torch(input, hx)
+        else:
+            states = states[: CELLS[cell].states]
+            if not batched:
+                states = tuple([s.unsqueeze(0) for s in states])
         weights = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
-        final = functional.run_cell(_SPECS_OF_CELLS[cell, self.backend], x, states, *weights)
+        spec = _SPECS_OF_CELLS.get((cell, self.backend)) or LayerSpec(cell, backend=self.backend)
+        final = functional.run_cell(spec, x, states, *weights)
         if not batched:
             final = tuple([s.squeeze(0) for s in final])
         return final if has_cell_state else final[0]

@@ -15,7 +15,7 @@ from . import _C, _cudnn, dispatch
 from . import _torch_compat as compat
 from ._extension import BUILD_CONFIG
 from ._ops import cast, tf32_allowed
-from .cells import CELLS
+from .cells import CELLS, RNN_MODES
 from .dispatch import name_of
 from .spec import LayerSpec
 
@@ -91,7 +91,7 @@ class _Call:
 def _call(module: torch.nn.Module, x: Tensor | PackedSequence, hx: State) -> _Call:
     spec = spec_of(module)
     weights = [w for w in (getattr(module, name) for name in _weight_names(module)) if w is not None]
-    state: Sequence[Tensor] = () if hx is None else hx if isinstance(hx, tuple) else (hx,)
+    state: Sequence[Tensor] = () if hx is None else (hx,) if isinstance(hx, Tensor) else tuple(hx)
     data = x.data if isinstance(x, PackedSequence) else x
     device_type = data.device.type
     if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
@@ -118,18 +118,21 @@ def _call(module: torch.nn.Module, x: Tensor | PackedSequence, hx: State) -> _Ca
 def spec_of(module: torch.nn.Module) -> LayerSpec:
     """The options of a layer or cell, of torch.nn too."""
     backend = str(getattr(module, "backend", "auto"))
-    if isinstance(module, torch.nn.RNNBase) and module.mode.lower() in CELLS:
+    for kinds, cell in (
+        ((torch.nn.LSTM, torch.nn.LSTMCell), "lstm"),
+        ((torch.nn.GRU, torch.nn.GRUCell), "gru"),
+        ((torch.nn.RNN,), RNN_MODES.get(getattr(module, "mode", ""), "")),
+        ((torch.nn.RNNCell,), f"rnn_{getattr(module, 'nonlinearity', None)}"),
+    ):
+        if not isinstance(module, kinds):
+            continue
+        if cell not in CELLS:
+            raise ValueError(f"this {type(module).__name__} has a nonlinearity that torch does not know")
+        if not isinstance(module, torch.nn.RNNBase):
+            return LayerSpec(cell, bias=bool(module.bias), backend=backend)
         m = module
         options = (m.num_layers, m.bias, m.bidirectional, m.batch_first, m.dropout, m.training)
-        return LayerSpec(m.mode.lower(), *options, backend)
-    if isinstance(module, torch.nn.RNNCellBase):
-        for kind, cell in (
-            (torch.nn.LSTMCell, "lstm"),
-            (torch.nn.GRUCell, "gru"),
-            (torch.nn.RNNCell, f"rnn_{getattr(module, 'nonlinearity', None)}"),
-        ):
-            if isinstance(module, kind):
-                return LayerSpec(cell, bias=module.bias, backend=backend)
+        return LayerSpec(cell, *options, backend)
     raise TypeError(f"explain takes a recurrent layer or cell, got {type(module).__name__}")
 
 

@@ -39,6 +39,7 @@ def run(
     plain = replace(spec, reset_mask=None)
     if not bool(mask.any()):
         return run(plain, x, state, weights)
+    _check_sizes(spec, x, state)
     if spec.batch_sizes is not None:
         rows, first = _rows_of_packed(spec.batch_sizes)
     else:
@@ -123,6 +124,27 @@ def _rows_of_packed(batch_sizes: Tensor) -> tuple[Tensor, Tensor]:
     sequence = torch.arange(len(step)) - (batch_sizes.cumsum(0) - batch_sizes)[step]
     rows = torch.argsort(sequence, stable=True)
     return rows, step[rows] == 0
+
+
+def _check_sizes(spec: LayerSpec, x: Tensor, state: tuple[Tensor, ...]) -> None:
+    """Of what is taken apart into segments, which would hide that it does not fit together."""
+    dims = 3 if spec.batch_sizes is None else 2
+    if x.dim() != dims:
+        raise RuntimeError(f"x must have {dims} dimensions, got {x.dim()}")
+    batch = x.size(0 if spec.batch_first else 1)
+    if spec.batch_sizes is not None:
+        sizes = spec.batch_sizes
+        if sizes.dim() != 1 or sizes.dtype != torch.int64 or sizes.device.type != "cpu" or len(sizes) == 0:
+            raise RuntimeError("batch_sizes must be a one-dimensional int64 tensor on the CPU, not empty")
+        if bool((sizes <= 0).any()) or bool((sizes.diff() > 0).any()):
+            raise RuntimeError(f"batch_sizes must be positive and not increasing, got {sizes.tolist()}")
+        if int(sizes.sum()) != x.size(0):
+            raise RuntimeError(f"x must have as many rows as batch_sizes add up to, got {x.size(0)}")
+        batch = int(sizes[0])
+    for name, s in zip(("h0", "c0"), state, strict=False):
+        layers = spec.num_layers * spec.directions
+        if s.dim() != 3 or s.shape[:2] != (layers, batch):
+            raise RuntimeError(f"{name} must have size [{layers}, {batch}, ...], got {list(s.shape)}")
 
 
 def check(reset_mask: Any, shape: torch.Size) -> None:

@@ -38,7 +38,6 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
     for name, layer in functional.LAYERS.items():
         monkeypatch.setitem(functional.LAYERS, name, recorded(layer, name))
-    monkeypatch.setattr(_cudnn, "run", recorded(_cudnn.run, "cudnn"))
     monkeypatch.setattr(_C, "fastpath", recorded(_C.fastpath, "native"))
     return names
 

@@ -330,6 +330,77 @@ def test_mistakes_with_layers(name: str, mistake: str, grad: bool) -> None:
     assert actual == expected
 
 
+STRANGE_STATES: dict[str, Callable[[Tensor], Any]] = {
+    "three": lambda h: (h, h, h),
+    "one": lambda h: (h,),
+    "none": lambda h: (),
+    "list": lambda h: [h, h],
+    "tensor": lambda h: torch.stack([h, h]),
+    "tensor of another batch": lambda h: torch.cat([h, h], dim=-2),
+    "dict": lambda h: {},
+    "number": lambda h: 3,
+}
+
+
+@pytest.mark.parametrize("layout", ["batched", "unbatched", "packed"])
+@pytest.mark.parametrize("strange", STRANGE_STATES)
+def test_strange_states_of_an_lstm(strange: str, layout: str) -> None:
+    theirs, ours = pair("LSTM", I, H)
+    x = torch.zeros(4, I) if layout == "unbatched" else torch.zeros(4, 3, I)
+    h = torch.zeros(1, H) if layout == "unbatched" else torch.zeros(1, 3, H)
+    data = pack_sequence(list(x.unbind(1))) if layout == "packed" else x
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            assert outcome(lambda: ours(data, STRANGE_STATES[strange](h))) == outcome(
+                lambda: theirs(data, STRANGE_STATES[strange](h))
+            )
+
+
+@pytest.mark.parametrize("mode", ["foo", "GRU", "rnn_relu", None])
+@pytest.mark.parametrize("name", LAYERS)
+def test_mode_is_asked_where_torch_asks(name: str, mode: Any) -> None:
+    x, packed = torch.zeros(4, 3, I), pack_sequence([torch.zeros(4, I), torch.zeros(2, I)])
+    theirs, ours = pair(name, I, H)
+    theirs.mode = ours.mode = mode
+    for data in (x, packed):
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad):
+                assert outcome(lambda data=data: ours(data)) == outcome(lambda data=data: theirs(data))
+
+
+def test_nonlinearity_of_a_cell_is_exact() -> None:
+    theirs, ours = pair("RNNCell", I, H)
+    theirs.nonlinearity = ours.nonlinearity = "RELU"
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            assert outcome(lambda: ours(torch.zeros(3, I))) == outcome(lambda: theirs(torch.zeros(3, I)))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_own_permute_hidden_sees_what_torch_shows_it(name: str) -> None:
+    calls: list[list[Any]] = [[], []]
+    for base, seen in zip((getattr(nn, name), fused(name)), calls, strict=True):
+
+        class Own(base):  # type: ignore[misc, valid-type]
+            seen: Any
+
+            def check_forward_args(self, *args: Any) -> None:
+                self.seen.append("check")
+                super().check_forward_args(*args)
+
+            def permute_hidden(self, hx: Any, permutation: Tensor | None) -> Any:
+                self.seen.append([t.shape for t in flat(hx)])
+                return super().permute_hidden(hx, permutation)
+
+        layer = Own(I, H)
+        layer.seen = seen
+        for x, batch in ((torch.zeros(4, 3, I), (3,)), (torch.zeros(4, I), ())):
+            layer(x)
+            layer(x, random_state(name, 1, *batch, H))
+        layer(pack_sequence([torch.zeros(4, I), torch.zeros(2, I)]), random_state(name, 1, 2, H))
+    assert calls[0] == calls[1]
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_mistakes_in_packed_sequences(name: str) -> None:
     """Which torch.nn.LSTM computes something for; that much is not copied."""

@@ -228,6 +228,42 @@ def test_errors_of_torch_stay(name: str, shapes: Any) -> None:
     assert errors[0] == errors[1]
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_states_of_another_batch_are_refused(name: str) -> None:
+    """Segments would hide them; of packed sequences, too."""
+    layer, packed = fused(name, I, H), pack_padded_sequence(torch.randn(4, 2, I), torch.tensor([4, 3]))
+    states = tuple(torch.randn(1, 3, H) for _ in range(2 if name == "LSTM" else 1))
+    hx = states if name == "LSTM" else states[0]
+    mask = torch.ones(7, dtype=torch.bool)
+    with pytest.raises(RuntimeError, match=r"Expected hidden(\[0\])? size \(1, 2, 6\), got \[1, 3, 6\]"):
+        layer(packed, hx, reset_mask=mask)
+    run = getattr(seqkernels.functional, name.lower())
+    weights, batch_sizes = list(layer.parameters()), packed.batch_sizes
+    with pytest.raises(RuntimeError, match=r"h0 must have size \[1, 2, ...\], got \[1, 3, 6\]"):
+        run(packed.data, hx, weights, batch_sizes=batch_sizes, reset_mask=mask)
+
+
+def test_functional_with_a_mask() -> None:
+    """A mask in the layout of x; what does not fit is named."""
+    layer = fused("GRU", I, H, bidirectional=True)
+    x, h0, weights = torch.randn(4, 2, I), torch.randn(2, 2, H), list(layer.parameters())
+    mask = torch.rand(4, 2) < 0.5
+    expected = layer(x, h0, reset_mask=mask)
+    gru, options = seqkernels.functional.gru, {"bidirectional": True}
+    output, h_n = gru(x, h0, weights, reset_mask=mask, **options)
+    assert torch.equal(output, expected[0])
+    assert torch.equal(h_n, expected[1])
+    turned, _ = gru(x.transpose(0, 1), h0, weights, reset_mask=mask.t(), batch_first=True, **options)
+    assert torch.equal(turned.transpose(0, 1), output)
+    ones = torch.ones(4, dtype=torch.bool)
+    for sizes in ([1, 3], [3, 1, 0], [3, 2], []):
+        batch_sizes = torch.tensor(sizes, dtype=torch.int64)
+        with pytest.raises(RuntimeError, match="batch_sizes"):
+            gru(x[:, 0], h0, weights, reset_mask=ones, batch_sizes=batch_sizes, **options)
+    with pytest.raises(RuntimeError, match="x must have 3 dimensions, got 2"):
+        gru(x[:, 0], h0, weights, reset_mask=ones, **options)
+
+
 def test_stack() -> None:
     x, _, mask = problem("GRU")
     stack = seqkernels.models.StackedRNN(seqkernels.FusedGRU, I, H, 2)

@@ -3,13 +3,8 @@
 namespace seqkernels {
 
 bool find_cell(std::string_view name, CellKind& kind) {
-  const auto lower = [](char letter) { return letter >= 'A' && letter <= 'Z' ? char(letter - 'A' + 'a') : letter; };
-  for (int i = 0; i < kCellKinds; ++i) {
-    const std::string_view cell = kCellInfos.of[i].name;
-    bool same = cell.size() == name.size();
-    for (size_t n = 0; same && n < cell.size(); ++n) same = lower(name[n]) == cell[n];
-    if (same) return kind = CellKind(i), true;
-  }
+  for (int i = 0; i < kCellKinds; ++i)
+    if (name == kCellInfos.of[i].name) return kind = CellKind(i), true;
   return false;
 }
 

@@ -19,7 +19,7 @@ struct Form {
   bool has_c() const { return cell_info(cell).has_cell_state; }
 };
 
-// A cell by its name, or by the `mode` of torch's layers, which is the same in capitals; false where there is none.
+// A cell by its name; false where there is none.
 bool find_cell(std::string_view name, CellKind& kind);
 
 // One call: what came, what it is in sizes, and what it gives.

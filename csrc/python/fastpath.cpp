@@ -29,12 +29,6 @@ class Attributes {
     value = found == Py_True;
     return value || found == Py_False;
   }
-  std::string_view text(PyObject* name) const {
-    PyObject* const found = get(name);
-    Py_ssize_t size = 0;
-    const char* const data = found && PyUnicode_Check(found) ? PyUnicode_AsUTF8AndSize(found, &size) : nullptr;
-    return data ? std::string_view(data, size_t(size)) : std::string_view();
-  }
   PyObject* get(PyObject* name) const { return PyDict_GetItemWithError(dict_, name); }
 
  private:
@@ -44,7 +38,7 @@ class Attributes {
 struct Names {
   PyObject *parameters = intern("_parameters"), *flat_weights_names = intern("_flat_weights_names"),
            *input_size = intern("input_size"), *hidden_size = intern("hidden_size"), *num_layers = intern("num_layers"),
-           *bidirectional = intern("bidirectional"), *batch_first = intern("batch_first"), *mode = intern("mode"),
+           *bidirectional = intern("bidirectional"), *batch_first = intern("batch_first"),
            *training = intern("training"), *dropout = intern("dropout"),
            *weights_of_a_cell =
                Py_BuildValue("(NNNN)", intern("weight_ih"), intern("weight_hh"), intern("bias_ih"), intern("bias_hh"));
@@ -56,12 +50,10 @@ struct Names {
   }
 };
 
-// `cell` is the name of a Cell's cell, "" for layers.
-bool read_form(const Attributes& attributes, const std::string_view cell, Form& form) {
+bool read_form(const Attributes& attributes, const std::string_view cell, bool is_cell, Form& form) {
   const Names& names = Names::get();
-  const bool is_cell = !cell.empty();
   form = {{}, is_cell, {0, 0, 1, 1}, false};
-  if (!find_cell(is_cell ? cell : attributes.text(names.mode), form.cell)) return false;
+  if (!find_cell(cell, form.cell)) return false;
   StackSizes& sizes = form.sizes;
   if (!attributes.read(names.input_size, sizes.input_size) || !attributes.read(names.hidden_size, sizes.hidden_size))
     return false;
@@ -114,13 +106,14 @@ bool read_weights(const Attributes& attributes, const Form& form, DType dtype, b
   return true;
 }
 
-py::object fastpath(const py::dict& module, const std::string_view cell, py::handle x, py::handle hx, bool gradients) {
+py::object fastpath(const py::dict& module, const std::string_view cell, bool is_cell, py::handle x, py::handle hx,
+                    bool gradients) {
   const Attributes attributes(module.ptr());
   Form form;
   Call call;
   std::vector<BorrowedTensor> parameters;  // kept alive while other threads may exchange them
   std::vector<Weights> weights;
-  if (!read_form(attributes, cell, form) || !call.read(form, x.ptr(), hx.ptr(), gradients) || call.rows() == 0 ||
+  if (!read_form(attributes, cell, is_cell, form) || !call.read(form, x.ptr(), hx.ptr(), gradients) || call.rows() == 0 ||
       !read_weights(attributes, form, call.dtype(), gradients, parameters, weights)) {
     if (PyErr_Occurred()) PyErr_Clear();
     return py::none();
@@ -134,9 +127,9 @@ py::object fastpath(const py::dict& module, const std::string_view cell, py::han
 }  // namespace
 
 void define_fastpath(py::module_& m) {
-  m.def("fastpath", &fastpath, py::arg("module"), py::arg("cell"), py::arg("x"), py::arg("hx"), py::arg("gradients"),
-        "The result of a module's forward without gradients, or None; `module` is the __dict__ of an RNNBase, or of a "
-        "Cell whose cell has this name.");
+  m.def("fastpath", &fastpath, py::arg("module"), py::arg("cell"), py::arg("is_cell"), py::arg("x"), py::arg("hx"), py::arg("gradients"),
+        "The result of a module's forward without gradients, or None; `module` is the __dict__ of one of torch's Cells "
+        "(is_cell) or layers, which has this cell.");
 }
 
 }  // namespace seqkernels
