@@ -113,8 +113,8 @@ py::object fastpath(const py::dict& module, const std::string_view cell, bool is
   Call call;
   std::vector<BorrowedTensor> parameters;  // kept alive while other threads may exchange them
   std::vector<Weights> weights;
-  if (!read_form(attributes, cell, is_cell, form) || !call.read(form, x.ptr(), hx.ptr(), gradients) || call.rows() == 0 ||
-      !read_weights(attributes, form, call.dtype(), gradients, parameters, weights)) {
+  if (!read_form(attributes, cell, is_cell, form) || !call.read(form, x.ptr(), hx.ptr(), gradients) ||
+      call.rows() == 0 || !read_weights(attributes, form, call.dtype(), gradients, parameters, weights)) {
     if (PyErr_Occurred()) PyErr_Clear();
     return py::none();
   }
@@ -127,7 +127,8 @@ py::object fastpath(const py::dict& module, const std::string_view cell, bool is
 }  // namespace
 
 void define_fastpath(py::module_& m) {
-  m.def("fastpath", &fastpath, py::arg("module"), py::arg("cell"), py::arg("is_cell"), py::arg("x"), py::arg("hx"), py::arg("gradients"),
+  m.def("fastpath", &fastpath, py::arg("module"), py::arg("cell"), py::arg("is_cell"), py::arg("x"), py::arg("hx"),
+        py::arg("gradients"),
         "The result of a module's forward without gradients, or None; `module` is the __dict__ of one of torch's Cells "
         "(is_cell) or layers, which has this cell.");
 }
