@@ -103,7 +103,7 @@ class _FusedLayer(_Fused, WeightsAsAttributes):
             self.batch_first and batch_sizes is None,
             self.dropout,
             self.training,
-            self.backend,
+            self.__dict__.get("_backend", "auto"),  # as `backend`, without the property
             batch_sizes,
             reset_mask,
         )
