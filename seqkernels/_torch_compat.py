@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad, profiler
 
-CHECKED = ("2.10", "2.13", "2.14")
+CHECKED = ("2.13", "2.14")
 
 # What is private and looked up here, with what is lost without it.
 LOSSES = {
