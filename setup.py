@@ -60,12 +60,11 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     CPU_TARGETS["avx512bf16"] = ("csrc/cpu/kernels_avx512bf16.cpp", KERNEL_FLAGS + AVX512_BF16_FLAGS)
     CPU_TARGETS["amx"] = ("csrc/cpu/kernels_amx.cpp", KERNEL_FLAGS + AMX_FLAGS)
 
-for isa in os.environ.get("SEQKERNELS_CPU_TARGETS", "").replace(",", " ").split():
-    if isa not in CPU_TARGETS:
-        sys.exit(f"SEQKERNELS_CPU_TARGETS: expected some of {', '.join(CPU_TARGETS)}, got '{isa}'")
-if "SEQKERNELS_CPU_TARGETS" in os.environ:
-    wanted = {"baseline", *os.environ["SEQKERNELS_CPU_TARGETS"].replace(",", " ").split()}
-    CPU_TARGETS = {isa: target for isa, target in CPU_TARGETS.items() if isa in wanted}
+if wanted := os.environ.get("SEQKERNELS_CPU_TARGETS", "").replace(",", " ").split():
+    for isa in wanted:
+        if isa not in CPU_TARGETS:
+            sys.exit(f"SEQKERNELS_CPU_TARGETS: expected some of {', '.join(CPU_TARGETS)}, got '{isa}'")
+    CPU_TARGETS = {isa: target for isa, target in CPU_TARGETS.items() if isa in ("baseline", *wanted)}
 
 HAS = [f"-DSEQKERNELS_HAS_{isa.upper()}" for isa in CPU_TARGETS]
 

@@ -1,4 +1,4 @@
-"""Loads the extension and teaches its ops the rest: shapes, derivatives, autocast.
+"""Teaches the extension's ops the rest: shapes, derivatives, autocast.
 
 The schemas and kernels are C++ (csrc/layer_ops.cpp). Here the forward op of each cell gets a fake kernel
 (torch.compile, torch.export, the meta device), its derivative, which is an op of its own, and an autocast
@@ -100,11 +100,15 @@ class _Differentiable:
         """The op where a gradient is needed: differentiable, without the detour through the dispatcher."""
         return self._apply(self.op, args)
 
+    def _all(self, args: Sequence[Any]) -> list[Any]:
+        """All arguments of the op: the dispatcher leaves out those at their default."""
+        return [*args, *self.defaults[len(args) - self.n - 1 :]]
+
     def _with_defaults(self, fake: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-        """`fake` with all arguments; the dispatcher leaves out those at their default, or names them."""
+        """`fake` with all arguments, some of which may be named."""
 
         def run(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-            given = [*args, *self.defaults[len(args) - self.n - 1 :]]
+            given = self._all(args)
             for name, value in kwargs.items():
                 given[self.arguments.index(name)] = value
             return fake(*given)
@@ -112,9 +116,8 @@ class _Differentiable:
         return run
 
     def _apply(self, op: Callable[..., Any], args: Sequence[Any]) -> tuple[Tensor, ...]:
-        n = self.n
-        given = [*args[n + 1 :], *self.defaults[len(args) - n - 1 :]]  # the options, and whether to save
-        return self.function.apply(op, given[-1], *given[:-1], *args[:n], *args[n])
+        n, (*given, save) = self.n, self._all(args)
+        return self.function.apply(op, save, *given[n + 1 :], *args[:n], *args[n])
 
     def _autograd_kernel(self, keyset: Any, *args: Any) -> tuple[Tensor, ...]:
         op = compat.below_autograd_of(self.op, keyset)

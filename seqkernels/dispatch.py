@@ -23,7 +23,6 @@ from . import _cudnn
 from . import _torch_compat as compat
 from ._extension import BUILD_CONFIG
 from ._ops import tf32_allowed
-from ._torch_compat import nobody_watches
 from .spec import LayerSpec
 
 __all__ = ["get_fastpath_enabled", "set_fastpath_enabled"]
@@ -62,7 +61,7 @@ def set_fastpath_enabled(value: bool) -> None:
 
 def fastpath_allowed() -> bool:
     """True where torch's dispatcher would do nothing with a call but pass it on, gradients apart."""
-    return _fastpath_enabled and not is_compiling() and nobody_watches()
+    return _fastpath_enabled and not is_compiling() and compat.nobody_watches()
 
 
 def choose(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> str:

@@ -74,18 +74,8 @@ def lstm(
         >>> output.shape
         torch.Size([5, 3, 16])
     """
-    spec = LayerSpec(
-        "lstm",
-        num_layers,
-        bias,
-        bidirectional,
-        batch_first,
-        dropout,
-        training,
-        backend,
-        batch_sizes,
-        reset_mask,
-    )
+    options = (num_layers, bias, bidirectional, batch_first, dropout, training, backend)
+    spec = LayerSpec("lstm", *options, batch_sizes, reset_mask)
     return run(spec, x, tuple(hx), weights)  # type: ignore[return-value]
 
 
@@ -115,18 +105,8 @@ def gru(
         >>> output.shape
         torch.Size([5, 3, 16])
     """
-    spec = LayerSpec(
-        "gru",
-        num_layers,
-        bias,
-        bidirectional,
-        batch_first,
-        dropout,
-        training,
-        backend,
-        batch_sizes,
-        reset_mask,
-    )
+    options = (num_layers, bias, bidirectional, batch_first, dropout, training, backend)
+    spec = LayerSpec("gru", *options, batch_sizes, reset_mask)
     return run(spec, x, (h0,), weights)  # type: ignore[return-value]
 
 
@@ -157,18 +137,8 @@ def rnn(
         torch.Size([5, 3, 16])
     """
     _check_nonlinearity(nonlinearity)
-    spec = LayerSpec(
-        f"rnn_{nonlinearity}",
-        num_layers,
-        bias,
-        bidirectional,
-        batch_first,
-        dropout,
-        training,
-        backend,
-        batch_sizes,
-        reset_mask,
-    )
+    options = (num_layers, bias, bidirectional, batch_first, dropout, training, backend)
+    spec = LayerSpec(f"rnn_{nonlinearity}", *options, batch_sizes, reset_mask)
     return run(spec, x, (h0,), weights)  # type: ignore[return-value]
 
 

@@ -166,8 +166,6 @@ class _FusedLayer(_Fused, WeightsAsAttributes):
         # Of an LSTM, torch's forward leaves it to what runs it; resets would hide what is wrong.
         if reset_mask is not None or not self._has_cell_state:
             self.check_forward_args(data, hx, batch_sizes)
-        if reset_mask is not None:
-            resets.check(reset_mask, data.shape[:-1])
         output, *final = self._run(self._spec(batch_sizes, reset_mask), data, hx)
         packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return packed, self.permute_hidden(self._state(final), unsorted_indices)

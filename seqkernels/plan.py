@@ -56,6 +56,7 @@ def explain(module: torch.nn.Module, x: Tensor | PackedSequence, hx: State = Non
 
     Raises:
         TypeError: `module` is not a recurrent layer or cell.
+        ValueError: It is one with a nonlinearity that torch does not know.
 
     Example:
         >>> lstm = seqkernels.FusedLSTM(8, 16)

@@ -54,12 +54,10 @@ def build(
     sanitize: bool = False,
     csrc: Path = CSRC,
     variant: str = "",
-    with_source: bool = False,
 ) -> Path:
     """The program of `source`, the kernels of `cells` and the emulator, with ThreadSanitizer if `sanitize`.
 
-    `csrc` is where the kernels are and include from, and with `with_source` also `source`; with a `variant`,
-    they are not the project's own.
+    `csrc` is where the kernels are and include from; with a `variant`, they are not the project's own.
     """
     instrumentation = "sanitized" if sanitize else "plain"
     program = f"{source.stem}_{variant}{'_' if variant else ''}{instrumentation}"
@@ -70,7 +68,7 @@ def build(
             objects.append(f"{part.stem}.o")
             lines.append(f"build {part.stem}.o: emulator {part}")
     option = f"\n  sanitize = {'-fsanitize=thread' if sanitize else ''}"
-    parts = [(source.stem, source, "", csrc if with_source else CSRC)]
+    parts = [(source.stem, source, "", CSRC)]
     parts += [(*part, csrc) for part in (kernels(cells, csrc) if cells else [])]
     for name, file, cell, root in parts:
         folder = f"{variant}/" if root != CSRC else ""
