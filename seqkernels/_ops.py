@@ -7,6 +7,7 @@ rule. The backward ops are derived through reference.py, so that every higher de
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -131,7 +132,8 @@ class _Differentiable:
         with compat.below_autograd():
             results = op(*tensors[:n], list(tensors[n:]), *options, save)
         ctx.was_saved = save
-        ctx.save_for_backward(*options, results[0], *results[n:], *tensors)
+        read, ctx.unread = self._what_backward_reads(tensors, ctx.needs_input_grad[-len(tensors) :])
+        ctx.save_for_backward(*options, results[0], *results[n:], *read)
         ctx.mark_non_differentiable(*results[n:])
         ctx.set_materialize_grads(False)
         return results
@@ -146,7 +148,13 @@ class _Differentiable:
         n, needs_grad = self.n, list(ctx.needs_input_grad[first:])
         saved = ctx.saved_tensors
         options, kept = saved[: self.n_options], saved[self.n_options : -len(needs_grad)]
-        tensors = saved[-len(needs_grad) :]
+        tensors = list(saved[-len(needs_grad) :])
+        for i, tensor, version in ctx.unread:
+            if torch.is_grad_enabled():  # create_graph=True: its derivative reads all of them
+                compat.check_version(tensor, version)
+                tensors[i] = tensor
+            elif tensors[i] is None:
+                tensors[i] = tensor
         args = (*grads[:n], *tensors[:n], list(tensors[n:]), *options, *kept, needs_grad)
         if torch.is_grad_enabled():  # create_graph=True
             *found, grad_weights = self.backward_op(*args)
@@ -154,6 +162,22 @@ class _Differentiable:
             with compat.below_autograd():
                 *found, grad_weights = self.backward_op(*args)
         return *[None] * first, *_where(needs_grad, [*found, *grad_weights])
+
+    def _what_backward_reads(
+        self, tensors: Sequence[Tensor], needed: tuple[bool, ...]
+    ) -> tuple[list[Tensor | None], list[tuple[int, Tensor, int]]]:
+        """The inputs that backward reads for the gradients that are needed, None in the place of the others;
+        and these others, with their place and version.
+
+        As in torch, what is not read may be changed in place before backward. h0, which every cell may read,
+        is there as a copy where W_hh needs no gradient.
+        """
+        kept: list[Tensor | None] = list(tensors)
+        unread = []
+        for i in _unread(self.n, needed, len(tensors[self.n :]) // tensors[1].size(0)):
+            unread.append((i, tensors[i], compat.version_of(tensors[i])))
+            kept[i] = tensors[i].detach().clone() if i == 1 else None
+        return kept, unread
 
     def _setup_double_backward(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         n, args = self.n, inputs[self.n :]  # after the grads come the arguments of the forward op
@@ -182,6 +206,19 @@ class _Differentiable:
         inputs = [*args[n : 2 * n], *args[2 * n]]
         found = [t.new_empty(t.shape if needed else 0) for t, needed in zip(inputs, args[-1], strict=True)]
         return *found[:n], found[n:]
+
+
+@functools.lru_cache(maxsize=256)
+def _unread(n: int, needed: tuple[bool, ...], per_direction: int) -> list[int]:
+    """Places among x, the states (together n) and the weights that a layer's backward does not read."""
+    kinds = [range(n + kind, len(needed), per_direction) for kind in range(per_direction)]  # of weights
+    unread = [i for biases in kinds[2:] for i in biases]
+    if not needed[0]:
+        unread += kinds[0]
+    for i in (0, 1):  # x by the gradient of W_ih, h0 by that of W_hh
+        if not any(needed[w] for w in kinds[i]):
+            unread.append(i)
+    return unread
 
 
 def _second_derivative(

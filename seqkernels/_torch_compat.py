@@ -154,6 +154,21 @@ def register_autocast(
     library.impl(op_name(op), lambda _, *args: kernel(*args), key_name, with_keyset=True)
 
 
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was changed in place."""
+    return tensor._version
+
+
+def check_version(tensor: Tensor, version: int) -> None:
+    """Torch's error where a tensor that a derivative reads was changed in place meanwhile."""
+    if tensor._version != version:
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace operation: "
+            f"[{tensor.type()} {list(tensor.shape)}] is at version {tensor._version}; expected version "
+            f"{version} instead"
+        )
+
+
 cudnn_rnn = _look_up("_cudnn_rnn", None)
 cudnn_rnn_flatten_weight = _look_up("_cudnn_rnn_flatten_weight", None)
 

@@ -242,7 +242,8 @@ def _run_stack(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tenso
         _check_devices(x, state, weights)
     run_layer = LAYERS[implementation]
     if spec.num_layers == 1:
-        return run_layer(spec, x, state, weights)
+        output, *finals = run_layer(spec, x, state, weights)
+        return _callers_own(output, implementation), *finals
     directions, per_layer = spec.directions, len(weights) // spec.num_layers
     layers = []
     for n in range(spec.num_layers):
@@ -251,7 +252,17 @@ def _run_stack(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tenso
         own = tuple(s[n * directions : (n + 1) * directions] for s in state)
         x, *final = run_layer(spec, x, own, weights[n * per_layer : (n + 1) * per_layer])
         layers.append(final)
-    return x, *(torch.cat(f) for f in zip(*layers, strict=True))
+    return _callers_own(x, implementation), *(torch.cat(f) for f in zip(*layers, strict=True))
+
+
+def _callers_own(output: Tensor, implementation: str) -> Tensor:
+    """The output as a caller may have it, to change as it likes: backward reads what the kernel wrote.
+
+    On a GPU both are one tensor, as they are in cuDNN.
+    """
+    if implementation != "native" or not output.requires_grad or output.is_cuda:
+        return output
+    return output if is_compiling() or is_tracing() else output.clone()
 
 
 def run_cell(
