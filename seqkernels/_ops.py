@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from . import _C, reference
 from . import _torch_compat as compat
@@ -84,10 +85,15 @@ class _Differentiable:
         self.arguments = compat.argument_names(self.op)
         self.n_options = len(self.arguments) - self.n - 2
         self.defaults = (*[None] * self.n_options, True)
+
+        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+            return self._backward(ctx, *grads)
+
         self.function: Any = type(
             f"{name}_with_derivative",
             (torch.autograd.Function,),
-            {"forward": staticmethod(self._forward), "backward": staticmethod(self._backward)},
+            # Compiled autograd traces no bound method.
+            {"forward": staticmethod(self._forward), "backward": staticmethod(backward)},
         )
         library.impl(name, self._autograd_kernel, "Autograd", with_keyset=True)
         torch.library.register_fake(f"seqkernels::{name}", self._with_defaults(_fake_forward(cell)))
@@ -148,7 +154,7 @@ class _Differentiable:
         options, kept = saved[: self.n_options], saved[self.n_options : -len(needs_grad)]
         tensors = saved[-len(needs_grad) :]
         args = (*grads[:n], *tensors[:n], list(tensors[n:]), *options, *kept, needs_grad)
-        if torch.is_grad_enabled():  # create_graph=True
+        if torch.is_grad_enabled() or is_compiling():  # create_graph=True, or compiled autograd
             *found, grad_weights = self.backward_op(*args)
         else:
             with compat.below_autograd():

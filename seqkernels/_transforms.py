@@ -29,12 +29,22 @@ class _Op:
     its last arguments, and returns all results in one tuple.
     """
 
-    def __init__(self, op: Any, n_before: int, can_fold: Callable[[Args], bool], **methods: Any) -> None:
+    def __init__(
+        self,
+        op: Any,
+        n_before: int,
+        can_fold: Callable[[Args], bool],
+        setup_context: Callable[..., None],
+        derive: Callable[..., tuple[Tensor | None, ...]],
+    ) -> None:
         self.op, self.n_before, self.can_fold = op, n_before, can_fold
         self.n_others = len(compat.argument_names(op)) - 1  # all but the weights
 
         def forward(*args: Any) -> tuple[Tensor, ...]:
             return _flat(op(*self._as_of_op(args)))
+
+        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+            return derive(ctx, *grads)
 
         def vmap(info: Any, in_dims: Args, *args: Any) -> Any:
             return self._vmap(self, info.batch_size, self._as_of_op(in_dims), self._as_of_op(args))
@@ -42,9 +52,15 @@ class _Op:
         def vmap_of_op(info: Any, in_dims: Args, *args: Any) -> Any:
             return self._vmap(op, info.batch_size, in_dims, args)
 
-        methods |= {"forward": forward, "vmap": vmap}
-        plain = {name: staticmethod(method) for name, method in methods.items()}
-        self.function: Any = type(compat.op_name(op), (torch.autograd.Function,), plain)
+        # Compiled autograd traces no bound method, so `backward` is not one.
+        methods: dict[str, Callable[..., Any]] = {
+            "forward": forward,
+            "setup_context": setup_context,
+            "backward": backward,
+            "vmap": vmap,
+        }
+        static = {name: staticmethod(method) for name, method in methods.items()}
+        self.function: Any = type(compat.op_name(op), (torch.autograd.Function,), static)
         torch.library.register_vmap(f"seqkernels::{compat.op_name(op)}", vmap_of_op)
         compat.register_batched_gradients(library, op, partial(self._vmap, op))
 
@@ -79,12 +95,10 @@ class _Transformable:
             ops.backward_op,
             2 * self.n,
             self._can_fold_backward,
-            setup_context=self._setup_double_backward,
-            backward=self._double_backward,
+            self._setup_double_backward,
+            self._double_backward,
         )
-        self._op = _Op(
-            ops.op, self.n, self._can_fold, setup_context=self._setup_backward, backward=self._backward
-        )
+        self._op = _Op(ops.op, self.n, self._can_fold, self._setup_backward, self._backward)
 
     def __call__(self, *args: Any) -> tuple[Tensor, ...]:
         """The op with all its arguments."""

@@ -285,7 +285,7 @@ def _run_native(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tens
     if is_compiling() or is_tracing():
         results = op.op(*args)
     elif compat.transforms_active():
-        results = TRANSFORMABLE[spec.cell](*args)
+        results = (op.op if compat.transforms_known("Vmap") else TRANSFORMABLE[spec.cell])(*args)
     elif save:
         results = op(*args)
     else:
