@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from . import _C, reference
 from . import _torch_compat as compat
 from ._extension import BUILD_CONFIG
 from .cells import CELLS, Cell
 
-_library = torch.library.Library("seqkernels", "IMPL")
+library = torch.library.Library("seqkernels", "IMPL")
 
 
 def tf32_allowed() -> bool:
@@ -85,12 +86,17 @@ class _Differentiable:
         self.arguments = compat.argument_names(self.op)
         self.n_options = len(self.arguments) - self.n - 2
         self.defaults = (*[None] * self.n_options, True)
+
+        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+            return self._backward(ctx, *grads)
+
         self.function: Any = type(
             f"{name}_with_derivative",
             (torch.autograd.Function,),
-            {"forward": staticmethod(self._forward), "backward": staticmethod(self._backward)},
+            # Compiled autograd traces no bound method.
+            {"forward": staticmethod(self._forward), "backward": staticmethod(backward)},
         )
-        _library.impl(name, self._autograd_kernel, "Autograd", with_keyset=True)
+        library.impl(name, self._autograd_kernel, "Autograd", with_keyset=True)
         torch.library.register_fake(f"seqkernels::{name}", self._with_defaults(_fake_forward(cell)))
         torch.library.register_autograd(
             f"seqkernels::_{name}_backward", self._double_backward, setup_context=self._setup_double_backward
@@ -156,7 +162,7 @@ class _Differentiable:
             elif tensors[i] is None:
                 tensors[i] = tensor
         args = (*grads[:n], *tensors[:n], list(tensors[n:]), *options, *kept, needs_grad)
-        if torch.is_grad_enabled():  # create_graph=True
+        if torch.is_grad_enabled() or is_compiling():  # create_graph=True, or compiled autograd
             *found, grad_weights = self.backward_op(*args)
         else:
             with compat.below_autograd():
@@ -174,7 +180,7 @@ class _Differentiable:
         """
         kept: list[Tensor | None] = list(tensors)
         unread = []
-        for i in _unread(self.n, needed, len(tensors[self.n :]) // tensors[1].size(0)):
+        for i in _unread(self.n, needed, (len(tensors) - self.n) // int(tensors[1].size(0))):
             unread.append((i, tensors[i], compat.version_of(tensors[i])))
             kept[i] = tensors[i].detach().clone() if i == 1 else None
         return kept, unread
@@ -296,4 +302,4 @@ def cast(value: Any, device_type: str, dtype: torch.dtype) -> Any:
 
 for _op in OPS.values():
     for _device_type in ("cpu", "cuda"):
-        compat.register_autocast(_library, _op.op, _device_type, cast)
+        compat.register_autocast(library, _op.op, _device_type, cast)

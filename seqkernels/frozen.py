@@ -189,9 +189,13 @@ class Frozen(compat.NotTraceable):
             raise ValueError(f"{name} must be a strided tensor on the CPU, got {t.layout} on {t.device}")
         if t.dtype is not torch.float32:
             raise ValueError(f"{name} must be torch.float32, got {t.dtype}")
-        last = t.storage_offset() + sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
+        last = t.storage_offset() + sum(
+            (n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True)
+        )
         if t.numel() and (last + 1) * t.element_size() > t.untyped_storage().nbytes():
-            raise RuntimeError(f"{name} has no memory, or less than its sizes say: it was freed or made smaller")
+            raise RuntimeError(
+                f"{name} has no memory, or less than its sizes say: it was freed or made smaller"
+            )
         return t.detach().resolve_neg().contiguous()
 
     def _state_shape(self, x: Tensor) -> tuple[int, ...]:

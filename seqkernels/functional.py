@@ -16,6 +16,7 @@ from torch.nn.functional import dropout as _dropout
 
 from . import _cudnn, _ops, dispatch, reference, resets
 from . import _torch_compat as compat
+from ._transforms import TRANSFORMABLE
 from .spec import LayerSpec
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
@@ -294,6 +295,8 @@ def _run_native(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tens
     args = (x, *state, weights, *spec.of_op, save)
     if is_compiling() or is_tracing():
         results = op.op(*args)
+    elif compat.transforms_active():
+        results = (op.op if compat.transforms_known("Vmap") else TRANSFORMABLE[spec.cell])(*args)
     elif save:
         results = op(*args)
     else:
@@ -316,7 +319,12 @@ LAYERS: dict[str, Callable[[LayerSpec, Tensor, State, Sequence[Tensor]], tuple[T
 
 
 def _needs_grad(x: Tensor, state: State, weights: Sequence[Tensor]) -> bool:
-    """Whether the forward op keeps what its derivative reads; a traced program always does."""
+    """Whether the forward op keeps what its derivative reads; a traced program always does.
+
+    So does one that torch.func transforms: tensors do not say there what is asked of them outside.
+    """
+    if compat.transforms_active():
+        return torch.is_grad_enabled() or not compat.transforms_known("Vmap")
     if not torch.is_grad_enabled():
         return is_tracing()
     if weights[0].requires_grad or x.requires_grad:
