@@ -284,9 +284,19 @@ def run_cell(
         weights = [w_ih, w_hh, b_ih, b_hh]
     elif b_ih is not None or b_hh is not None:
         raise RuntimeError("b_ih and b_hh are given together or not at all")
+    implementation = dispatch.choose(spec, x, state, weights)
+    if implementation == "native" and _runs_by_autograd(x, state, weights):
+        return _ops.OPS[spec.cell].step(x, state, weights)
     x, state = x.unsqueeze(0), tuple([s.unsqueeze(0) for s in state])
-    _, *finals = LAYERS[dispatch.choose(spec, x, state, weights)](spec, x, state, weights)
+    _, *finals = LAYERS[implementation](spec, x, state, weights)
     return tuple([s.squeeze(0) for s in finals])
+
+
+def _runs_by_autograd(x: Tensor, state: State, weights: Sequence[Tensor]) -> bool:
+    """Whether autograd alone is to know of this call: no tracer, and no transform of torch.func."""
+    if is_compiling() or is_tracing() or compat.transforms_active():
+        return False
+    return _needs_grad(x, state, weights)
 
 
 def _run_native(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
