@@ -6,6 +6,7 @@ that, so that nearly all of it is done in C++ (csrc/python/frozen.cpp).
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -227,11 +228,15 @@ class Frozen(compat.NotTraceable):
                 weights.append(torch.empty(rows, k, dtype=dtype, device="cpu"))
             weights += [torch.empty(rows, dtype=torch.float32, device="cpu") for _ in range(2)]
         packed.unpack(weights)
-        return self.__dict__ | {"_packed": (options, weights)}
+        # As bytes: to another process torch would send tensors in shared memory, which these do not outlive.
+        file = io.BytesIO()
+        torch.save(weights, file)
+        return self.__dict__ | {"_packed": (options, file.getvalue())}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         options, weights = state["_packed"]
-        packed = _C.Frozen(**options, parameters=list(weights))
+        parameters = torch.load(io.BytesIO(weights), weights_only=True, map_location="cpu")
+        packed = _C.Frozen(**options, parameters=list(parameters))
         super().__setstate__(state | {"_packed": packed})
 
     def train(self, mode: bool = True) -> Any:

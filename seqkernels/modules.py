@@ -323,7 +323,7 @@ class _FusedCell(_Fused):
             if not batched:
                 states = tuple([s.unsqueeze(0) for s in states])
         own = self._parameters  # read first: `getattr` of a parameter comes to the same, but slowly
-        weights = [own[name] if name in own else getattr(self, name) for name in _WEIGHTS_OF_CELLS]
+        weights: Any = [own[name] if name in own else getattr(self, name) for name in _WEIGHTS_OF_CELLS]
         spec = _SPECS_OF_CELLS.get((cell, self.backend)) or LayerSpec(cell, backend=self.backend)
         final = functional.run_cell(spec, x, states, *weights)
         if not batched:
