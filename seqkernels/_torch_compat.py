@@ -313,6 +313,11 @@ def forget_weights(module: torch.nn.Module) -> None:
     module.__dict__.pop("_flat_weights", None)
 
 
+def is_expanded_weight(tensor: Any) -> bool:
+    """Whether it is a weight of `torch.nn.utils._per_sample_grad`, which few functions of torch take."""
+    return type(tensor).__name__ == "ExpandedWeight"
+
+
 class _Checked:
     """The part of a layer that `RNNBase.check_input` reads."""
 
@@ -372,9 +377,12 @@ class WeightsAsAttributes(torch.nn.Module):
 
 
 class NotTraceable(torch.nn.Module):
-    """A module that torch.jit.trace and what is built on it refuse, with the message `why_not_traceable`."""
+    """A module that torch.jit and what is built on it refuse, with the message `why_not_traceable`."""
 
     why_not_traceable: str
 
     def _slow_forward(self, *args: Any, **kwargs: Any) -> Any:  # what torch.jit.trace calls
+        raise RuntimeError(self.why_not_traceable)
+
+    def __prepare_scriptable__(self) -> torch.nn.Module:  # what torch.jit.script calls
         raise RuntimeError(self.why_not_traceable)
