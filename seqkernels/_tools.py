@@ -26,9 +26,9 @@ def is_for_torch(module: torch.nn.Module, input: Any, hx: Any) -> bool:
     states = hx if isinstance(hx, (tuple, list)) else (hx,)
     if not isinstance(input, (Tensor, PackedSequence)):
         return True
-    if any(not isinstance(state, Tensor) for state in states if state is not None):
+    if any(state is not None and not isinstance(state, Tensor) for state in states):
         return True
-    return any(map(compat.is_expanded_weight, module.parameters(recurse=False)))
+    return compat.has_expanded_weights(module)
 
 
 def call_in_graph(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -199,6 +199,22 @@ def test_nested(name: str, device: torch.device) -> None:
     assert_close(actual, torch.stack([torch.stack([flat(m(s))[0] for s in x]) for m in models]))
 
 
+@pytest.mark.parametrize("of_weights", [False, True])
+def test_no_samples(of_weights: bool, device: torch.device) -> None:
+    module = fused("LSTM", 3, 4, device=device)
+    x = torch.randn(5, 0, 2, 3, device=device, requires_grad=True, **FLOAT64)
+    parameters = {key: p.detach().requires_grad_() for key, p in module.named_parameters()}
+    if of_weights:
+        parameters = {key: p.new_empty(0, *p.shape).requires_grad_() for key, p in parameters.items()}
+    dims = (0 if of_weights else None, 1)
+    output, (h_n, _) = vmap(lambda p, x: functional_call(module, p, (x,)), dims)(parameters, x)
+    assert output.shape == (0, 5, 2, 4)
+    assert h_n.shape == (0, 1, 2, 4)
+    inputs = [x, *parameters.values()]
+    for t, gradient in zip(inputs, torch.autograd.grad(output.sum(), inputs), strict=True):
+        assert_close(gradient, torch.zeros_like(t))
+
+
 def test_options_of_vmap(device: torch.device) -> None:
     module = fused("GRU", 3, 4, device=device)
     x = torch.randn(5, 2, 6, 3, device=device, **FLOAT64)
