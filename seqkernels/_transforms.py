@@ -17,9 +17,11 @@ from torch import Tensor
 
 from . import _torch_compat as compat
 from . import reference
-from ._ops import OPS, library
+from ._ops import OPS
 
 Args = Sequence[Any]
+
+_library = torch.library.Library("seqkernels", "IMPL")
 
 
 class _Op:
@@ -62,7 +64,7 @@ class _Op:
         static = {name: staticmethod(method) for name, method in methods.items()}
         self.function: Any = type(compat.op_name(op), (torch.autograd.Function,), static)
         torch.library.register_vmap(f"seqkernels::{compat.op_name(op)}", vmap_of_op)
-        compat.register_batched_gradients(library, op, partial(self._vmap, op))
+        compat.register_batched_gradients(_library, op, partial(self._vmap, op))
 
     def __call__(self, *args: Any) -> tuple[Tensor, ...]:
         n = self.n_before

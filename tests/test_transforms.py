@@ -103,9 +103,12 @@ def test_samples_of_a_gradient(name: str, create_graph: bool, device: torch.devi
             )
         calls = 3 if of_weights or device.type != "cpu" else 1
         assert ops.calls == {f"_{module._cell}_backward": 2 * calls}
+        options = {"retain_graph": True, "create_graph": create_graph}
+        by_vmap = vmap(lambda g: torch.autograd.grad(output, inputs, g, **options))(samples)  # noqa: B023
         for i, sample in enumerate(samples):
             expected = torch.autograd.grad(output, inputs, sample, retain_graph=True)
             assert_close([g[i] for g in batched], expected)
+            assert_close([g[i] for g in by_vmap], expected)
 
 
 # ---------------------------------------------------------------- vmap
@@ -303,7 +306,7 @@ def test_forward_mode_is_the_references(name: str, device: torch.device) -> None
     x = torch.randn(2, 2, 2, device=device, **FLOAT64)
     run: Callable[[Tensor], Tensor] = lambda x: module(x)[0].sum()  # noqa: E731
     for transform in (hessian(run), lambda x: jvp(run, (x,), (x,)), vmap(lambda x: jvp(run, (x,), (x,))[1])):
-        with pytest.raises(RuntimeError, match="forward-mode differentiation is active"):
+        with pytest.raises(RuntimeError, match="forward-mode differentiation"):
             transform(x)
     module.backend = "auto"
     assert_close(hessian(run)(x), torch.autograd.functional.hessian(run, x))
