@@ -46,7 +46,8 @@ def freeze(module: torch.nn.Module, dtype: torch.dtype | None = None) -> Frozen:
     Returns:
         A module that is called as `module` is, and returns the same: with a layer's `x` [T, B, I], [B, T, I]
         (`batch_first`) or [T, I] (one sequence), or a Cell's [B, I] or [I], and optionally the state. Several
-        threads may call it at once. torch.compile leaves it as it is; it cannot be traced or exported.
+        threads may call it at once. torch.compile leaves it as it is; it cannot be traced, scripted or
+        exported.
 
     Raises:
         TypeError: Not a recurrent module of these classes.
@@ -111,7 +112,9 @@ _OPTIONS = (
 class Frozen(compat.NotTraceable):
     """What `freeze` makes of a layer or a Cell; called as that is."""
 
-    why_not_traceable = "a frozen module cannot be traced or exported: take the module that it was made from"
+    why_not_traceable = (
+        "a frozen module cannot be traced, scripted or exported: take the module that it was made from"
+    )
     _packed: Any  # _C.Frozen, which knows all sizes and checks what it is given
 
     def __init__(
