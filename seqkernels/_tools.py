@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
@@ -23,12 +24,15 @@ def is_for_torch(module: torch.nn.Module, input: Any, hx: Any) -> bool:
     That are objects with a `__torch_function__` which are no tensors, what torch.fx traces with, and weights
     that give each sample a gradient of its own. Tensors of a subclass are for the kernels.
     """
-    states = hx if isinstance(hx, (tuple, list)) else (hx,)
-    if not isinstance(input, (Tensor, PackedSequence)):
+    if type(input) is not Tensor and not isinstance(input, (Tensor, PackedSequence)):
         return True
-    if any(state is not None and not isinstance(state, Tensor) for state in states):
-        return True
-    return compat.has_expanded_weights(module)
+    for state in hx if isinstance(hx, (tuple, list)) else (hx,):
+        if type(state) is not Tensor and state is not None and not isinstance(state, Tensor):
+            return True
+    for weight in module._parameters.values():
+        if type(weight) is not Parameter and compat.is_expanded_weight(weight):
+            return True
+    return False
 
 
 def call_in_graph(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -330,9 +330,9 @@ def forget_weights(module: torch.nn.Module) -> None:
     module.__dict__.pop("_flat_weights", None)
 
 
-def has_expanded_weights(module: torch.nn.Module) -> bool:
-    """Whether weights are those of `torch.nn.utils._per_sample_grad`, which few functions of torch take."""
-    return "ExpandedWeight" in [type(weight).__name__ for weight in module._parameters.values()]
+def is_expanded_weight(weight: Any) -> bool:
+    """Whether this is one of `torch.nn.utils._per_sample_grad`, which few functions of torch take."""
+    return type(weight).__name__ == "ExpandedWeight"
 
 
 class _Checked:

@@ -28,7 +28,7 @@ __all__ = ["FusedGRU", "FusedGRUCell", "FusedLSTM", "FusedLSTMCell", "FusedRNN",
 def _first_is_trained(parameters: dict[str, Any]) -> bool:
     """Whether a module's first parameter requires a gradient, as then, as a rule, all of them do."""
     for parameter in parameters.values():
-        return parameter is not None and parameter.requires_grad
+        return type(parameter) is torch.nn.Parameter and parameter.requires_grad
     return False
 
 
