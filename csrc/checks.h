@@ -1,6 +1,7 @@
 // Checks of the ops' arguments, used by every binding: one message that names the argument, what was expected and
 // what came.
 #pragma once
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
@@ -60,10 +61,28 @@ void check_device(const Tensor& tensor, const Tensor& x, const Name&... name) {
   if (tensor.device() != x.device()) fail(name..., " must have the device of x");
 }
 
+// A program may free or shorten the storage of a tensor, whose sizes then say more than there is.
+template <class... Name>
+void check_memory(const Tensor& tensor, const Name&... name) {
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  int64_t elements = tensor.storage_offset() + 1;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    if (sizes[i] == 0) return;
+    elements += (sizes[i] - 1) * strides[i];
+  }
+  const int64_t needed = elements * static_cast<int64_t>(tensor.element_size());
+  int64_t available;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &available));
+  if (available < needed)
+    fail(name..., " must have a storage of at least ", needed, " bytes, got ", available,
+         " (it was freed, or made smaller)");
+}
+
 template <class... Name>
 void check_like(const Tensor& tensor, const Tensor& x, const Name&... name) {
   check_dtype(tensor, x.scalar_type(), name...);
   check_device(tensor, x, name...);
+  check_memory(tensor, name...);
 }
 
 }  // namespace seqkernels

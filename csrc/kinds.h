@@ -8,6 +8,8 @@ namespace seqkernels {
 
 enum class DType : int { kFloat32, kFloat64, kBFloat16, kFloat16, kCount };
 
+constexpr int64_t bytes_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
+
 // A cell by its place in the registry.
 enum class CellKind : int {};
 constexpr int kCellKinds = cells::Registry::kCount;

@@ -40,6 +40,14 @@ Tensor new_tensor(const Sizes& sizes, ScalarType dtype, const Tensor& like) {
   return Tensor(handle);
 }
 
+Tensor alias_of(const Tensor& tensor) {
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(tensor.get(), static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                        strides.data(), 0, &handle));
+  return Tensor(handle);
+}
+
 Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);  // the check is the cheaper call
 }
@@ -56,14 +64,14 @@ Layer::Layer(const LayerInputs& inputs)
   if (inputs.h0.dim() != 3) fail("h0 must have 3 dimensions, got ", inputs.h0.dim());
   if (inputs.h0.size(0) != 1 && inputs.h0.size(0) != 2)
     fail("h0 must have 1 or 2 directions in its first dimension, got ", inputs.h0.size(0));
-  x_ = with_contiguous_rows(inputs.x);
-  h0_ = as_contiguous(inputs.h0);
-  if (inputs.c0) c0_ = as_contiguous(*inputs.c0);
-  dtype_ = dtype_of(x_);
+  dtype_ = dtype_of(inputs.x);
+  x_ = alias_of(inputs.x);
+  check_memory(x_, "x");
+  x_ = with_contiguous_rows(x_);
 
-  directions_ = h0_.size(0);
-  batch_ = h0_.size(1);
-  hidden_size_ = h0_.size(2);
+  directions_ = inputs.h0.size(0);
+  batch_ = inputs.h0.size(1);
+  hidden_size_ = inputs.h0.size(2);
   if (hidden_size_ == 0) fail("h0 must have at least one hidden unit in its last dimension, got 0");
   input_size_ = x_.size(x_dim - 1);
   if (packed_)
@@ -71,11 +79,15 @@ Layer::Layer(const LayerInputs& inputs)
   else
     offsets_of(x_.size(0), x_.size(1));
 
-  if (!packed_) check_sizes(h0_, Sizes{directions_, x_.size(1), hidden_size_}, "h0");
+  if (!packed_) check_sizes(inputs.h0, Sizes{directions_, x_.size(1), hidden_size_}, "h0");
+  h0_ = alias_of(inputs.h0);
   check_like(h0_, x_, "h0");
-  if (c0_) {
+  h0_ = as_contiguous(h0_);
+  if (inputs.c0) {
+    c0_ = alias_of(*inputs.c0);
     check_sizes(*c0_, state_sizes(), "c0");
     check_like(*c0_, x_, "c0");
+    c0_ = as_contiguous(*c0_);
   }
   take_weights(inputs.weights);
 }
@@ -83,6 +95,7 @@ Layer::Layer(const LayerInputs& inputs)
 void Layer::offsets_of(const Tensor& batch_sizes) {
   if (!batch_sizes.is_cpu() || batch_sizes.scalar_type() != ScalarType::Long || batch_sizes.dim() != 1)
     fail("batch_sizes must be a one-dimensional int64 tensor on the CPU");
+  check_memory(batch_sizes, "batch_sizes");
   const Tensor sizes = as_contiguous(batch_sizes);
   const int64_t* const active = static_cast<const int64_t*>(sizes.data_ptr());
   const int64_t steps = sizes.numel();
@@ -115,7 +128,7 @@ void Layer::take_weights(const std::vector<Tensor>& weights) {
   weights_.reserve(weights.size());
   for (int64_t i = 0; i < count; ++i) {
     const int64_t kind = i % weights_per_direction_;
-    const Tensor& weight = weights[static_cast<size_t>(i)];
+    const Tensor weight = alias_of(weights[static_cast<size_t>(i)]);
     const std::array<int64_t, 2> expected{gate_rows, kind == 0 ? input_size_ : hidden_size_};
     const auto check = [&](auto... name) {
       kind < 2 ? check_sizes(weight, expected, name...)
@@ -160,6 +173,7 @@ LayerBackwardTensors::LayerBackwardTensors(const Layer& layer, const LayerGradie
     check_sizes(*tensor, expected, name);
     check_dtype(*tensor, dtype, name);
     check_device(*tensor, layer.x(), name);
+    check_memory(*tensor, name);
     return as_contiguous(*tensor);
   };
   grad_h_n = take(grads.h_n, "grad_h_n", state, layer.scalar_type());

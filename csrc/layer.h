@@ -63,6 +63,10 @@ inline char* data(const std::optional<Tensor>& tensor) { return tensor ? data(*t
 // Where to write a result; null where it has no elements, as one that nobody asked for.
 inline char* result_data(const Tensor& tensor) { return tensor.numel() > 0 ? data(tensor) : nullptr; }
 
+// The same values, under a tensor of our own: what another thread then makes of the memory, sizes or strides of `tensor` itself
+// no longer reaches a call.
+Tensor alias_of(const Tensor& tensor);
+
 Tensor as_contiguous(const Tensor& tensor);
 // A tensor as kernels on the CPU read rows of it: only the feature stride must be 1.
 Tensor with_contiguous_rows(const Tensor& tensor);

@@ -7,18 +7,20 @@ rule. The backward ops are derived through reference.py, so that every higher de
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from . import _C, reference
 from . import _torch_compat as compat
 from ._extension import BUILD_CONFIG
 from .cells import CELLS, Cell
 
-_library = torch.library.Library("seqkernels", "IMPL")
+library = torch.library.Library("seqkernels", "IMPL")
 
 
 def tf32_allowed() -> bool:
@@ -84,12 +86,25 @@ class _Differentiable:
         self.arguments = compat.argument_names(self.op)
         self.n_options = len(self.arguments) - self.n - 2
         self.defaults = (*[None] * self.n_options, True)
+
+        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+            return self._backward(ctx, *grads)
+
+        def backward_step(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+            return self._backward_step(ctx, *grads)
+
         self.function: Any = type(
             f"{name}_with_derivative",
             (torch.autograd.Function,),
-            {"forward": staticmethod(self._forward), "backward": staticmethod(self._backward)},
+            # Compiled autograd traces no bound method.
+            {"forward": staticmethod(self._forward), "backward": staticmethod(backward)},
         )
-        _library.impl(name, self._autograd_kernel, "Autograd", with_keyset=True)
+        self.step_function: Any = type(
+            f"{name}_step_with_derivative",
+            (torch.autograd.Function,),
+            {"forward": staticmethod(self._forward_step), "backward": staticmethod(backward_step)},
+        )
+        library.impl(name, self._autograd_kernel, "Autograd", with_keyset=True)
         torch.library.register_fake(f"seqkernels::{name}", self._with_defaults(_fake_forward(cell)))
         torch.library.register_autograd(
             f"seqkernels::_{name}_backward", self._double_backward, setup_context=self._setup_double_backward
@@ -99,6 +114,13 @@ class _Differentiable:
     def __call__(self, *args: Any) -> tuple[Tensor, ...]:
         """The op where a gradient is needed: differentiable, without the detour through the dispatcher."""
         return self._apply(self.op, args)
+
+    def step(self, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The new state of one step where a gradient is needed; x [B, I], states [B, H].
+
+        Torch's own `apply` looks for torch.func's transforms first, of which there are none here.
+        """
+        return super(torch.autograd.Function, self.step_function).apply(x, *state, *weights)  # type: ignore[misc]
 
     def _all(self, args: Sequence[Any]) -> list[Any]:
         """All arguments of the op: the dispatcher leaves out those at their default."""
@@ -131,7 +153,9 @@ class _Differentiable:
         with compat.below_autograd():
             results = op(*tensors[:n], list(tensors[n:]), *options, save)
         ctx.was_saved = save
-        ctx.save_for_backward(*options, results[0], *results[n:], *tensors)
+        needed, directions = ctx.needs_input_grad[-len(tensors) :], int(tensors[1].size(0))
+        read, ctx.unread = self._what_backward_reads(tensors, needed, directions)
+        ctx.save_for_backward(*options, results[0], *results[n:], *read)
         ctx.mark_non_differentiable(*results[n:])
         ctx.set_materialize_grads(False)
         return results
@@ -146,14 +170,65 @@ class _Differentiable:
         n, needs_grad = self.n, list(ctx.needs_input_grad[first:])
         saved = ctx.saved_tensors
         options, kept = saved[: self.n_options], saved[self.n_options : -len(needs_grad)]
-        tensors = saved[-len(needs_grad) :]
-        args = (*grads[:n], *tensors[:n], list(tensors[n:]), *options, *kept, needs_grad)
-        if torch.is_grad_enabled():  # create_graph=True
+        tensors = self._inputs(ctx, saved[-len(needs_grad) :])
+        args = (*grads[:n], *tensors[:n], tensors[n:], *options, *kept, needs_grad)
+        return *[None] * first, *_where(needs_grad, self._run_backward(args))
+
+    def _forward_step(self, ctx: Any, *tensors: Tensor) -> Any:
+        n = self.n
+        with compat.below_autograd():
+            results = self.op(*[t.unsqueeze(0) for t in tensors[:n]], tensors[n:])
+        read, ctx.unread = self._what_backward_reads(tensors, ctx.needs_input_grad, 1)
+        ctx.save_for_backward(results[0], *results[n:], *read)
+        ctx.set_materialize_grads(False)
+        return tuple([final.squeeze_(0) for final in results[1:n]])  # in place: these are to be no views
+
+    def _backward_step(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        n, needs_grad, saved = self.n, ctx.needs_input_grad, ctx.saved_tensors
+        tensors = self._inputs(ctx, saved[-len(needs_grad) :])
+        steps = [t if t is None else t.unsqueeze(0) for t in (*grads, *tensors[:n])]
+        args = (None, *steps, tensors[n:], *[None] * self.n_options, *saved[: -len(needs_grad)], needs_grad)
+        found = self._run_backward(args)
+        for i in range(n):
+            if needs_grad[i]:
+                found[i] = found[i].squeeze(0)
+        return tuple(_where(needs_grad, found))
+
+    def _inputs(self, ctx: Any, saved: Sequence[Any]) -> list[Tensor]:
+        """All tensors that a forward pass had got, from those that were saved and those that were not."""
+        tensors = list(saved)
+        for i, tensor, version in ctx.unread:
+            if torch.is_grad_enabled():  # create_graph=True: the derivative of backward reads all of them
+                compat.check_version(tensor, version)
+                tensors[i] = tensor
+            elif tensors[i] is None:
+                tensors[i] = tensor
+        return tensors
+
+    def _run_backward(self, args: Sequence[Any]) -> list[Tensor]:
+        """The gradient of x, of each state and each weight."""
+        if torch.is_grad_enabled() or is_compiling():  # create_graph=True, or compiled autograd
             *found, grad_weights = self.backward_op(*args)
         else:
             with compat.below_autograd():
                 *found, grad_weights = self.backward_op(*args)
-        return *[None] * first, *_where(needs_grad, [*found, *grad_weights])
+        return [*found, *grad_weights]
+
+    def _what_backward_reads(
+        self, tensors: Sequence[Tensor], needed: tuple[bool, ...], directions: int
+    ) -> tuple[list[Tensor | None], list[tuple[int, Tensor, int]]]:
+        """The inputs that backward reads for the gradients that are needed, None in the place of the others;
+        and these others, with their place and version.
+
+        As in torch, what is not read may be changed in place before backward. h0, which every cell may read,
+        is there as a copy where W_hh needs no gradient.
+        """
+        kept: list[Tensor | None] = list(tensors)
+        unread = []
+        for i in _unread(self.n, needed, (len(tensors) - self.n) // directions):
+            unread.append((i, tensors[i], compat.version_of(tensors[i])))
+            kept[i] = tensors[i].detach().clone() if i == 1 else None
+        return kept, unread
 
     def _setup_double_backward(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         n, args = self.n, inputs[self.n :]  # after the grads come the arguments of the forward op
@@ -182,6 +257,19 @@ class _Differentiable:
         inputs = [*args[n : 2 * n], *args[2 * n]]
         found = [t.new_empty(t.shape if needed else 0) for t, needed in zip(inputs, args[-1], strict=True)]
         return *found[:n], found[n:]
+
+
+@functools.lru_cache(maxsize=256)
+def _unread(n: int, needed: tuple[bool, ...], per_direction: int) -> list[int]:
+    """Places among x, the states (together n) and the weights that a layer's backward does not read."""
+    kinds = [range(n + kind, len(needed), per_direction) for kind in range(per_direction)]  # of weights
+    unread = [i for biases in kinds[2:] for i in biases]
+    if not needed[0]:
+        unread += kinds[0]
+    for i in (0, 1):  # x by the gradient of W_ih, h0 by that of W_hh
+        if not any(needed[w] for w in kinds[i]):
+            unread.append(i)
+    return unread
 
 
 def _second_derivative(
@@ -259,4 +347,4 @@ def cast(value: Any, device_type: str, dtype: torch.dtype) -> Any:
 
 for _op in OPS.values():
     for _device_type in ("cpu", "cuda"):
-        compat.register_autocast(_library, _op.op, _device_type, cast)
+        compat.register_autocast(library, _op.op, _device_type, cast)

@@ -22,6 +22,7 @@ from torch.compiler import is_compiling
 
 CHECKED = ("2.13", "2.14")
 
+_NOT_BATCHED = "torch.autograd.grad refuses is_grads_batched=True"
 # What is private and looked up here, with what is lost without it.
 LOSSES = {
     "_C._AutoDispatchBelowAutograd": "calls of the ops take longer",
@@ -32,10 +33,17 @@ LOSSES = {
     "_C._len_torch_dispatch_stack": "calls without gradients take longer, and no layer is handed to cuDNN",
     "_C._len_torch_function_stack": "calls without gradients take longer, and no layer is handed to cuDNN",
     "_C._are_functorch_transforms_active": "all runs as plain torch, and nothing frozen runs",
+    "_C._functorch.get_interpreter_stack": "all runs as plain torch under torch.func's transforms",
     "autograd.forward_ad._current_level": "all runs as plain torch, and nothing frozen runs",
     "autograd.profiler._is_profiler_enabled": "calls without gradients take longer",
     "_C._dispatch_key_for_device": "ops that are called by themselves know no autocast; modules take longer",
     "_C._ExcludeDispatchKeyGuard": "ops that are called by themselves know no autocast; modules take longer",
+    "_C._vmapmode_increment_nesting": _NOT_BATCHED,
+    "_C._vmapmode_decrement_nesting": _NOT_BATCHED,
+    "_C._dispatch_keys": _NOT_BATCHED,
+    "_C._parse_dispatch_key": _NOT_BATCHED,
+    "_add_batch_dim": _NOT_BATCHED,
+    "_remove_batch_dim": _NOT_BATCHED,
     "_cudnn_rnn": "no layer is handed to cuDNN",
     "_cudnn_rnn_flatten_weight": "no layer is handed to cuDNN",
     "_guards.CompileContext": "torch.compile breaks the graph at fused layers",
@@ -69,6 +77,7 @@ is_tracing: Callable[[], bool] = _look_up("_C._is_tracing", torch.jit.is_tracing
 _dispatch_modes: Callable[[], int] = _look_up("_C._len_torch_dispatch_stack", lambda: 1)
 _function_modes: Callable[[], int] = _look_up("_C._len_torch_function_stack", lambda: 1)
 _functorch_is_active: Callable[[], bool] = _look_up("_C._are_functorch_transforms_active", lambda: True)
+_functorch_interpreters: Callable[[], Any] = _look_up("_C._functorch.get_interpreter_stack", lambda: None)
 _FORWARD_AD = _look_up("autograd.forward_ad._current_level", None) is not None
 _CAN_TELL = _look_up("autograd.profiler._is_profiler_enabled", None) is not None and _FORWARD_AD
 
@@ -79,13 +88,21 @@ def modes_active() -> int:
 
 
 def transforms_active() -> bool:
-    """Whether a torch.func transform or forward-mode differentiation is on; the kernels know neither."""
+    """Whether a torch.func transform or forward-mode differentiation is on."""
     return _functorch_is_active() or not _FORWARD_AD or forward_ad._current_level >= 0
 
 
 def nobody_transforms() -> bool:
     """Whether tensors are what they seem: no transform, no tracing, no mode."""
     return not (is_tracing() or transforms_active() or modes_active())
+
+
+def transforms_known(*known: str) -> bool:
+    """Whether those that are on are all among these: "Vmap", and "Grad", which is reverse mode."""
+    if not _FORWARD_AD or forward_ad._current_level >= 0:
+        return False
+    active = _functorch_interpreters()
+    return bool(active) and all(transform.key().name in known for transform in active)
 
 
 def nobody_watches(but_autocast: bool = False) -> bool:
@@ -102,7 +119,8 @@ def nobody_watches(but_autocast: bool = False) -> bool:
 
 
 # Evaluated while Dynamo traces, which enters and leaves transforms as the program does, and guards on them.
-transforms_active._dynamo_marked_constant = True  # type: ignore[attr-defined]
+for _constant in (transforms_active, transforms_known):
+    _constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 # ---------------------------------------------------------------- ops
@@ -171,6 +189,69 @@ def without_autocast(device_type: str) -> Any:
     if _dispatch_key_for_device is None or _exclude_dispatch_key is None or is_compiling():
         return torch.autocast(device_type, enabled=False)
     return _exclude_dispatch_key(_autocast_keys(device_type))
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was changed in place."""
+    return tensor._version
+
+
+def check_version(tensor: Tensor, version: int) -> None:
+    """Torch's error where a tensor that a derivative reads was changed in place meanwhile."""
+    if tensor._version != version:
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace operation: "
+            f"[{tensor.type()} {list(tensor.shape)}] is at version {tensor._version}; expected version "
+            f"{version} instead"
+        )
+
+
+_begin_batching = _look_up("_C._vmapmode_increment_nesting", None)
+_end_batching = _look_up("_C._vmapmode_decrement_nesting", None)
+_keys_of = _look_up("_C._dispatch_keys", None)
+_parse_dispatch_key = _look_up("_C._parse_dispatch_key", None)
+_add_batch_dim = _look_up("_add_batch_dim", None)
+_remove_batch_dim = _look_up("_remove_batch_dim", None)
+
+
+def register_batched_gradients(
+    library: torch.library.Library, op: Any, rule: Callable[[int, Sequence[Any], Sequence[Any]], Any]
+) -> None:
+    """A vmap rule for `torch.autograd.grad(..., is_grads_batched=True)`, whose vmap is not torch.func's.
+
+    `rule` gets the size of the vmapped dimension, where each argument has it, and the arguments; it returns
+    the results and, in the same structure, where they have it.
+    """
+    private = _begin_batching, _end_batching, _keys_of, _parse_dispatch_key, _add_batch_dim, _remove_batch_dim
+    if None in private:
+        return
+    key = _parse_dispatch_key("Batched")
+
+    def kernel(*args: Any) -> Any:
+        level = _begin_batching() - 1  # the only way to ask for it
+        _end_batching()
+        sizes = []
+
+        def exposed(value: Any) -> Any:
+            if not isinstance(value, Tensor) or not _keys_of(value).has(key):
+                return value
+            value = _remove_batch_dim(value, level, 0, 0)
+            sizes.append(value.size(0))
+            return value
+
+        values = _map(exposed, args)
+        in_dims = _map(lambda value, given: None if value is given else 0, values, args)
+        results, out_dims = rule(sizes[0], in_dims, values)
+        return _map(lambda t, dim: t if dim is None else _add_batch_dim(t, dim, level), results, out_dims)
+
+    library.impl(op_name(op), kernel, "Batched")
+
+
+def _map(function: Callable[..., Any], *nested: Any) -> Any:
+    """`function` of what stands in the same place of lists and tuples."""
+    if isinstance(nested[0], (list, tuple)):
+        return type(nested[0])([_map(function, *values) for values in zip(*nested, strict=True)])
+    return function(*nested)
 
 
 cudnn_rnn = _look_up("_cudnn_rnn", None)

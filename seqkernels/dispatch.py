@@ -102,7 +102,9 @@ def torch_runs(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Seq
 
 def cudnn_is_faster(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
     """Whether this is handed to cuDNN, of what the kernels take."""
-    if spec.batch_sizes is not None or spec.num_layers != 1 or not _cudnn.supports(spec, x, state, weights):
+    if spec.batch_sizes is not None or spec.num_layers != 1 or compat.transforms_active():
+        return False
+    if not _cudnn.supports(spec, x, state, weights):
         return False
     sizes = x.size(0), x.size(1), state[0].size(2)
     return _cudnn.is_faster(spec.cell, x.dtype, tf32_allowed(), *sizes, spec.directions)
@@ -116,7 +118,9 @@ def has_projection(spec: LayerSpec, weights: Sequence[Tensor]) -> bool:
 def supports(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
     """Whether the native op runs this. True exactly where `not_supported_reasons` finds none."""
     dtype, device = x.dtype, x.device
-    if dtype not in DTYPES or device.type not in DEVICES or compat.transforms_active():
+    if dtype not in DTYPES or device.type not in DEVICES:
+        return False
+    if compat.transforms_active() and not transforms_supported():
         return False
     if x.layout is not torch.strided or has_projection(spec, weights):
         return False
@@ -155,9 +159,19 @@ def not_supported_reasons(
         devices = {t.device: None for t in tensors if t.device != x.device}
         if devices:
             reasons.append(f"{what} on {', '.join(map(str, devices))} with input on {x.device}")
-    if compat.transforms_active():
-        reasons.append("a torch.func transform or forward-mode differentiation is active")
+    if compat.transforms_active() and not transforms_supported():
+        what = (
+            "a torch.func transform is compiled"
+            if is_compiling()
+            else "forward-mode differentiation is active"
+        )
+        reasons.append(f"{what} (the kernels know vmap and reverse mode)")
     return reasons
+
+
+def transforms_supported() -> bool:
+    """Whether the kernels run under the torch.func transforms that are active."""
+    return compat.transforms_known("Vmap") or (not is_compiling() and compat.transforms_known("Vmap", "Grad"))
 
 
 def check_backend(backend: str) -> str:

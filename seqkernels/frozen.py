@@ -71,7 +71,7 @@ def freeze(module: torch.nn.Module, dtype: torch.dtype | None = None) -> Frozen:
         raise ValueError(
             f"freeze does not support projections, and this module has proj_size={module.proj_size}"
         )
-    options: dict[str, Any] = {"input_size": module.input_size, "hidden_size": module.hidden_size}
+    options: dict[str, Any] = {n: getattr(module, n) for n in ("input_size", "hidden_size")}
     if isinstance(module, torch.nn.RNNBase):
         options |= {n: getattr(module, n) for n in ("num_layers", "bidirectional", "batch_first")}
         directions = ("", "_reverse")[: 1 + module.bidirectional]
@@ -97,11 +97,21 @@ def _weight(module: torch.nn.Module, name: str) -> Tensor:
     return weight
 
 
+def _stored(weight: Tensor, as_bfloat16: bool) -> Tensor:
+    return weight.to(torch.bfloat16 if as_bfloat16 else torch.float32).resolve_neg().contiguous()
+
+
+# What `_C.Frozen` takes beside the weights, and tells again.
+_OPTIONS = (
+    "cell", "is_cell", "input_size", "hidden_size", "num_layers", "bidirectional", "batch_first", "bfloat16"
+)  # fmt: skip
+
+
 class Frozen(compat.NotTraceable):
     """What `freeze` makes of a layer or a Cell; called as that is."""
 
     why_not_traceable = "a frozen module cannot be traced or exported: take the module that it was made from"
-    _packed: Any  # _C.Frozen
+    _packed: Any  # _C.Frozen, which knows all sizes and checks what it is given
 
     def __init__(
         self,
@@ -117,18 +127,29 @@ class Frozen(compat.NotTraceable):
     ) -> None:
         super().__init__()
         self.training = False
-        self.cell, self.dtype = cell, dtype
-        self.input_size, self.hidden_size = input_size, hidden_size
-        self.num_layers, self.bidirectional, self.batch_first = num_layers, bidirectional, batch_first
-        self._is_cell = is_cell
-        self._pack(parameters)
+        bfloat16 = dtype == torch.bfloat16
+        weights = [p if p is None else _stored(p, bfloat16 and n % 4 < 2) for n, p in enumerate(parameters)]
+        self._packed = _C.Frozen(
+            cell, is_cell, input_size, hidden_size, num_layers, bidirectional, batch_first, bfloat16, weights
+        )
+
+    cell = property(lambda self: self._packed.cell)
+    dtype = property(lambda self: torch.bfloat16 if self._packed.bfloat16 else torch.float32)
+    input_size = property(lambda self: self._packed.input_size)
+    hidden_size = property(lambda self: self._packed.hidden_size)
+    num_layers = property(lambda self: self._packed.num_layers)
+    bidirectional = property(lambda self: self._packed.bidirectional)
+    batch_first = property(lambda self: self._packed.batch_first)
 
     def forward(self, x: Tensor, hx: Any = None) -> Any:
         if not compat.transforms_active():
             result = self._packed.run(x, hx, torch.is_grad_enabled())
             if result is not None:
                 return result
-        return self._packed.run(*self._admit(x, hx), False)
+        result = self._packed.run(*self._admit(x, hx), False)
+        if result is None:
+            raise RuntimeError("x and hx must be tensors with memory of their own, and at least one is not")
+        return result
 
     def _admit(self, x: Any, hx: Any) -> tuple[Tensor, Any]:
         """x and hx as the kernels read them, or an error that says what is wrong with them."""
@@ -168,11 +189,18 @@ class Frozen(compat.NotTraceable):
             raise ValueError(f"{name} must be a strided tensor on the CPU, got {t.layout} on {t.device}")
         if t.dtype is not torch.float32:
             raise ValueError(f"{name} must be torch.float32, got {t.dtype}")
+        last = t.storage_offset() + sum(
+            (n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True)
+        )
+        if t.numel() and (last + 1) * t.element_size() > t.untyped_storage().nbytes():
+            raise RuntimeError(
+                f"{name} has no memory, or less than its sizes say: it was freed or made smaller"
+            )
         return t.detach().resolve_neg().contiguous()
 
     def _state_shape(self, x: Tensor) -> tuple[int, ...]:
         """Of h and c that go with this x."""
-        dims = (1, 2) if self._is_cell else (2, 3)
+        dims = (1, 2) if self._packed.is_cell else (2, 3)
         if x.dim() not in dims:
             raise RuntimeError(f"x must have {dims[0]} or {dims[1]} dimensions, got {x.dim()}")
         *rows, features = x.shape
@@ -180,48 +208,31 @@ class Frozen(compat.NotTraceable):
             raise RuntimeError(
                 f"x must have {self.input_size} features in its last dimension, got {features}"
             )
-        if self._is_cell:
+        if self._packed.is_cell:
             return *rows, self.hidden_size
         batch = rows[0 if self.batch_first else 1 :][:1] if x.dim() == dims[1] else []
         if rows[1 if self.batch_first and batch else 0] == 0:
             raise RuntimeError("x must have at least one step, got none")
         return self.num_layers * (1 + self.bidirectional), *batch, self.hidden_size
 
-    def _pack(self, parameters: Sequence[Tensor | None]) -> None:
-        """From w_ih, w_hh, b_ih, b_hh of each layer and direction; None for a bias that is not there."""
-        dtypes = (self.dtype, self.dtype, torch.float32, torch.float32)
-        kept = [p if p is None else p.to(dtypes[n % 4]).contiguous() for n, p in enumerate(parameters)]
-        self._packed = _C.Frozen(
-            self.cell,
-            self._is_cell,
-            self.input_size,
-            self.hidden_size,
-            self.num_layers,
-            1 + self.bidirectional,
-            self.batch_first,
-            self.dtype is torch.bfloat16,
-            [0 if p is None else p.data_ptr() for p in kept],
-        )
-
-    def _unpack(self) -> list[Tensor]:
-        """What `_pack` takes, with zeros for biases that were not there."""
-        directions, rows = 1 + self.bidirectional, CELLS[self.cell].gates * self.hidden_size
-        parameters = []
-        for n in range(self.num_layers * directions):
-            inputs = self.input_size if n < directions else directions * self.hidden_size
-            for k in (inputs, self.hidden_size):
-                parameters.append(torch.empty(rows, k, dtype=self.dtype, device="cpu"))
-            parameters += [torch.empty(rows, dtype=torch.float32, device="cpu") for _ in range(2)]
-        self._packed.unpack([p.data_ptr() for p in parameters])
-        return parameters
-
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_packed": self._unpack()}
+        """What nn.Module keeps, and what `_C.Frozen` is made from: the options and the weights, unpacked."""
+        packed, dtype = self._packed, self.dtype
+        options = {name: getattr(packed, name) for name in _OPTIONS}
+        directions, rows = 1 + packed.bidirectional, CELLS[packed.cell].gates * packed.hidden_size
+        weights = []
+        for n in range(packed.num_layers * directions):
+            inputs = packed.input_size if n < directions else directions * packed.hidden_size
+            for k in (inputs, packed.hidden_size):
+                weights.append(torch.empty(rows, k, dtype=dtype, device="cpu"))
+            weights += [torch.empty(rows, dtype=torch.float32, device="cpu") for _ in range(2)]
+        packed.unpack(weights)
+        return self.__dict__ | {"_packed": (options, weights)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        parameters = state.pop("_packed")
-        super().__setstate__(state)
-        self._pack(parameters)
+        options, weights = state["_packed"]
+        packed = _C.Frozen(**options, parameters=list(weights))
+        super().__setstate__(state | {"_packed": packed})
 
     def train(self, mode: bool = True) -> Any:
         """Refuses, except for `train(False)`, which changes nothing."""

@@ -17,6 +17,7 @@ from torch.nn.functional import dropout as _dropout
 
 from . import _C, _cudnn, _ops, autocast, dispatch, reference, resets
 from . import _torch_compat as compat
+from ._transforms import TRANSFORMABLE
 from .spec import LayerSpec
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
@@ -253,7 +254,8 @@ def _run_layers(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tens
         _check_devices(x, state, weights)
     run_layer = LAYERS[implementation]
     if spec.num_layers == 1 or implementation == "torch":
-        return run_layer(spec, x, state, weights)
+        output, *finals = run_layer(spec, x, state, weights)
+        return _callers_own(output, implementation), *finals
     directions, per_layer = spec.directions, len(weights) // spec.num_layers
     layers = []
     for n in range(spec.num_layers):
@@ -262,7 +264,17 @@ def _run_layers(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tens
         own = tuple(s[n * directions : (n + 1) * directions] for s in state)
         x, *final = run_layer(spec, x, own, weights[n * per_layer : (n + 1) * per_layer])
         layers.append(final)
-    return x, *(torch.cat(f) for f in zip(*layers, strict=True))
+    return _callers_own(x, implementation), *(torch.cat(f) for f in zip(*layers, strict=True))
+
+
+def _callers_own(output: Tensor, implementation: str) -> Tensor:
+    """The output as a caller may have it, to change as it likes: backward reads what the kernel wrote.
+
+    On a GPU both are one tensor, as they are in cuDNN.
+    """
+    if implementation != "native" or not output.requires_grad or output.is_cuda:
+        return output
+    return output if is_compiling() or is_tracing() else output.clone()
 
 
 def run_cell(
@@ -282,13 +294,22 @@ def run_cell(
 
 
 def _run_step(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]) -> State:
-    step, states = x.unsqueeze(0), tuple([s.unsqueeze(0) for s in state])
-    implementation = dispatch.choose(spec, step, states, weights)
+    implementation = dispatch.choose(spec, x, state, weights)
     if implementation == "torch":
         return _run_torch_step(spec, x, state, weights)
     _check_cell(x, state, weights[0], weights[1])
-    _, *finals = LAYERS[implementation](spec, step, states, weights)
+    if implementation == "native" and _runs_by_autograd(x, state, weights):
+        return _ops.OPS[spec.cell].step(x, state, weights)
+    x, state = x.unsqueeze(0), tuple([s.unsqueeze(0) for s in state])
+    _, *finals = LAYERS[implementation](spec, x, state, weights)
     return tuple([s.squeeze(0) for s in finals])
+
+
+def _runs_by_autograd(x: Tensor, state: State, weights: Sequence[Tensor]) -> bool:
+    """Whether autograd alone is to know of this call: no tracer, and no transform of torch.func."""
+    if is_compiling() or is_tracing() or compat.transforms_active():
+        return False
+    return _needs_grad(x, state, weights)
 
 
 def _run_native(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -297,6 +318,8 @@ def _run_native(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tens
     args = (x, *state, weights, *spec.of_op, save)
     if is_compiling() or is_tracing():
         results = op.op(*args)
+    elif compat.transforms_active():
+        results = (op.op if compat.transforms_known("Vmap") else TRANSFORMABLE[spec.cell])(*args)
     elif save:
         results = op(*args)
     else:
@@ -335,7 +358,12 @@ LAYERS: dict[str, Run] = {
 
 
 def _needs_grad(x: Tensor, state: State, weights: Sequence[Tensor]) -> bool:
-    """Whether the forward op keeps what its derivative reads; a traced program always does."""
+    """Whether the forward op keeps what its derivative reads; a traced program always does.
+
+    So does one that torch.func transforms: tensors do not say there what is asked of them outside.
+    """
+    if compat.transforms_active():
+        return torch.is_grad_enabled() or not compat.transforms_known("Vmap")
     if not torch.is_grad_enabled():
         return is_tracing()
     if weights[0].requires_grad or x.requires_grad:

@@ -35,6 +35,13 @@ OVERRIDABLE = (
 )
 
 
+def _first_is_trained(parameters: dict[str, Any]) -> bool:
+    """Whether a module's first parameter requires a gradient, as then, as a rule, all of them do."""
+    for parameter in parameters.values():
+        return parameter is not None and parameter.requires_grad
+    return False
+
+
 class _Fused(torch.nn.Module):
     """The `backend` option that all the classes here have."""
 
@@ -58,6 +65,8 @@ class _Fused(torch.nn.Module):
     def _fastpath(self, cell: str, is_cell: bool, input: Any, hx: Any) -> Any:
         """The result, or None where the fast path does not understand what it gets, or finds it wrong."""
         own = self.__dict__  # nn.Module makes it slow to read an attribute
+        if is_grad_enabled() and _first_is_trained(own["_parameters"]):
+            return None
         if fastpath_allowed() and self._fastpath_supported and own.get("_backend") != "reference":
             return _C.fastpath(own, cell, is_cell, input, hx, is_grad_enabled())
         return None
@@ -288,6 +297,9 @@ _SPECS_OF_CELLS = {
 }
 
 
+_WEIGHTS_OF_CELLS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
 class _FusedCell(_Fused):
     """A single step; the other base of a subclass is its namesake in torch.nn, an RNNCellBase."""
 
@@ -319,7 +331,8 @@ class _FusedCell(_Fused):
             states = tuple([s.unsqueeze(0) for s in parts])
         elif has_cell_state and (not isinstance(hx, (tuple, list)) or len(hx) != 2):
             return self._by_torch(input, hx)
-        weights = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+        own = self._parameters  # read first: `getattr` of a parameter comes to the same, but slowly
+        weights: list[Any] = [own[name] if name in own else getattr(self, name) for name in _WEIGHTS_OF_CELLS]
         spec = _SPECS_OF_CELLS.get((cell, self.backend)) or LayerSpec(cell, backend=self.backend)
         final = functional.run_cell(spec, x, states, *weights)
         if not batched:

@@ -152,8 +152,9 @@ def _explain_layer(module: torch.nn.Module, x: Tensor | PackedSequence, hx: Stat
     why_not = why_no_kernel if isinstance(module, modules._Fused) else why_not_fused
     if reason := why_not(cls):
         return Explanation("torch", f"the forward of {cls.__name__}", [reason])
-    dims, dim = ((2, 3) if isinstance(module, torch.nn.RNNBase) else (1, 2)), x.data.dim()
+    dims = (2, 3) if isinstance(module, torch.nn.RNNBase) else (1, 2)
     if not isinstance(x, PackedSequence):
+        dim = x.dim()
         if dim not in dims:
             return _raises([f"x with {dim} dimensions (it takes {dims[0]} or {dims[1]})"])
         if dims[1] == 3 and x.size(1 if dim == 3 and module.batch_first else 0) == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -111,6 +112,36 @@ def test_compile_packed_autocast_and_backends(device: torch.device) -> None:
     for backend in ("native", "reference"):
         module.backend = backend
         assert_close(torch.compile(module, backend="aot_eager", fullgraph=True)(x)[0], module(x)[0])
+
+
+@pytest.mark.parametrize("forward_too", [False, True], ids=["backward", "all"])
+@pytest.mark.parametrize("name", [*NAMES, "LSTMCell", "GRUCell", "RNNCell", "ensemble"])
+def test_compiled_autograd(name: str, forward_too: bool, device: torch.device) -> None:
+    """A backward that the compiler traces, of an eager forward and of one that it traces too."""
+    module = getattr(seqkernels, f"Fused{name}" if name != "ensemble" else "FusedGRU")(4, 5, device=device)
+    shape = {"ensemble": (3, 3, 2, 4)}.get(name, (3, 2, 4) if name in NAMES else (2, 4))
+    x = torch.randn(shape, device=device, requires_grad=True)
+
+    def run(x: Tensor) -> None:
+        found = flat(torch.vmap(module)(x) if name == "ensemble" else module(x))
+        sum(t.sin().sum() for t in found).backward()
+
+    def gradients(run: Callable[[Tensor], None]) -> list[Tensor]:
+        x.grad = None
+        module.zero_grad()
+        run(x)
+        return [t.grad for t in (x, *module.parameters())]  # type: ignore[misc]
+
+    expected = gradients(run)
+    counter = CompileCounterWithBackend("aot_eager")
+    if forward_too:
+        with torch._dynamo.config.patch(compiled_autograd=True):
+            actual = gradients(torch.compile(run, backend=counter))
+    else:
+        with torch._dynamo.compiled_autograd._enable(torch.compile(backend=counter)):
+            actual = gradients(run)
+    assert_close(actual, expected)
+    assert "_backward" in " ".join(str(n.target) for graph in counter.graphs for n in graph.graph.nodes)
 
 
 def test_compile_dropout(device: torch.device) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import seqkernels
-from seqkernels import _C, _cudnn, functional
+from seqkernels import _C, _cudnn, _ops, functional
 
 from .conftest import BEST_TARGETS
 
@@ -38,6 +38,8 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
     for name, layer in functional.LAYERS.items():
         monkeypatch.setitem(functional.LAYERS, name, recorded(layer, name))
+    differentiable: Any = type(_ops.OPS["lstm"])
+    monkeypatch.setattr(differentiable, "step", recorded(differentiable.step, "native"))
     monkeypatch.setattr(functional, "_run_torch_step", recorded(functional._run_torch_step, "torch"))
     monkeypatch.setattr(_C, "fastpath", recorded(_C.fastpath, "native"))
     return names

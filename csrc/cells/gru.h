@@ -35,8 +35,9 @@ struct Gru {
     const V r = saved[0], z = saved[1], n = saved[2], hn = saved[3], one(1);
     const V dn = grad.h * (one - z) * (one - n * n);
     dgates[0] = dn;
-    dgates[1] = dn * hn * r * (one - r);
-    dgates[2] = grad.h * (prev.h - n) * z * (one - z);
+    // Each product begins with factors of at most 1, so that none overflows where the gradient does not.
+    dgates[1] = r * (one - r) * hn * dn;
+    dgates[2] = z * (one - z) * (prev.h - n) * grad.h;
     dgates[3] = dn * r;
     return {grad.h * z, V()};
   }

@@ -35,10 +35,11 @@ struct Lstm {
     const V i = saved[0], f = saved[1], g = saved[2], o = saved[3], one(1), zero(0);
     const V tanh_c = tanh(state.c);
     const V dc = grad.c + grad.h * o * (one - tanh_c * tanh_c);
-    dgates[0] = dc * g * i * (one - i);
-    dgates[1] = dc * prev.c * f * (one - f);
-    dgates[2] = dc * i * (one - g * g);
-    dgates[3] = grad.h * tanh_c * o * (one - o);
+    // Each product begins with factors of at most 1, so that none overflows where the gradient does not.
+    dgates[0] = i * (one - i) * g * dc;
+    dgates[1] = f * (one - f) * prev.c * dc;
+    dgates[2] = i * (one - g * g) * dc;
+    dgates[3] = o * (one - o) * tanh_c * grad.h;
     return {zero, dc * f};
   }
 };

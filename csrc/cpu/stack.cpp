@@ -4,11 +4,6 @@
 #include "run.h"
 
 namespace seqkernels {
-namespace {
-
-int64_t bytes_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
-
-}  // namespace
 
 double work_of(CellKind cell, const StackSizes& sizes) {
   const int64_t rows = cell_info(cell).gates * sizes.hidden_size, above = sizes.directions * sizes.hidden_size;

@@ -8,6 +8,9 @@
 #include <atomic>
 #include <chrono>
 #include <memory>
+#include <system_error>
+#include <thread>
+#include <vector>
 
 #if defined(__linux__)
 #include <linux/futex.h>
@@ -28,8 +31,6 @@ constexpr int kSpins = 1000;
 
 constexpr std::chrono::nanoseconds kForever = std::chrono::hours(1);
 constexpr std::chrono::milliseconds kJoinTimeout{200};  // of a leader who waits for threads that may never come
-
-std::atomic<bool> forked{false};
 
 inline void pause_core() {
 #if defined(__x86_64__)
@@ -155,9 +156,27 @@ class TeamJoin {
   std::atomic<int> followers_{0};
 };
 
+std::atomic<bool> forked{false};
 [[maybe_unused]] const int at_fork = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
+// A process that was forked cannot use the threads of torch's pool, which its parent keeps: to wait for them would take for
+// ever. So it starts threads of its own, for calls that are long enough to pay for that.
+constexpr double kWorkPerStartedThread = 1 << 22;
+
+template <class Work>
+void on_started_threads(int threads, const Work& work) {
+  std::vector<std::thread> others;
+  try {
+    for (int n = 1; n < threads; ++n) others.emplace_back([&work, n] { work(n, n + 1); });
+  } catch (const std::system_error&) {  // the system gives no more of them: a team is who comes
+  }
+  work(0, 1);
+  for (std::thread& other : others) other.join();
+}
+
 }  // namespace
+
+bool process_was_forked() { return forked; }
 
 struct Team {
   std::unique_ptr<Barrier[]> barriers;
@@ -168,9 +187,8 @@ void barrier_wait(Team* team, int barrier, int size) {
 }
 
 int team_threads(double work) {
-  if (forked) return 1;
   const double threads = torch::stable::get_num_threads();
-  return static_cast<int>(std::max(1., std::min(threads, work / kWorkPerThread)));
+  return static_cast<int>(std::max(1., std::min(threads, work / (forked ? kWorkPerStartedThread : kWorkPerThread))));
 }
 
 void run_team(int threads, int barriers, void (*body)(void*, Team*, Member), void* context) {
@@ -178,10 +196,14 @@ void run_team(int threads, int barriers, void (*body)(void*, Team*, Member), voi
   if (threads <= 1) return body(context, &team, {0, 1});
   team.barriers = std::make_unique<Barrier[]>(static_cast<size_t>(barriers));
   TeamJoin joining(threads);
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+  const auto work = [&](int64_t begin, int64_t end) {
     const Member member = joining.join(begin, end);
     if (member.size > 0) body(context, &team, member);
-  });
+  };
+  if (forked)
+    on_started_threads(threads, work);
+  else
+    torch::stable::parallel_for(0, threads, 1, work);
 }
 
 }  // namespace seqkernels

@@ -16,8 +16,11 @@ struct Team;
 // Waits until `size` members have called it with the same barrier of the team. Waiting is a short spin, then sleep.
 void barrier_wait(Team* team, int barrier, int size);
 
-// Number of threads worth starting for `work` multiply-adds: 1 in a forked child, where torch's pool is gone.
+// Number of threads worth having for `work` multiply-adds.
 int team_threads(double work);
+
+// Whether this is a child of a process that had loaded this library. Its teams are of threads started for a call.
+bool process_was_forked();
 
 // Runs body(context, team, member) on a team of at most `threads`, which has `barriers` barriers.
 void run_team(int threads, int barriers, void (*body)(void* context, Team* team, Member member), void* context);

@@ -34,10 +34,10 @@ constexpr uint32_t kMajorVersion = 1;
 constexpr int32_t kCpu = 1;
 constexpr uint8_t kFloat = 2, kBFloat = 4;
 
-// A method or property of torch.Tensor that is written in C, called without the interpreter's help.
-class IsFalse {
+// A method without arguments, or a property, that torch wrote in C: called without the interpreter's help.
+class Getter {
  public:
-  explicit IsFalse(py::handle descriptor) : descriptor_(descriptor.inc_ref().ptr()) {
+  explicit Getter(py::handle descriptor) : descriptor_(descriptor.inc_ref().ptr()) {
     if (Py_IS_TYPE(descriptor_, &PyMethodDescr_Type)) {
       const PyMethodDef* const method = reinterpret_cast<PyMethodDescrObject*>(descriptor_)->d_method;
       if (method->ml_flags == METH_NOARGS) method_ = method->ml_meth;
@@ -46,15 +46,24 @@ class IsFalse {
     }
   }
 
-  // Whether it gives False; an error is taken back and counts as no.
-  bool operator()(PyObject* tensor) const {
-    PyObject* const result = method_     ? method_(tensor, nullptr)
-                             : property_ ? property_->get(tensor, property_->closure)
-                                         : PyObject_CallOneArg(descriptor_, tensor);
+  // What it gives; null where that is an error, which is taken back.
+  py::object operator()(PyObject* self) const {
+    PyObject* const result = method_     ? method_(self, nullptr)
+                             : property_ ? property_->get(self, property_->closure)
+                                         : PyObject_CallOneArg(descriptor_, self);
     if (!result) PyErr_Clear();
-    const bool answer = result == Py_False;
-    Py_XDECREF(result);
-    return answer;
+    return py::reinterpret_steal<py::object>(result);
+  }
+
+  bool is_false(PyObject* self) const { return (*this)(self).ptr() == Py_False; }
+
+  // -1 where it gives no integer, or a negative one.
+  int64_t integer(PyObject* self) const {
+    const py::object result = (*this)(self);
+    if (!result || !PyLong_Check(result.ptr())) return -1;
+    const int64_t value = PyLong_AsLongLong(result.ptr());
+    if (value < 0) PyErr_Clear();
+    return std::max<int64_t>(value, -1);
   }
 
  private:
@@ -67,11 +76,15 @@ class IsFalse {
 struct Torch {
   PyObject *tensor, *parameter, *empty_like;
   const DLPackExchange* exchange = nullptr;
-  IsFalse not_negated, no_gradient;
+  Getter is_negated, requires_grad, storage, storage_offset, storage_bytes;
   PyObject* new_empty = PyUnicode_InternFromString("new_empty");
 
   explicit Torch(const py::module_& torch)
-      : not_negated(torch.attr("Tensor").attr("is_neg")), no_gradient(torch.attr("Tensor").attr("requires_grad")) {
+      : is_negated(torch.attr("Tensor").attr("is_neg")),
+        requires_grad(torch.attr("Tensor").attr("requires_grad")),
+        storage(torch.attr("Tensor").attr("untyped_storage")),
+        storage_offset(torch.attr("Tensor").attr("storage_offset")),
+        storage_bytes(torch.attr("UntypedStorage").attr("nbytes")) {
     tensor = torch.attr("Tensor").cast<py::object>().release().ptr();
     parameter = torch.attr("nn").attr("Parameter").cast<py::object>().release().ptr();
     empty_like = torch.attr("empty_like").cast<py::object>().release().ptr();
@@ -111,6 +124,18 @@ bool describe(const Torch& torch, PyObject* object, BorrowedTensor& tensor) {
          dtype_of(description, tensor.dtype);
 }
 
+// False where the storage has less than the sizes say, as one that was freed or made smaller.
+bool hold_storage(const Torch& torch, BorrowedTensor& tensor) {
+  tensor.storage = torch.storage(tensor.owner.ptr());
+  if (!tensor.storage) return false;
+  if (tensor.is_empty()) return true;
+  const int64_t offset = torch.storage_offset.integer(tensor.owner.ptr());
+  if (offset < 0) return false;
+  int64_t elements = offset + 1;
+  for (int i = 0; i < tensor.dim; ++i) elements += (tensor.sizes[i] - 1) * tensor.strides[i];
+  return elements * bytes_of(tensor.dtype) <= torch.storage_bytes.integer(tensor.storage.ptr());
+}
+
 }  // namespace
 
 bool BorrowedTensor::has_sizes(std::initializer_list<int64_t> expected) const {
@@ -135,8 +160,8 @@ bool borrow(PyObject* object, bool gradients, BorrowedTensor& tensor) {
   const Torch& torch = Torch::get();
   PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(object));
   if (!torch.exchange || (type != torch.tensor && type != torch.parameter)) return false;
-  if ((gradients && !torch.no_gradient(object)) || !torch.not_negated(object)) return false;
-  return describe(torch, object, tensor);
+  if ((gradients && !torch.requires_grad.is_false(object)) || !torch.is_negated.is_false(object)) return false;
+  return describe(torch, object, tensor) && hold_storage(torch, tensor);
 }
 
 BorrowedTensor new_tensor(std::initializer_list<int64_t> sizes, const BorrowedTensor& like) {

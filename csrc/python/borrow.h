@@ -9,10 +9,10 @@
 
 namespace seqkernels {
 
-// A strided tensor on the CPU of a dtype that the kernels take. It keeps the tensor alive; what it says is valid while
-// nobody gives that other memory or sizes.
+// A strided tensor on the CPU of a dtype that the kernels take. It keeps the tensor and its memory alive, whatever another
+// thread gives to that tensor meanwhile; sizes and strides are valid only while no other thread of Python's runs.
 struct BorrowedTensor {
-  pybind11::object owner;
+  pybind11::object owner, storage;
   char* data;
   DType dtype;
   int dim;

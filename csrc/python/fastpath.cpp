@@ -17,12 +17,12 @@ class Attributes {
  public:
   explicit Attributes(PyObject* dict) : dict_(dict) {}
 
-  // False where there is no such attribute or it is of another type.
+  // False where there is no such attribute, it is of another type, or no size that anything has.
   bool read(PyObject* name, int64_t& value) const {
     PyObject* const found = get(name);
     if (!found || !PyLong_Check(found)) return false;
     value = PyLong_AsLongLong(found);
-    return value >= 0 || !PyErr_Occurred();
+    return value >= 0 && value <= INT32_MAX;
   }
   bool read(PyObject* name, bool& value) const {
     PyObject* const found = get(name);

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -14,19 +15,29 @@ namespace {
 
 namespace py = pybind11;
 
+// Of parameter `i` of a form, in the order of torch.nn: w_ih, w_hh, b_ih, b_hh of each layer and direction.
+std::string parameter_name(const Form& form, int64_t i) {
+  static const char* const names[] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh"};
+  const int64_t direction = i / 4;
+  std::string name = names[i % 4];
+  if (form.is_cell) return name;
+  name += "_l" + std::to_string(direction / form.sizes.directions);
+  return direction % form.sizes.directions == 1 ? name + "_reverse" : name;
+}
+
 class FrozenModule {
  public:
-  using Address = uintptr_t;  // of a tensor, 0 for none: Python checks these, once
+  FrozenModule(const Form& form, bool bfloat16, const py::list& parameters)
+      : form_(form),
+        weights_(bfloat16 ? DType::kBFloat16 : DType::kFloat32),
+        frozen_(form.cell, weights_, form.sizes, addresses<const void*>(parameters)) {}
 
-  FrozenModule(const Form& form, bool bfloat16, const std::vector<Address>& parameters)
-      : form_(form), frozen_(form.cell, bfloat16 ? DType::kBFloat16 : DType::kFloat32, form.sizes, [&] {
-          const auto list = pointers(parameters);
-          return std::vector<const void*>(list.begin(), list.end());
-        }()) {
-    if (!can_borrow()) throw std::runtime_error("freeze knows DLPack's exchange API 1.x, and this torch has another");
+  // Fills tensors like those it was made from, none of which may be missing.
+  void unpack(const py::list& parameters) const {
+    for (const py::handle parameter : parameters)
+      if (parameter.is_none()) throw std::invalid_argument("unpack needs a tensor for each parameter");
+    frozen_.unpack(addresses<void*>(parameters));
   }
-
-  void unpack(const std::vector<Address>& parameters) const { frozen_.unpack(pointers(parameters)); }
 
   py::object run(py::handle x, py::handle hx, bool gradients) const {
     Call call;
@@ -36,31 +47,91 @@ class FrozenModule {
     return call.results();
   }
 
+  const Form& form() const { return form_; }
+  bool bfloat16() const { return weights_ == DType::kBFloat16; }
+
  private:
-  static std::vector<void*> pointers(const std::vector<Address>& addresses) {
-    std::vector<void*> list;
-    for (const Address address : addresses) list.push_back(reinterpret_cast<void*>(address));
+  // Where the parameters are, once they are known to be what this form has; null for a bias that is None.
+  template <class Pointer>
+  std::vector<Pointer> addresses(const py::list& parameters) const {
+    const auto [input_size, hidden, layers, directions] = form_.sizes;
+    if (static_cast<int64_t>(parameters.size()) != 4 * layers * directions)
+      throw std::invalid_argument("expected " + std::to_string(4 * layers * directions) + " parameters, got " +
+                                  std::to_string(parameters.size()));
+    std::vector<Pointer> list;
+    for (int64_t i = 0; i < 4 * layers * directions; ++i) {
+      const py::object parameter = parameters[static_cast<size_t>(i)];
+      const bool is_bias = i % 4 >= 2;
+      if (is_bias && parameter.is_none()) {
+        list.push_back(nullptr);
+        continue;
+      }
+      const int64_t rows = cell_info(form_.cell).gates * hidden;
+      const int64_t columns = i % 4 == 1 ? hidden : i / 4 < directions ? input_size : directions * hidden;
+      const DType dtype = is_bias ? DType::kFloat32 : weights_;
+      BorrowedTensor tensor;
+      const bool fits = borrow(parameter.ptr(), false, tensor) && tensor.dtype == dtype && tensor.is_contiguous() &&
+                        (is_bias ? tensor.has_sizes({rows}) : tensor.has_sizes({rows, columns}));
+      if (!fits) {
+        const std::string sizes = std::to_string(rows) + (is_bias ? "" : ", " + std::to_string(columns));
+        throw std::invalid_argument(parameter_name(form_, i) + " must be a plain tensor of size [" + sizes +
+                                    "] with all its memory, got " + describe(parameter));
+      }
+      list.push_back(tensor.data);
+    }
     return list;
   }
 
+  static std::string describe(const py::object& object) {
+    const auto text = [](const py::object& part) { return py::str(part).cast<std::string>(); };
+    const std::string type = py::type::handle_of(object).attr("__name__").cast<std::string>();
+    if (!py::hasattr(object, "shape") || !py::hasattr(object, "dtype")) return type;
+    return "a " + type + " of size " + text(py::list(object.attr("shape"))) + " and " + text(object.attr("dtype"));
+  }
+
   const Form form_;
+  const DType weights_;
   const Frozen frozen_;
 };
+
+// What sizes a module may have: those of one that exists.
+void check_size(const char* name, int64_t value, int64_t least) {
+  if (value < least || value > INT32_MAX)
+    throw std::invalid_argument(std::string(name) + " must be at least " + std::to_string(least) + ", got " +
+                                std::to_string(value));
+}
 
 }  // namespace
 
 void define_frozen(py::module_& m) {
   py::class_<FrozenModule>(m, "Frozen", "A packed copy of a module's weights; see seqkernels.freeze.")
-      .def(py::init([](std::string_view cell, bool is_cell, int64_t input_size, int64_t hidden_size, int64_t layers,
-                       int64_t directions, bool batch_first, bool bfloat16,
-                       const std::vector<FrozenModule::Address>& parameters) {
-        CellKind kind;
-        if (!find_cell(cell, kind)) throw std::invalid_argument("unknown cell");
-        const Form form{kind, is_cell, {input_size, hidden_size, layers, directions}, batch_first};
-        return std::make_unique<FrozenModule>(form, bfloat16, parameters);
-      }))
+      .def(py::init([](std::string_view cell, bool is_cell, int64_t input_size, int64_t hidden_size,
+                       int64_t num_layers, bool bidirectional, bool batch_first, bool bfloat16,
+                       const py::list& parameters) {
+             CellKind kind;
+             if (!find_cell(cell, kind)) throw std::invalid_argument("unknown cell " + std::string(cell));
+             check_size("input_size", input_size, 0);
+             check_size("hidden_size", hidden_size, 1);
+             check_size("num_layers", num_layers, 1);
+             if (is_cell && (num_layers > 1 || bidirectional || batch_first))
+               throw std::invalid_argument("a Cell has one layer and one direction, and no batch_first");
+             if (!can_borrow())
+               throw std::runtime_error("freeze knows DLPack's exchange API 1.x, and this torch has another");
+             const StackSizes sizes{input_size, hidden_size, num_layers, bidirectional ? 2 : 1};
+             return std::make_unique<FrozenModule>(Form{kind, is_cell, sizes, batch_first}, bfloat16, parameters);
+           }),
+           py::arg("cell"), py::arg("is_cell"), py::arg("input_size"), py::arg("hidden_size"), py::arg("num_layers"),
+           py::arg("bidirectional"), py::arg("batch_first"), py::arg("bfloat16"), py::arg("parameters"))
       .def("unpack", &FrozenModule::unpack)
-      .def("run", &FrozenModule::run, "The result of the module's forward, or None.");
+      .def("run", &FrozenModule::run, "The result of the module's forward, or None.")
+      .def_property_readonly("cell", [](const FrozenModule& m) { return cell_info(m.form().cell).name; })
+      .def_property_readonly("is_cell", [](const FrozenModule& m) { return m.form().is_cell; })
+      .def_property_readonly("input_size", [](const FrozenModule& m) { return m.form().sizes.input_size; })
+      .def_property_readonly("hidden_size", [](const FrozenModule& m) { return m.form().sizes.hidden_size; })
+      .def_property_readonly("num_layers", [](const FrozenModule& m) { return m.form().sizes.layers; })
+      .def_property_readonly("bidirectional", [](const FrozenModule& m) { return m.form().sizes.directions == 2; })
+      .def_property_readonly("batch_first", [](const FrozenModule& m) { return m.form().batch_first; })
+      .def_property_readonly("bfloat16", &FrozenModule::bfloat16);
 }
 
 }  // namespace seqkernels

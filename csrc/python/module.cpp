@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../cpu/dispatch.h"
+#include "../cpu/team.h"
 #include "cuda_plans.h"
 #include "fastpath.h"
 
@@ -61,6 +62,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_isas", &available_cpu_isas, "Every ISA this machine can run, best last.");
   m.def("add_cpu_isa", &add_isa, pybind11::arg("kernels"), "Adds kernels that a test has; returns their name.");
   m.def("set_cpu_isa", &set_cpu_isa, pybind11::arg("isa"), "Run the kernels of this ISA from now on.");
+  m.def("process_was_forked", &process_was_forked, "Whether threads are started anew for every long call.");
   define_fastpath(m);
   define_frozen(m);
 #if defined(SEQKERNELS_CUDA_TARGETS)
