@@ -409,9 +409,10 @@ def _with_autocast(
 
 def _fast_step(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]) -> State | None:
     """A step on the fast path of modules, whose weights these are, cast; None where that does not take it."""
-    if spec.backend == "reference" or not dispatch.fastpath_allowed(but_autocast=True):
-        return None
     w_ih, w_hh, *_ = weights
+    needs_grad = torch.is_grad_enabled() and w_ih.requires_grad
+    if needs_grad or spec.backend == "reference" or not dispatch.fastpath_allowed(but_autocast=True):
+        return None
     parameters = dict(zip(_NAMES, (*weights, None, None), strict=False))
     module = {"input_size": w_ih.size(-1), "hidden_size": w_hh.size(-1), "_parameters": parameters}
     is_pair = spec.info.has_cell_state

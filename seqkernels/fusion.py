@@ -46,7 +46,7 @@ def fuse(model: Model, backend: str = "auto") -> Model:
         kind = parametrize.type_before_parametrizations(module)
         is_recurrent = isinstance(module, (torch.nn.RNNBase, torch.nn.modules.rnn.RNNCellBase))
         if is_recurrent and not isinstance(module, modules._Fused):
-            if reason := why_not_fused(kind):
+            if reason := why_not_fused(module):
                 left_alone[kind.__name__] = reason
                 continue
             _change_class(module, fused_class(kind))

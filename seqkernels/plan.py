@@ -149,8 +149,8 @@ def _raises(reasons: list[str]) -> Explanation:
 
 def _explain_layer(module: torch.nn.Module, x: Tensor | PackedSequence, hx: State) -> Explanation:
     cls = parametrize.type_before_parametrizations(module)
-    why_not = why_no_kernel if isinstance(module, modules._Fused) else why_not_fused
-    if reason := why_not(cls):
+    reason = why_no_kernel(cls) if isinstance(module, modules._Fused) else why_not_fused(module)
+    if reason:
         return Explanation("torch", f"the forward of {cls.__name__}", [reason])
     dims = (2, 3) if isinstance(module, torch.nn.RNNBase) else (1, 2)
     if not isinstance(x, PackedSequence):

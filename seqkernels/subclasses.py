@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.nn.utils import parametrize
 
 from . import _torch_compat as compat
 from . import modules
@@ -57,9 +58,19 @@ def why_no_kernel(cls: type) -> str:
     return ""
 
 
-def why_not_fused(cls: type) -> str:
-    """Why instances of this class cannot become fused ones; empty if they can."""
+def why_not_fused(module: torch.nn.Module) -> str:
+    """Why a layer or cell that is not fused cannot become so; empty if it can."""
+    cls = parametrize.type_before_parametrizations(module)
     reason = why_no_kernel(cls)
+    if not reason:
+        plain: Any = namesake(cls)
+        fused: Any = FUSED[plain]
+        tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        attributes = {*vars(module), *(name for name, _ in (*tensors, *module.named_children()))}
+        for base in cls.__mro__[: cls.__mro__.index(plain)]:
+            attributes.update(vars(base))
+        if taken := attributes & _names_of_fused(fused):
+            reason = f"{cls.__name__} has a {min(taken)} of its own, and so has the fused class"
     for base in cls.__mro__:
         if reason or base in FUSED:
             break
@@ -75,6 +86,14 @@ def why_not_fused(cls: type) -> str:
         except TypeError as error:
             reason = f"no class can derive from it and a fused class: {error}"
     return reason
+
+
+@functools.cache
+def _names_of_fused(fused: Any) -> set[str]:
+    """What a fused class has that its namesake has not."""
+    theirs: Any = _PLAIN[fused]
+    own = {name for base in fused.__mro__ for name in vars(base) if base not in theirs.__mro__}
+    return {name for name in own - compat.LIST_OF_WEIGHTS if not hasattr(theirs, name)} - vars(type).keys()
 
 
 def fused_class(cls: type) -> Class:

@@ -86,6 +86,20 @@ class KeepsWeights(nn.LSTM):
         self._flat_weights[0] = self._flat_weights[1]
 
 
+class Stateful(nn.GRU):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._state = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        output, self._state = super().forward(input, self._state)
+        return output
+
+
+class NamesAlike(nn.LSTM):
+    def _run(self) -> None: ...
+
+
 class Slotted(nn.RNN):
     __slots__ = ("extra",)
 
@@ -102,6 +116,8 @@ LEFT_ALONE = {
     ByName: "the forward of ByName computes by itself",
     AroundIt: "the forward of AroundIt computes by itself",
     KeepsWeights: "KeepsWeights.tie uses _flat_weights, torch.nn's own list of weights",
+    Stateful: "Stateful has a _state of its own, and so has the fused class",
+    NamesAlike: "NamesAlike has a _run of its own",
     Slotted: "Slotted has a __slots__ of its own",
 }
 
