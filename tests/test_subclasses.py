@@ -253,3 +253,11 @@ def test_a_subclass_of_a_fused_class() -> None:
         module = seqkernels.unfuse(seqkernels.fuse(cls(I, H)))
         assert type(module) is cls
         assert seqkernels.explain(module, x).backend == backend
+
+
+@pytest.mark.parametrize("cls", [LSTM, Step])
+def test_compiled(cls: type[nn.Module]) -> None:
+    module = seqkernels.fuse(cls(I, H))
+    x = torch.randn(3, I) if cls is Step else torch.randn(4, 3, I)
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    assert_close(flat(compiled(x)), flat(module(x)))
