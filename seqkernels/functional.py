@@ -82,7 +82,7 @@ def lstm(
     """
     options = (num_layers, bias, bidirectional, batch_first, dropout, training, backend)
     spec = LayerSpec("lstm", *options, batch_sizes, reset_mask)
-    return run(spec, x, tuple(hx), weights)  # type: ignore[return-value]
+    return run(spec, x, _pair(hx), weights)  # type: ignore[return-value]
 
 
 def gru(
@@ -177,7 +177,8 @@ def lstm_cell(
         >>> h.shape
         torch.Size([3, 16])
     """
-    return run_cell(LayerSpec("lstm", backend=backend), x, tuple(hx), w_ih, w_hh, b_ih, b_hh)  # type: ignore[return-value]
+    spec = LayerSpec("lstm", backend=backend)
+    return run_cell(spec, x, _pair(hx), w_ih, w_hh, b_ih, b_hh)  # type: ignore[return-value]
 
 
 def gru_cell(
@@ -436,13 +437,18 @@ def _check_devices(x: Tensor, state: State, weights: Sequence[Tensor]) -> None:
                 )
 
 
+def _pair(hx: Any) -> State:
+    if not isinstance(hx, (tuple, list)) or len(hx) != 2:
+        got = f"{len(hx)} tensors" if isinstance(hx, (tuple, list)) else type(hx).__name__
+        raise RuntimeError(f"hx must be a pair of tensors (h, c), got {got}")
+    return tuple(hx)
+
+
 def _check_stack(spec: LayerSpec, state: State, weights: Sequence[Tensor]) -> None:
     """The options against the states and weights; sizes are for what runs a layer."""
     info, layers = spec.info, spec.num_layers * spec.directions
     if spec.num_layers < 1:
         raise RuntimeError(f"num_layers must be at least 1, got {spec.num_layers}")
-    if len(state) != info.states:
-        raise RuntimeError(f"hx must be a pair (h0, c0), got {len(state)} tensors")
     for name, s in zip(("h0", "c0"), state, strict=False):
         if s.dim() != 3 or s.size(0) != layers:
             expected = f"{spec.num_layers} layers * {spec.directions} directions"

@@ -243,7 +243,17 @@ CONTRADICTIONS: dict[str, tuple[Callable[..., Any], str]] = {
         lambda **o: functional.lstm(
             torch.zeros(4, 3, I), (torch.zeros(1, 3, H),) * 3, lstm_arguments(1, 4)[2], **o
         ),
-        r"hx must be a pair \(h0, c0\), got 3 tensors",
+        r"hx must be a pair of tensors \(h, c\), got 3 tensors",
+    ),
+    "three states of a step": (
+        lambda **o: functional.lstm_cell(
+            torch.zeros(3, I), [torch.zeros(3, H)] * 3, *lstm_arguments(1, 4)[2], **o
+        ),
+        r"hx must be a pair of tensors \(h, c\), got 3 tensors",
+    ),
+    "one state": (
+        lambda **o: functional.lstm(torch.zeros(4, 3, I), torch.zeros(1, 3, H), lstm_arguments(1, 4)[2], **o),
+        r"hx must be a pair of tensors \(h, c\), got Tensor",
     ),
     "no layers": (
         lambda **o: functional.lstm(*lstm_arguments(0, 0), num_layers=0, **o),
