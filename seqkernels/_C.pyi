@@ -1,6 +1,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 unit_padding: int
 
 def build_config() -> dict[str, Any]: ...
@@ -18,14 +20,24 @@ class Frozen:
         is_cell: bool,
         input_size: int,
         hidden_size: int,
-        layers: int,
-        directions: int,
+        num_layers: int,
+        bidirectional: bool,
         batch_first: bool,
         bfloat16: bool,
-        parameters: list[int],
+        parameters: list[Tensor | None],
     ) -> None: ...
-    def unpack(self, parameters: list[int]) -> None: ...
+    cell: str
+    is_cell: bool
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bidirectional: bool
+    batch_first: bool
+    bfloat16: bool
+    def unpack(self, parameters: list[Tensor]) -> None: ...
     def run(self, x: Any, hx: Any, gradients: bool) -> Any: ...
+
+def process_was_forked() -> bool: ...
 
 # Only in a build with CUDA kernels
 def set_tf32_query(query: Callable[[], bool] | None) -> None: ...

@@ -7,6 +7,7 @@
 """
 
 from . import functional, init, models, reference
+from ._flops import register_flop_formulas as _register_flop_formulas
 from ._torch_compat import let_dynamo_trace as _let_dynamo_trace
 from .dispatch import get_fastpath_enabled, set_fastpath_enabled
 from .frozen import freeze
@@ -39,3 +40,4 @@ __all__ = [
 ]
 
 _let_dynamo_trace(FusedLSTM, FusedGRU, FusedRNN)
+_register_flop_formulas()

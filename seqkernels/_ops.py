@@ -20,7 +20,7 @@ from . import _torch_compat as compat
 from ._extension import BUILD_CONFIG
 from .cells import CELLS, Cell
 
-library = torch.library.Library("seqkernels", "IMPL")
+_library = torch.library.Library("seqkernels", "IMPL")
 
 
 def tf32_allowed() -> bool:
@@ -104,7 +104,7 @@ class _Differentiable:
             (torch.autograd.Function,),
             {"forward": staticmethod(self._forward_step), "backward": staticmethod(backward_step)},
         )
-        library.impl(name, self._autograd_kernel, "Autograd", with_keyset=True)
+        _library.impl(name, self._autograd_kernel, "Autograd", with_keyset=True)
         torch.library.register_fake(f"seqkernels::{name}", self._with_defaults(_fake_forward(cell)))
         torch.library.register_autograd(
             f"seqkernels::_{name}_backward", self._double_backward, setup_context=self._setup_double_backward
@@ -347,4 +347,4 @@ def cast(value: Any, device_type: str, dtype: torch.dtype) -> Any:
 
 for _op in OPS.values():
     for _device_type in ("cpu", "cuda"):
-        compat.register_autocast(library, _op.op, _device_type, cast)
+        compat.register_autocast(_library, _op.op, _device_type, cast)

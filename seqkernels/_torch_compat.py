@@ -239,18 +239,20 @@ def register_batched_gradients(
             sizes.append(value.size(0))
             return value
 
-        values = _map(exposed, args)
-        in_dims = _map(lambda value, given: None if value is given else 0, values, args)
+        values = map_nested(exposed, args)
+        in_dims = map_nested(lambda value, given: None if value is given else 0, values, args)
         results, out_dims = rule(sizes[0], in_dims, values)
-        return _map(lambda t, dim: t if dim is None else _add_batch_dim(t, dim, level), results, out_dims)
+        return map_nested(
+            lambda t, dim: t if dim is None else _add_batch_dim(t, dim, level), results, out_dims
+        )
 
     library.impl(op_name(op), kernel, "Batched")
 
 
-def _map(function: Callable[..., Any], *nested: Any) -> Any:
+def map_nested(function: Callable[..., Any], *nested: Any) -> Any:
     """`function` of what stands in the same place of lists and tuples."""
     if isinstance(nested[0], (list, tuple)):
-        return type(nested[0])([_map(function, *values) for values in zip(*nested, strict=True)])
+        return type(nested[0])([map_nested(function, *values) for values in zip(*nested, strict=True)])
     return function(*nested)
 
 
@@ -351,6 +353,11 @@ def forget_weights(module: torch.nn.Module) -> None:
 LIST_OF_WEIGHTS = {"_flat_weights", "_init_flat_weights", "_update_flat_weights", "_flat_weight_refs"}
 
 
+def has_expanded_weights(module: torch.nn.Module) -> bool:
+    """Whether weights are those of `torch.nn.utils._per_sample_grad`, which few functions of torch take."""
+    return "ExpandedWeight" in [type(weight).__name__ for weight in module._parameters.values()]
+
+
 class _Checked:
     """The part of a layer that `RNNBase.check_input` reads."""
 
@@ -414,9 +421,12 @@ class WeightsAsAttributes(torch.nn.Module):
 
 
 class NotTraceable(torch.nn.Module):
-    """A module that torch.jit.trace and what is built on it refuse, with the message `why_not_traceable`."""
+    """A module that torch.jit and what is built on it refuse, with the message `why_not_traceable`."""
 
     why_not_traceable: str
 
     def _slow_forward(self, *args: Any, **kwargs: Any) -> Any:  # what torch.jit.trace calls
+        raise RuntimeError(self.why_not_traceable)
+
+    def __prepare_scriptable__(self) -> torch.nn.Module:  # what torch.jit.script calls
         raise RuntimeError(self.why_not_traceable)

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from . import _torch_compat as compat
 from . import reference
-from ._ops import OPS, library
+from ._ops import OPS
 
 Args = Sequence[Any]
+
+_library = torch.library.Library("seqkernels", "IMPL")
 
 
 class _Op:
@@ -62,7 +64,7 @@ class _Op:
         static = {name: staticmethod(method) for name, method in methods.items()}
         self.function: Any = type(compat.op_name(op), (torch.autograd.Function,), static)
         torch.library.register_vmap(f"seqkernels::{compat.op_name(op)}", vmap_of_op)
-        compat.register_batched_gradients(library, op, partial(self._vmap, op))
+        compat.register_batched_gradients(_library, op, partial(self._vmap, op))
 
     def __call__(self, *args: Any) -> tuple[Tensor, ...]:
         n = self.n_before
@@ -74,10 +76,13 @@ class _Op:
 
     def _vmap(self, run: Callable[..., Any], size: int, in_dims: Args, args: Args) -> tuple[Any, Any]:
         """The results of `run`, and where they have the vmapped dimension, which is of that size."""
+        if size == 0:  # one has to run, to make shapes and a graph
+            results, dims = self._vmap(run, 1, in_dims, compat.map_nested(_sample_of_zeros, args, in_dims))
+            return compat.map_nested(_no_sample, results, dims), dims
         pairs = list(zip(args, in_dims, strict=True))
         if self.can_fold(args) and all(dim is None for dim in in_dims[self.n_before]):
             return _unfold(run(*(_fold(arg, dim, size) for arg, dim in pairs)), size)
-        samples = [run(*(_sample(arg, dim, i) for arg, dim in pairs)) for i in range(size)]
+        samples = [run(*compat.map_nested(partial(_sample, i=i), args, in_dims)) for i in range(size)]
         return _stack(samples)
 
 
@@ -199,10 +204,17 @@ def _unfold(value: Any, size: int) -> tuple[Any, Any]:
     return value.unflatten(1, (value.size(1) // size, size)), 2
 
 
-def _sample(value: Any, dim: Any, i: int) -> Any:
-    if isinstance(value, list):
-        return [_sample(v, d, i) for v, d in zip(value, dim, strict=True)]
-    return value if dim is None or not isinstance(value, Tensor) else value.select(dim, i)
+def _sample(value: Any, dim: int | None, i: int) -> Any:
+    return value if dim is None else value.select(dim, i)
+
+
+def _sample_of_zeros(value: Any, dim: int | None) -> Any:
+    """In place of no sample."""
+    return value if dim is None else value.sum(dim, keepdim=True)
+
+
+def _no_sample(value: Any, dim: int | None) -> Any:
+    return value if dim is None else value.narrow(dim, 0, 0)
 
 
 def _stack(samples: Sequence[Any]) -> tuple[Any, Any]:

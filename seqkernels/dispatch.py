@@ -160,12 +160,11 @@ def not_supported_reasons(
         if devices:
             reasons.append(f"{what} on {', '.join(map(str, devices))} with input on {x.device}")
     if compat.transforms_active() and not transforms_supported():
-        what = (
-            "a torch.func transform is compiled"
+        reasons.append(
+            "a derivative by torch.func inside torch.compile"
             if is_compiling()
-            else "forward-mode differentiation is active"
+            else "forward-mode differentiation, or a transform of torch.func beside vmap and reverse mode"
         )
-        reasons.append(f"{what} (the kernels know vmap and reverse mode)")
     return reasons
 
 

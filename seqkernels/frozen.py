@@ -6,6 +6,7 @@ that, so that nearly all of it is done in C++ (csrc/python/frozen.cpp).
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,7 +46,8 @@ def freeze(module: torch.nn.Module, dtype: torch.dtype | None = None) -> Frozen:
     Returns:
         A module that is called as `module` is, and returns the same: with a layer's `x` [T, B, I], [B, T, I]
         (`batch_first`) or [T, I] (one sequence), or a Cell's [B, I] or [I], and optionally the state. Several
-        threads may call it at once. torch.compile leaves it as it is; it cannot be traced or exported.
+        threads may call it at once. torch.compile leaves it as it is; it cannot be traced, scripted or
+        exported.
 
     Raises:
         TypeError: Not a recurrent module of these classes.
@@ -110,7 +112,9 @@ _OPTIONS = (
 class Frozen(compat.NotTraceable):
     """What `freeze` makes of a layer or a Cell; called as that is."""
 
-    why_not_traceable = "a frozen module cannot be traced or exported: take the module that it was made from"
+    why_not_traceable = (
+        "a frozen module cannot be traced, scripted or exported: take the module that it was made from"
+    )
     _packed: Any  # _C.Frozen, which knows all sizes and checks what it is given
 
     def __init__(
@@ -227,11 +231,15 @@ class Frozen(compat.NotTraceable):
                 weights.append(torch.empty(rows, k, dtype=dtype, device="cpu"))
             weights += [torch.empty(rows, dtype=torch.float32, device="cpu") for _ in range(2)]
         packed.unpack(weights)
-        return self.__dict__ | {"_packed": (options, weights)}
+        # As bytes: to another process torch would send tensors in shared memory, which these do not outlive.
+        file = io.BytesIO()
+        torch.save(weights, file)
+        return self.__dict__ | {"_packed": (options, file.getvalue())}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         options, weights = state["_packed"]
-        packed = _C.Frozen(**options, parameters=list(weights))
+        parameters = torch.load(io.BytesIO(weights), weights_only=True, map_location="cpu")
+        packed = _C.Frozen(**options, parameters=list(parameters))
         super().__setstate__(state | {"_packed": packed})
 
     def train(self, mode: bool = True) -> Any:

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, is_grad_enabled
+from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import is_tensor_like
 
-from . import _C, dispatch, functional, resets
+from . import _C, _tools, dispatch, functional, resets
 from ._torch_compat import WeightsAsAttributes
 from .cells import CELLS, RNN_MODES
 from .dispatch import fastpath_allowed
@@ -62,6 +63,12 @@ class _Fused(torch.nn.Module):
     def backend(self, backend: str) -> None:
         self.__dict__["_backend"] = dispatch.check_backend(backend)
 
+    qconfig = _tools.QConfig()
+
+    def __prepare_scriptable__(self) -> torch.nn.Module:  # what torch.jit.script asks for
+        is_own = "_like" in vars(parametrize.type_before_parametrizations(self))
+        return _tools.for_scripting(self, self._like) if is_own else self
+
     def _fastpath(self, cell: str, is_cell: bool, input: Any, hx: Any) -> Any:
         """The result, or None where the fast path does not understand what it gets, or finds it wrong."""
         own = self.__dict__  # nn.Module makes it slow to read an attribute
@@ -73,6 +80,10 @@ class _Fused(torch.nn.Module):
 
     def _by_torch(self, input: Any, hx: Any, reset_mask: Tensor | None = None) -> Any:
         """What torch's own forward does with arguments that are not understood here: as a rule, an error."""
+        given = {} if reset_mask is None else {"reset_mask": reset_mask}
+        node = _tools.call_in_graph(self, input, hx, **given)
+        if node is not None:
+            return node
         result = self._like.forward(self, input, hx)
         if reset_mask is not None:
             raise RuntimeError(f"{type(self).__name__} does not take these arguments with a reset_mask")
@@ -131,7 +142,7 @@ class _FusedLayer(_Fused, WeightsAsAttributes):
             result = self._fastpath(self._cell, False, input, hx)
             if result is not None:
                 return result
-        if self._cell not in CELLS:
+        if self._cell not in CELLS or _tools.is_for_torch(self, input, hx):
             return self._by_torch(input, hx, reset_mask)
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, reset_mask)
@@ -313,7 +324,7 @@ class _FusedCell(_Fused):
         result = self._fastpath(cell, True, input, hx)
         if result is not None:
             return result
-        if input.dim() not in (1, 2) or cell not in CELLS:
+        if _tools.is_for_torch(self, input, hx) or input.dim() not in (1, 2) or cell not in CELLS:
             return self._by_torch(input, hx)
         has_cell_state = CELLS[cell].has_cell_state
         states = None if hx is None else tuple(hx) if has_cell_state else (hx,)
@@ -332,7 +343,7 @@ class _FusedCell(_Fused):
         elif has_cell_state and (not isinstance(hx, (tuple, list)) or len(hx) != 2):
             return self._by_torch(input, hx)
         own = self._parameters  # read first: `getattr` of a parameter comes to the same, but slowly
-        weights: list[Any] = [own[name] if name in own else getattr(self, name) for name in _WEIGHTS_OF_CELLS]
+        weights: Any = [own[name] if name in own else getattr(self, name) for name in _WEIGHTS_OF_CELLS]
         spec = _SPECS_OF_CELLS.get((cell, self.backend)) or LayerSpec(cell, backend=self.backend)
         final = functional.run_cell(spec, x, states, *weights)
         if not batched:

@@ -301,6 +301,7 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "train": (RuntimeError, "cannot be trained", lambda m: m.train()),
     "trace": (RuntimeError, "cannot be traced", lambda m: torch.jit.trace(m, torch.zeros(4, I))),
+    "script": (RuntimeError, "cannot be traced, scripted", torch.jit.script),
     "export": (TypeError, "cannot be traced or", lambda m: torch.export.export(m, (torch.zeros(4, I),))),
     "vmap": (RuntimeError, "torch.func", lambda m: torch.vmap(lambda x: m(x)[0])(torch.zeros(2, 4, I))),
     "jvp": (

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 import random
 import threading
@@ -266,6 +267,16 @@ def test_sizes_of_a_frozen_module_are_read_only(attribute: str) -> None:
     copy.deepcopy(frozen)
 
 
+def use_in_a_process(_: int, frozen: nn.Module, x: Tensor, expected: Tensor) -> None:
+    assert torch.equal(frozen(x)[0], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frozen_module_is_given_to_a_process(dtype: torch.dtype) -> None:
+    frozen, x = seqkernels.freeze(nn.GRU(I, H, num_layers=2), dtype), torch.randn(T, B, I)
+    torch.multiprocessing.spawn(use_in_a_process, args=(frozen, x, frozen(x)[0]))
+
+
 def without_memory() -> Tensor:
     x = torch.randn(T, B, I)
     x.untyped_storage().resize_(4)
@@ -325,12 +336,19 @@ def test_pickles_of_frozen_modules() -> None:
         options = {} if name in STEPS else {"num_layers": 2, "bidirectional": True}
         frozen = seqkernels.freeze(getattr(nn, name)(I, H, **options), rng.choice([None, torch.bfloat16]))
         state = frozen.__getstate__()
+        options, weights = state["_packed"]
+        packed = options, torch.load(io.BytesIO(weights))
         for _ in range(rng.randrange(1, 4)):
-            state["_packed"] = mutated(state["_packed"], rng)
+            packed = mutated(packed, rng)
+        if packed is not None and len(packed) == 2:
+            file = io.BytesIO()
+            torch.save(packed[1], file)
+            packed = packed[0], file.getvalue()
+        state["_packed"] = packed
         other = Frozen.__new__(Frozen)
         try:
             other.__setstate__(state)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RuntimeError, pickle.UnpicklingError):
             refused += 1
             continue
         x = torch.randn(*(B, other.input_size) if name in STEPS else (T, B, other.input_size))

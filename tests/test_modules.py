@@ -675,7 +675,7 @@ def test_functional_transforms(name: str) -> None:
         tangent, (theirs(x + step)[0] - theirs(x - step)[0]) / (2 * step), rtol=1e-6, atol=1e-8
     )
     ours.backend = "native"
-    with pytest.raises(RuntimeError, match="forward-mode differentiation is active"):
+    with pytest.raises(RuntimeError, match="forward-mode differentiation"):
         torch.func.jvp(lambda x: ours(x)[0], (x,), (x,))
 
 

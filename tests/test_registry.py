@@ -49,7 +49,7 @@ def test_a_cell_is_added_by_its_equations_one_line_and_its_reference() -> None:
     added = [line for line in extra_cell.DIFF.read_text(encoding="utf-8").splitlines() if line[:3] == "+++"]
     assert added == ["+++ b/csrc/cells/mgu.h", "+++ b/csrc/cells/registry.h", "+++ b/seqkernels/reference.py"]
     extra_cell.build()
-    assert extra_cell.run("-m", "tests.extra_cell.check").split() == ["right"]
+    assert extra_cell.TREE.run("-m", "tests.extra_cell.check").split() == ["right"]
 
 
 def test_contributing_shows_that_diff() -> None:

@@ -105,9 +105,8 @@ void check_size(const char* name, int64_t value, int64_t least) {
 
 void define_frozen(py::module_& m) {
   py::class_<FrozenModule>(m, "Frozen", "A packed copy of a module's weights; see seqkernels.freeze.")
-      .def(py::init([](std::string_view cell, bool is_cell, int64_t input_size, int64_t hidden_size,
-                       int64_t num_layers, bool bidirectional, bool batch_first, bool bfloat16,
-                       const py::list& parameters) {
+      .def(py::init([](std::string_view cell, bool is_cell, int64_t input_size, int64_t hidden_size, int64_t num_layers,
+                       bool bidirectional, bool batch_first, bool bfloat16, const py::list& parameters) {
              CellKind kind;
              if (!find_cell(cell, kind)) throw std::invalid_argument("unknown cell " + std::string(cell));
              check_size("input_size", input_size, 0);

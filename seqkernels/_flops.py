@@ -1,0 +1,44 @@
+"""What torch's FlopCounterMode counts for the ops: the matrix products that torch.nn's layers are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from .cells import CELLS
+
+Shape = Sequence[int]
+
+
+def _forward_flops(n: int, *args: Any, **_: Any) -> int:
+    """From the shapes of the op's arguments, n of them x and the states."""
+    rows, weights = prod(args[0][:-1]), args[n]
+    return sum(2 * rows * prod(w) for w in weights if len(w) == 2)
+
+
+def _backward_flops(n: int, *args: Any, **_: Any) -> int:
+    """A product for each gradient that is asked for, and from every step to the one before it."""
+    (x, h0), weights, needs_grad = args[n : n + 2], args[2 * n], args[-1]
+    rows, batch = prod(x[:-1]), h0[1]
+    of_x = rows if needs_grad[0] else 0
+    of_h = rows if needs_grad[1] else rows - batch  # the first step has none before it but h0
+    matrices = [(w, needed) for w, needed in zip(weights, needs_grad[n:], strict=True) if len(w) == 2]
+    return sum(
+        2 * prod(w) * ((of_x if i % 2 == 0 else of_h) + (rows if needed else 0))  # w_ih, w_hh by turns
+        for i, (w, needed) in enumerate(matrices)
+    )
+
+
+def register_flop_formulas() -> None:
+    """Tell torch's counter what all ops compute."""
+    for cell in CELLS.values():
+        formulas: dict[str, Callable[..., int]]
+        formulas = {cell.name: _forward_flops, f"_{cell.name}_backward": _backward_flops}
+        for name, formula in formulas.items():
+            op = getattr(torch.ops.seqkernels, name)
+            register_flop_formula(op)(partial(formula, 1 + cell.states))
