@@ -130,6 +130,36 @@ def test_after_fork(cell: str) -> None:
     assert_close(problem.run(), expected)
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs a list of the process's threads")
+def test_long_calls_after_fork_have_threads() -> None:
+    """Started by the child itself, for its parent has kept torch's."""
+    torch.set_num_threads(2)
+    module, x = seqkernels.FusedLSTM(256, 256).requires_grad_(False), torch.randn(50, 64, 256)
+    expected = module(x)
+    assert not _C.process_was_forked()
+
+    def run() -> None:
+        torch.use_deterministic_algorithms(False)  # would fill memory on several threads: torch hangs here
+        assert _C.process_was_forked()
+        counts: list[int] = []
+        done = threading.Event()
+
+        def count() -> None:
+            while not done.wait(1e-3):
+                counts.append(len(os.listdir("/proc/self/task")))
+
+        counter = threading.Thread(target=count)
+        counter.start()
+        while max(counts, default=0) < 3:  # this one, the counter's, and another one of the team
+            actual = module(x)
+        done.set()
+        counter.join()
+        torch.set_num_threads(1)
+        assert_close(actual, expected)
+
+    in_child(run)
+
+
 def test_data_loader_workers() -> None:
     """The usual way to fork: a Dataset that runs a module."""
     torch.set_num_threads(2)
