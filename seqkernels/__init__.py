@@ -13,7 +13,7 @@ from .dispatch import get_fastpath_enabled, set_fastpath_enabled
 from .frozen import freeze
 from .fusion import fuse, unfuse
 from .modules import FusedGRU, FusedGRUCell, FusedLSTM, FusedLSTMCell, FusedRNN, FusedRNNCell
-from .plan import Explanation, explain
+from .plan import Explanation, ModelExplanation, explain
 
 __version__ = "0.1.0"
 
@@ -25,6 +25,7 @@ __all__ = [
     "FusedLSTMCell",
     "FusedRNN",
     "FusedRNNCell",
+    "ModelExplanation",
     "__version__",
     "explain",
     "freeze",

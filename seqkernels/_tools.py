@@ -29,7 +29,7 @@ def is_for_torch(module: torch.nn.Module, input: Any, hx: Any) -> bool:
     for state in hx if isinstance(hx, (tuple, list)) else (hx,):
         if type(state) is not Tensor and state is not None and not isinstance(state, Tensor):
             return True
-    for weight in module._parameters.values():
+    for weight in vars(module)["_parameters"].values():
         if type(weight) is not Parameter and compat.is_expanded_weight(weight):
             return True
     return False

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad, profiler
+from torch.compiler import is_compiling
 
 CHECKED = ("2.13", "2.14")
 
@@ -35,8 +36,8 @@ LOSSES = {
     "_C._functorch.get_interpreter_stack": "all runs as plain torch under torch.func's transforms",
     "autograd.forward_ad._current_level": "all runs as plain torch, and nothing frozen runs",
     "autograd.profiler._is_profiler_enabled": "calls without gradients take longer",
-    "_C._dispatch_key_for_device": "ops that are called by themselves know no autocast",
-    "_C._ExcludeDispatchKeyGuard": "ops that are called by themselves know no autocast",
+    "_C._dispatch_key_for_device": "ops that are called by themselves know no autocast; modules take longer",
+    "_C._ExcludeDispatchKeyGuard": "ops that are called by themselves know no autocast; modules take longer",
     "_C._vmapmode_increment_nesting": _NOT_BATCHED,
     "_C._vmapmode_decrement_nesting": _NOT_BATCHED,
     "_C._dispatch_keys": _NOT_BATCHED,
@@ -91,6 +92,11 @@ def transforms_active() -> bool:
     return _functorch_is_active() or not _FORWARD_AD or forward_ad._current_level >= 0
 
 
+def nobody_transforms() -> bool:
+    """Whether tensors are what they seem: no transform, no tracing, no mode."""
+    return not (is_tracing() or transforms_active() or modes_active())
+
+
 def transforms_known(*known: str) -> bool:
     """Whether those that are on are all among these: "Vmap", and "Grad", which is reverse mode."""
     if not _FORWARD_AD or forward_ad._current_level >= 0:
@@ -99,11 +105,11 @@ def transforms_known(*known: str) -> bool:
     return bool(active) and all(transform.key().name in known for transform in active)
 
 
-def nobody_watches() -> bool:
+def nobody_watches(but_autocast: bool = False) -> bool:
     """Whether torch's dispatcher would do nothing with an op but pass it on, gradients apart."""
     return _CAN_TELL and not (
         is_tracing()
-        or is_any_autocast_enabled()
+        or (not but_autocast and is_any_autocast_enabled())
         or _functorch_is_active()
         or forward_ad._current_level >= 0
         or _dispatch_modes()
@@ -165,11 +171,24 @@ def register_autocast(
     key = getattr(torch._C.DispatchKey, key_name)
 
     def kernel(*args: Any) -> Any:
-        with _exclude_dispatch_key(torch._C.DispatchKeySet(key)):
+        with _exclude_dispatch_key(_autocast_keys(device_type)):
             return op(*cast(args, device_type, torch.get_autocast_dtype(device_type)))
 
     op.py_impl(key)(kernel)  # for tracing, which dispatches in Python
     library.impl(op_name(op), lambda _, *args: kernel(*args), key_name, with_keyset=True)
+
+
+@functools.cache
+def _autocast_keys(device_type: str) -> Any:
+    name = "Autocast" + _dispatch_key_for_device(device_type)
+    return torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name))
+
+
+def without_autocast(device_type: str) -> Any:
+    """A context in which ops are not cast; one that costs less than torch.autocast where that is possible."""
+    if _dispatch_key_for_device is None or _exclude_dispatch_key is None or is_compiling():
+        return torch.autocast(device_type, enabled=False)
+    return _exclude_dispatch_key(_autocast_keys(device_type))
 
 
 def version_of(tensor: Tensor) -> int:
@@ -335,6 +354,10 @@ def is_expanded_weight(weight: Any) -> bool:
     return type(weight).__name__ == "ExpandedWeight"
 
 
+# What a subclass of these layers names that works on that list.
+LIST_OF_WEIGHTS = {"_flat_weights", "_init_flat_weights", "_update_flat_weights", "_flat_weight_refs"}
+
+
 class _Checked:
     """The part of a layer that `RNNBase.check_input` reads."""
 
@@ -352,6 +375,7 @@ class WeightsAsAttributes(torch.nn.Module):
 
     _flat_weights_names: list[str]
     input_size: int
+    proj_size: int
 
     @property
     def _flat_weights(self) -> list[Tensor | None]:
@@ -364,12 +388,15 @@ class WeightsAsAttributes(torch.nn.Module):
 
     def _init_flat_weights(self) -> None:
         self._flat_weight_refs: list[Any] = []
+        self.flatten_parameters()
 
     def _update_flat_weights(self) -> None:
         pass
 
     def flatten_parameters(self) -> None:
-        """Nothing to do: the kernels read the parameters as they are."""
+        """As torch.nn, of projections, which cuDNN runs; the kernels read parameters as they are."""
+        if self.proj_size > 0:
+            torch.nn.RNNBase.flatten_parameters(self)  # type: ignore[arg-type]
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
         # torch's own check, on just what it reads: no weight is computed for it, so that a forward computes

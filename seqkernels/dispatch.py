@@ -5,9 +5,10 @@ A call of a module is tried in this order:
     fast path       around torch's dispatcher: no gradient, nobody watches (`fastpath_allowed`)
     "cudnn"         inference that cuDNN runs faster (`_cudnn.py`)
     "native"        the ops of this package (`supports`)
-    "reference"     plain torch (`reference.py`)
+    "torch"         the functions that torch.nn runs, such as `torch.lstm` (`torch_runs`)
+    "reference"     plain torch, step by step (`reference.py`)
 
-`backend="native"` leaves out cuDNN and raises in place of the last one; `backend="reference"` is the last
+`backend="native"` leaves out cuDNN and raises in place of the last two; `backend="reference"` is the last
 one alone.
 """
 
@@ -28,6 +29,7 @@ from .spec import LayerSpec
 __all__ = ["get_fastpath_enabled", "set_fastpath_enabled"]
 
 BACKENDS = ("auto", "native", "reference")
+TORCH_CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")  # of which torch has functions of these names
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 DEVICES = ("cpu", "meta", "cuda") if BUILD_CONFIG["cuda_targets"] else ("cpu", "meta")
 
@@ -59,13 +61,13 @@ def set_fastpath_enabled(value: bool) -> None:
     _fastpath_enabled = bool(value)
 
 
-def fastpath_allowed() -> bool:
+def fastpath_allowed(but_autocast: bool = False) -> bool:
     """True where torch's dispatcher would do nothing with a call but pass it on, gradients apart."""
-    return _fastpath_enabled and not is_compiling() and compat.nobody_watches()
+    return _fastpath_enabled and not is_compiling() and compat.nobody_watches(but_autocast)
 
 
 def choose(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> str:
-    """ "native", "cudnn" or "reference", for arguments as the ops take them; x [T, B, I] or packed [R, I].
+    """The name of an implementation, for arguments as the ops take them; x [T, B, I] or packed [R, I].
 
     Raises:
         ValueError: An unknown backend.
@@ -83,7 +85,19 @@ def choose(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequenc
     if backend == "native":
         reasons = not_supported_reasons(spec, x, state, weights)
         raise RuntimeError("backend='native' cannot run this because of\n  - " + "\n  - ".join(reasons))
-    return "reference"
+    return "torch" if backend == "auto" and torch_runs(spec, x, state, weights) else "reference"
+
+
+def torch_runs(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
+    """Whether what torch.nn runs is asked for what the kernels do not take.
+
+    It knows no transforms, and on CUDA no derivative outside of training.
+    """
+    if spec.cell not in TORCH_CELLS or compat.transforms_active():
+        return False
+    if x.device.type != "cuda" or spec.training or not torch.is_grad_enabled():
+        return True
+    return not any(t is not None and t.requires_grad for t in (x, *state, *weights))
 
 
 def cudnn_is_faster(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
@@ -111,10 +125,10 @@ def supports(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Seque
     if x.layout is not torch.strided or has_projection(spec, weights):
         return False
     for t in state:
-        if t.dtype is not dtype or t.device != device:
+        if t.dtype is not dtype or t.device != device or t.layout is not torch.strided:
             return False
     for t in weights:  # noqa: SIM110, a generator costs more
-        if t.dtype is not dtype or t.device != device:
+        if t is None or t.dtype is not dtype or t.device != device:
             return False
     return True
 
@@ -130,10 +144,13 @@ def not_supported_reasons(
         reasons.append("device cuda (this build of seqkernels has no CUDA kernels)")
     elif x.device.type not in DEVICES:
         reasons.append(f"device {x.device.type} (the kernels run on cpu and cuda)")
-    if x.layout is not torch.strided:
-        reasons.append(f"layout {x.layout} (the kernels take strided tensors)")
+    layouts = {t.layout: None for t in (x, *state) if t.layout is not torch.strided}
+    reasons += [f"layout {layout} (the kernels take strided tensors)" for layout in layouts]
     if has_projection(spec, weights):
         reasons.append("proj_size > 0 (projections have no kernel yet)")
+    if any(t is None for t in weights):
+        reasons.append("weights that are None")
+        weights = [t for t in weights if t is not None]
     for what, tensors in (("state", state), ("weights", weights)):
         dtypes = {t.dtype: None for t in tensors if t.dtype != x.dtype}
         if dtypes:

@@ -7,6 +7,7 @@ with torch's generator. The modules of this package are built on these functions
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch.compiler import is_compiling
 from torch.jit import is_tracing
 from torch.nn.functional import dropout as _dropout
 
-from . import _cudnn, _ops, dispatch, reference, resets
+from . import _C, _cudnn, _ops, autocast, dispatch, reference, resets
 from . import _torch_compat as compat
 from ._transforms import TRANSFORMABLE
 from .spec import LayerSpec
@@ -22,6 +23,9 @@ from .spec import LayerSpec
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 
 State = tuple[Tensor, ...]  # h0, or h0 and c0
+_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # of a Cell's parameters
+# Of (spec, x, state, weights), `(output, *final_state)`, or of a step its final state alone.
+Run = Callable[[LayerSpec, Tensor, State, Sequence[Tensor]], tuple[Tensor, ...]]
 
 
 def lstm(
@@ -54,8 +58,8 @@ def lstm(
         dropout: Probability of zeroing an element of each layer's output but the last, while `training`.
         reset_mask: Where sequences start anew; bool, the shape of `x` without its last dimension. See
             `seqkernels.FusedLSTM`.
-        backend: "native" runs the kernels or raises; "reference" runs plain torch; "auto" runs the kernels
-            where they can run, else plain torch. `seqkernels.explain` says which and why.
+        backend: "native" runs the kernels or raises; "reference" runs plain torch, step by step; "auto" runs
+            the kernels where they can run, else what torch.nn runs. `seqkernels.explain` says which and why.
 
     Returns:
         `(output, h_n, c_n)`: output [T, B, D*H] (with `batch_first` a [B, T, D*H] view of it; or [rows,
@@ -65,8 +69,9 @@ def lstm(
     Raises:
         ValueError: An unknown `backend`, or a `reset_mask` of another shape.
         TypeError: A `reset_mask` that is no bool tensor.
-        RuntimeError: T = 0, sizes, dtypes or devices that do not fit together, or with `backend="native"`
-            every reason why the kernels cannot run.
+        RuntimeError: T = 0; states or weights that are not as many as the options say; sizes, dtypes or
+            devices that do not fit together; or with `backend="native"` every reason why the kernels cannot
+            run.
 
     Example:
         >>> x, h0, c0 = torch.randn(5, 3, 8), torch.zeros(1, 3, 16), torch.zeros(1, 3, 16)
@@ -77,7 +82,7 @@ def lstm(
     """
     options = (num_layers, bias, bidirectional, batch_first, dropout, training, backend)
     spec = LayerSpec("lstm", *options, batch_sizes, reset_mask)
-    return run(spec, x, tuple(hx), weights)  # type: ignore[return-value]
+    return run(spec, x, _pair(hx), weights)  # type: ignore[return-value]
 
 
 def gru(
@@ -172,7 +177,8 @@ def lstm_cell(
         >>> h.shape
         torch.Size([3, 16])
     """
-    return run_cell(LayerSpec("lstm", backend=backend), x, tuple(hx), w_ih, w_hh, b_ih, b_hh)  # type: ignore[return-value]
+    spec = LayerSpec("lstm", backend=backend)
+    return run_cell(spec, x, _pair(hx), w_ih, w_hh, b_ih, b_hh)  # type: ignore[return-value]
 
 
 def gru_cell(
@@ -225,8 +231,8 @@ def run(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]) -> 
     """
     if spec.reset_mask is not None:
         return resets.run(spec, x, state, weights, run)
-    if _autocast(x):
-        return _with_autocast(run, spec, x, state, weights)
+    if not is_tracing():
+        _check_stack(spec, state, weights)
     if spec.batch_sizes is None:
         if not is_tracing() and x.size(1 if spec.batch_first else 0) == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
@@ -237,12 +243,18 @@ def run(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]) -> 
 
 
 def _run_stack(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    if _autocast(x):
+        return _with_autocast(_run_layers, LAYERS["torch"], spec, x, state, weights)
+    return _run_layers(spec, x, state, weights)
+
+
+def _run_layers(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Layer after layer; x [T, B, I] or packed [R, I]."""
     implementation = dispatch.choose(spec, x, state, weights)
     if implementation == "reference":
         _check_devices(x, state, weights)
     run_layer = LAYERS[implementation]
-    if spec.num_layers == 1:
+    if spec.num_layers == 1 or implementation == "torch":
         output, *finals = run_layer(spec, x, state, weights)
         return _callers_own(output, implementation), *finals
     directions, per_layer = spec.directions, len(weights) // spec.num_layers
@@ -276,15 +288,17 @@ def run_cell(
     b_hh: Tensor | None,
 ) -> State:
     """One step: a layer of one direction with T = 1. In place of `torch._VF.lstm_cell` and its like."""
+    weights: Any = [w_ih, w_hh] if b_ih is None and b_hh is None else [w_ih, w_hh, b_ih, b_hh]
     if _autocast(x):
-        return _with_autocast(run_cell, spec, x, state, w_ih, w_hh, b_ih, b_hh)
-    _check_cell(x, state, w_ih, w_hh)
-    weights = [w_ih, w_hh]
-    if b_ih is not None and b_hh is not None:
-        weights = [w_ih, w_hh, b_ih, b_hh]
-    elif b_ih is not None or b_hh is not None:
-        raise RuntimeError("b_ih and b_hh are given together or not at all")
+        return _with_autocast(_run_step, _run_torch_step, spec, x, state, weights)
+    return _run_step(spec, x, state, weights)
+
+
+def _run_step(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]) -> State:
     implementation = dispatch.choose(spec, x, state, weights)
+    if implementation == "torch":
+        return _run_torch_step(spec, x, state, weights)
+    _check_cell(x, state, weights[0], weights[1])
     if implementation == "native" and _runs_by_autograd(x, state, weights):
         return _ops.OPS[spec.cell].step(x, state, weights)
     x, state = x.unsqueeze(0), tuple([s.unsqueeze(0) for s in state])
@@ -319,10 +333,26 @@ def _run_reference(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[T
     return reference.layer(spec.cell, x, state, weights, *spec.of_op)
 
 
-# One layer, all its directions, by each implementation that `dispatch.choose` names: of (spec, x, state,
-# weights), `(output, *final_state)`.
-LAYERS: dict[str, Callable[[LayerSpec, Tensor, State, Sequence[Tensor]], tuple[Tensor, ...]]] = {
+def _run_torch(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """All layers by what torch.nn runs."""
+    function = getattr(torch, spec.cell)
+    hx: Any = state if spec.info.has_cell_state else state[0]
+    options = (spec.bias, spec.num_layers, spec.dropout, spec.training, spec.bidirectional)
+    if spec.batch_sizes is None:
+        return tuple(function(x, hx, weights, *options, False))
+    return tuple(function(x, spec.batch_sizes, hx, weights, *options))
+
+
+def _run_torch_step(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]) -> State:
+    """One step by what torch.nn runs."""
+    function = getattr(torch, f"{spec.cell}_cell")
+    return function(x, state, *weights) if spec.info.has_cell_state else (function(x, state[0], *weights),)
+
+
+# One layer, all its directions, by each implementation that `dispatch.choose` names.
+LAYERS: dict[str, Run] = {
     "native": _run_native,
+    "torch": _run_torch,
     "reference": _run_reference,
     "cudnn": _cudnn.run,
 }
@@ -350,21 +380,51 @@ def _autocast(x: Tensor) -> bool:
 
 
 def _with_autocast(
-    run: Callable[..., tuple[Tensor, ...]], spec: LayerSpec, x: Tensor, state: State, *weights: object
+    run: Run, by_torch: Run, spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
     """`run` on arguments cast once, as a whole; every backend then computes the same.
 
     On a CPU torch runs some of these step by step, and there the state that a step multiplies and adds, h of
-    a GRU and c of an LSTMCell, keeps its dtype, which the result then takes by promotion. So it does here.
+    a GRU and c of an LSTM, keeps its dtype, which the result then takes by promotion. So it does here.
     """
     device_type = x.device.type
     dtype = torch.get_autocast_dtype(device_type)
-    with torch.autocast(device_type, enabled=False):
-        result = run(spec, *_ops.cast((x, state, *weights), device_type, dtype))
-    if device_type == "cpu" and (spec.cell == "gru" or (spec.cell == "lstm" and run is run_cell)):
+    args = (
+        _ops.cast(x, device_type, dtype),
+        tuple([_ops.cast(s, device_type, dtype) for s in state]),
+        autocast.cast_weights(weights, device_type, dtype),
+    )
+    supported = dispatch.supports(spec, *args)
+    if spec.backend == "auto" and not supported and dispatch.torch_runs(spec, *args):
+        return by_torch(spec, x, state, weights)
+    result = _fast_step(spec, *args) if supported and run is _run_step else None
+    if result is None:
+        with compat.without_autocast(device_type):
+            result = run(spec, *args)
+    by_steps = spec.cell == "gru" or (spec.cell == "lstm" and (run is _run_step or not _by_onednn(x)))
+    if device_type == "cpu" and by_steps:
         wide = torch.promote_types(result[-1].dtype, state[-1].dtype)
         result = tuple([t.to(wide) for t in result])
     return result
+
+
+def _fast_step(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]) -> State | None:
+    """A step on the fast path of modules, whose weights these are, cast; None where that does not take it."""
+    w_ih, w_hh, *_ = weights
+    needs_grad = torch.is_grad_enabled() and w_ih.requires_grad
+    if needs_grad or spec.backend == "reference" or not dispatch.fastpath_allowed(but_autocast=True):
+        return None
+    parameters = dict(zip(_NAMES, (*weights, None, None), strict=False))
+    module = {"input_size": w_ih.size(-1), "hidden_size": w_hh.size(-1), "_parameters": parameters}
+    is_pair = spec.info.has_cell_state
+    hx = state if is_pair else state[0]
+    result = _C.fastpath(module, spec.cell, True, x, hx, torch.is_grad_enabled())
+    return result if is_pair or result is None else (result,)
+
+
+def _by_onednn(x: Tensor) -> bool:
+    """Whether torch hands LSTM layers to oneDNN under autocast, which returns what it has computed in."""
+    return x.numel() > 0 and not (x.dtype is torch.float16 and torch.is_grad_enabled())
 
 
 def _check_devices(x: Tensor, state: State, weights: Sequence[Tensor]) -> None:
@@ -375,6 +435,32 @@ def _check_devices(x: Tensor, state: State, weights: Sequence[Tensor]) -> None:
                     f"Input and {what} tensors are not at the same device, "
                     f"found input tensor at {x.device} and {what} tensor at {t.device}"
                 )
+
+
+def _pair(hx: Any) -> State:
+    if not isinstance(hx, (tuple, list)) or len(hx) != 2:
+        got = f"{len(hx)} tensors" if isinstance(hx, (tuple, list)) else type(hx).__name__
+        raise RuntimeError(f"hx must be a pair of tensors (h, c), got {got}")
+    return tuple(hx)
+
+
+def _check_stack(spec: LayerSpec, state: State, weights: Sequence[Tensor]) -> None:
+    """The options against the states and weights; sizes are for what runs a layer."""
+    info, layers = spec.info, spec.num_layers * spec.directions
+    if spec.num_layers < 1:
+        raise RuntimeError(f"num_layers must be at least 1, got {spec.num_layers}")
+    for name, s in zip(("h0", "c0"), state, strict=False):
+        if s.dim() != 3 or s.size(0) != layers:
+            expected = f"{spec.num_layers} layers * {spec.directions} directions"
+            raise RuntimeError(f"{name} must have size [{expected}, B, H], got {list(s.shape)}")
+    per_direction = 4 if spec.bias else 2
+    if len(weights) != layers * per_direction and (
+        not info.has_cell_state or len(weights) != layers * (per_direction + 1)
+    ):
+        raise RuntimeError(
+            f"weights must be {layers * per_direction} tensors, {per_direction} for each of {spec.num_layers}"
+            f" layers and {spec.directions} directions with bias={spec.bias}, got {len(weights)}"
+        )
 
 
 def _check_cell(x: Tensor, state: State, w_ih: Tensor, w_hh: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import warnings
 from typing import TypeVar
 
 import torch
@@ -10,22 +10,11 @@ from torch.nn.utils import parametrize
 
 from . import _torch_compat as compat
 from . import dispatch, modules
+from .subclasses import FUSED, fused_class, plain_class, why_not_fused
 
-__all__ = ["fuse", "unfuse"]
+__all__ = ["FUSED", "fuse", "unfuse"]
 
 Model = TypeVar("Model", bound=torch.nn.Module)
-
-FUSED: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
-    torch.nn.LSTM: modules.FusedLSTM,
-    torch.nn.GRU: modules.FusedGRU,
-    torch.nn.RNN: modules.FusedRNN,
-    torch.nn.LSTMCell: modules.FusedLSTMCell,
-    torch.nn.GRUCell: modules.FusedGRUCell,
-    torch.nn.RNNCell: modules.FusedRNNCell,
-}
-_PLAIN = {fused: plain for plain, fused in FUSED.items()}
-
-_log = logging.getLogger(__name__)
 
 
 def fuse(model: Model, backend: str = "auto") -> Model:
@@ -33,8 +22,8 @@ def fuse(model: Model, backend: str = "auto") -> Model:
 
     The modules stay the same objects with the same parameters, buffers, hooks and parametrizations, so
     optimizers and other references to them stay valid; `model` itself may be one of them. A subclass of, say,
-    `torch.nn.LSTM` is left alone, since its `forward` may be its own; what is left alone is logged at level
-    INFO.
+    `torch.nn.LSTM` that leaves the computation to `super().forward` stays a subclass of its own class, and
+    becomes one of `FusedLSTM` too. One that computes by itself is left alone; a warning says which and why.
 
     Args:
         model: Any module.
@@ -52,17 +41,22 @@ def fuse(model: Model, backend: str = "auto") -> Model:
         'FusedLSTM'
     """
     dispatch.check_backend(backend)
-    for name, module in model.named_modules():
+    left_alone: dict[str, str] = {}
+    for module in model.modules():
         kind = parametrize.type_before_parametrizations(module)
-        if kind in FUSED:
-            _change_class(module, FUSED[kind])
+        is_recurrent = isinstance(module, (torch.nn.RNNBase, torch.nn.modules.rnn.RNNCellBase))
+        if is_recurrent and not isinstance(module, modules._Fused):
+            if reason := why_not_fused(module):
+                left_alone[kind.__name__] = reason
+                continue
+            _change_class(module, fused_class(kind))
             compat.forget_weights(module)
+            if not module.__dict__.keys().isdisjoint(modules.OVERRIDABLE):
+                module.__dict__["_fastpath_supported"] = False
         if isinstance(module, modules._Fused):
             module.backend = backend
-        elif isinstance(module, (torch.nn.RNNBase, torch.nn.modules.rnn.RNNCellBase)):
-            _log.info(
-                "%s is left alone: %s is not a class of torch.nn itself", name or "the model", kind.__name__
-            )
+    for name, reason in left_alone.items():
+        warnings.warn(f"fuse leaves {name} alone: {reason}", stacklevel=2)
     return model
 
 
@@ -76,9 +70,11 @@ def unfuse(model: Model) -> Model:
     """
     for module in model.modules():
         kind = parametrize.type_before_parametrizations(module)
-        if kind in _PLAIN:
-            _change_class(module, _PLAIN[kind])
+        plain = plain_class(kind)
+        if plain is not None:
+            _change_class(module, plain)
             module.__dict__.pop("_backend", None)
+            module.__dict__.pop("_fastpath_supported", None)
             if isinstance(module, torch.nn.RNNBase):
                 compat.refresh_weights(module)
     return model

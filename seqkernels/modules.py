@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, is_grad_enabled
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
+from torch.overrides import is_tensor_like
 
 from . import _C, _tools, dispatch, functional, resets
 from ._torch_compat import WeightsAsAttributes
@@ -23,6 +24,16 @@ from .dispatch import fastpath_allowed
 from .spec import LayerSpec
 
 __all__ = ["FusedGRU", "FusedGRUCell", "FusedLSTM", "FusedLSTMCell", "FusedRNN", "FusedRNNCell"]
+
+# The methods of torch.nn's layers that their forward calls; the fast path does by itself what they do.
+OVERRIDABLE = (
+    "check_input",
+    "check_hidden_size",
+    "check_forward_args",
+    "get_expected_cell_size",
+    "get_expected_hidden_size",
+    "permute_hidden",
+)
 
 
 def _first_is_trained(parameters: dict[str, Any]) -> bool:
@@ -103,15 +114,13 @@ class _FusedLayer(_Fused, WeightsAsAttributes):
         cls._fastpath_supported = all(
             getattr(cls, name, None)
             in (getattr(cls._like, name, None), getattr(WeightsAsAttributes, name, None))
-            for name in (
-                "check_input",
-                "check_hidden_size",
-                "check_forward_args",
-                "get_expected_cell_size",
-                "get_expected_hidden_size",
-                "permute_hidden",
-            )
+            for name in OVERRIDABLE
         )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in OVERRIDABLE:  # of this instance alone
+            self.__dict__["_fastpath_supported"] = False
+        super().__setattr__(name, value)
 
     def _spec(self, batch_sizes: Tensor | None = None, reset_mask: Tensor | None = None) -> LayerSpec:
         """What a call of this layer is, beside its input, state and weights."""
@@ -179,7 +188,7 @@ class _FusedLayer(_Fused, WeightsAsAttributes):
         batch = batch_sizes[0]
         if hx is None:
             hx = self._zeros(data, batch)
-        elif self._is_state(hx, batched=True):
+        elif self._is_state(hx, batched=True) and all(map(is_tensor_like, self._states(hx))):
             hx = self.permute_hidden(hx, sorted_indices)
         else:
             return self._by_torch(input, hx, reset_mask)
@@ -221,8 +230,9 @@ class FusedLSTM(_FusedLayer, torch.nn.LSTM):
 
     Args:
         *args, **kwargs: As for `torch.nn.LSTM`.
-        backend: "auto" runs the kernels where they can run, else plain torch; "native" raises where they
-            cannot; "reference" always runs plain torch. `seqkernels.explain` says which and why.
+        backend: "auto" runs the kernels where they can run, else what torch.nn runs; "native" raises where
+            they cannot; "reference" always runs plain torch, step by step. `seqkernels.explain` says which
+            and why.
 
     `forward` takes one argument more: `reset_mask`, a bool tensor [T, B] ([B, T] with `batch_first`, [T] for
     unbatched input, the rows of a PackedSequence's data), makes sequences start anew. Where it is true,
@@ -327,13 +337,12 @@ class _FusedCell(_Fused):
         if states is None:
             zeros = torch.zeros(x.size(0), self.hidden_size, dtype=x.dtype, device=x.device)
             states = (zeros,) * CELLS[cell].states
-        elif has_cell_state and batched and (isinstance(hx, Tensor) or len(states) != 2):
+        elif not batched:
+            parts = (hx[0], hx[1]) if has_cell_state else (hx,)
+            states = tuple([s.unsqueeze(0) for s in parts])
+        elif has_cell_state and (not isinstance(hx, (tuple, list)) or len(hx) != 2):
             return self._by_torch(input, hx)
-        else:
-            states = states[: CELLS[cell].states]
-            if not batched:
-                states = tuple([s.unsqueeze(0) for s in states])
-        own = self._parameters  # read first: `getattr` of a parameter comes to the same, but slowly
+        own = self.__dict__["_parameters"]  # read first: `getattr` of a parameter comes to the same, but slowly
         weights: Any = [own[name] if name in own else getattr(self, name) for name in _WEIGHTS_OF_CELLS]
         spec = _SPECS_OF_CELLS.get((cell, self.backend)) or LayerSpec(cell, backend=self.backend)
         final = functional.run_cell(spec, x, states, *weights)

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _C, _cudnn, dispatch
+from . import _C, _cudnn, dispatch, modules
 from . import _torch_compat as compat
 from ._extension import BUILD_CONFIG
 from ._ops import cast, tf32_allowed
 from .cells import CELLS, RNN_MODES
 from .dispatch import name_of
 from .spec import LayerSpec
+from .subclasses import why_no_kernel, why_not_fused
 
 if TYPE_CHECKING:
     State = Tensor | tuple[Tensor, Tensor] | None
 
-__all__ = ["Explanation", "explain"]
+__all__ = ["Explanation", "ModelExplanation", "explain"]
+
+Recurrent = (torch.nn.RNNBase, torch.nn.modules.rnn.RNNCellBase)
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Explanation:
     """What runs for a module and its input; `print` it.
 
     Attributes:
-        backend: "native" or "reference".
+        backend: "native", "torch" (what torch.nn runs), "reference", "frozen", or "none": the call raises.
         kernel: The kernel, such as "cpu/avx512 lstm".
         reasons: Why nothing faster runs; empty where this is the fastest there is.
     """
@@ -42,20 +48,45 @@ class Explanation:
     def __str__(self) -> str:
         lines = [f"{self.backend}: {self.kernel}"]
         if self.reasons:
-            lines += ["not faster because of", *(f"  - {reason}" for reason in self.reasons)]
+            title = "because of" if self.backend == "none" else "not faster because of"
+            lines += [title, *(f"  - {reason}" for reason in self.reasons)]
         return "\n".join(lines)
 
 
-def explain(module: torch.nn.Module, x: Tensor | PackedSequence, hx: State = None) -> Explanation:
+@dataclass(frozen=True)
+class ModelExplanation:
+    """What runs for the recurrent layers of a model; `print` it.
+
+    Attributes:
+        layers: Of each by its path in the model, the explanations of its calls, equal ones once; none where
+            the model has not called it.
+    """
+
+    layers: dict[str, list[Explanation]]
+
+    def __str__(self) -> str:
+        blocks = [f"{name}: {e}" for name, found in self.layers.items() for e in found]
+        blocks += [f"{name}: not called" for name, found in self.layers.items() if not found]
+        return "\n".join(blocks)
+
+
+def explain(module: torch.nn.Module, x: Any, hx: Any = None, **kwargs: Any) -> Any:
     """Say which kernel `module(x, hx)` runs, and every reason why a faster one does not.
 
     Args:
-        module: A fused layer or cell; for one of torch.nn's own, the answer is what it would run once fused.
-        x: Its input, a tensor or a PackedSequence. Nothing is computed; only dtype and device matter.
-        hx: Its initial state, as given to the module; None for the zeros it then uses.
+        module: A fused layer or cell, or a frozen one; for one of torch.nn's own, the answer is what it would
+            run once fused. Or a model that has some: it is run once, on a copy that shares its parameters, to
+            see what it hands to each.
+        x: Its input. For a layer or cell nothing is computed; only dtype and device matter.
+        hx: Its initial state, as given to the module; None for the zeros it then uses. Of a model, its second
+            argument, if it is not None.
+        **kwargs: What else its forward takes.
+
+    Returns:
+        An `Explanation`, or of a model a `ModelExplanation`, which has those of its layers.
 
     Raises:
-        TypeError: `module` is not a recurrent layer or cell.
+        TypeError: `module` is not a recurrent layer or cell, and has none.
         ValueError: It is one with a nonlinearity that torch does not know.
 
     Example:
@@ -63,15 +94,85 @@ def explain(module: torch.nn.Module, x: Tensor | PackedSequence, hx: State = Non
         >>> plan = seqkernels.explain(lstm, torch.randn(5, 3, 8))
         >>> plan.backend
         'native'
+        >>> print(seqkernels.explain(torch.nn.Sequential(lstm), torch.randn(0, 3, 8)))
+        0: none: the call raises
+        because of
+          - no steps
     """
+    from .frozen import Frozen  # which imports this module
+
+    if isinstance(module, Frozen):
+        return _explain_frozen(module, x, hx)
+    if isinstance(module, Recurrent):
+        return _explain_layer(module, x, hx)
+    arguments = (x,) if hx is None else (x, hx)
+    return _explain_model(module, (*Recurrent, Frozen), arguments, kwargs)
+
+
+def _explain_model(
+    model: torch.nn.Module, kinds: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> ModelExplanation:
+    model = copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    named = {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
+    if not named:
+        raise TypeError(
+            f"explain takes a recurrent layer or cell, or a model that has some, got {type(model).__name__}"
+        )
+    layers: dict[str, list[Explanation]] = {name: [] for name in named}
+
+    def record(name: str, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x, hx, *_ = *args, *(kwargs[k] for k in ("input", "x", "hx") if k in kwargs), None
+        explained = explain(module, x, hx)
+        if explained not in layers[name]:
+            layers[name].append(explained)
+
+    for name, layer in named.items():
+        layer.register_forward_pre_hook(partial(record, name), with_kwargs=True)
+    devices = {p.get_device() for p in model.parameters() if p.is_cuda}
+    with torch.random.fork_rng(list(devices)):
+        model(*args, **kwargs)
+    return ModelExplanation(layers)
+
+
+def _explain_frozen(module: Any, x: Any, hx: Any) -> Explanation:
+    try:
+        module._admit(x, hx)
+    except (TypeError, ValueError, RuntimeError) as error:
+        return _raises([str(error)])
+    kind = module.cell.split("_")[0]
+    return Explanation("frozen", f"cpu/{_C.cpu_isa()} {kind}, frozen", _slower_isa(module.dtype))
+
+
+def _raises(reasons: list[str]) -> Explanation:
+    return Explanation("none", "the call raises", reasons)
+
+
+def _explain_layer(module: torch.nn.Module, x: Tensor | PackedSequence, hx: State) -> Explanation:
+    cls = parametrize.type_before_parametrizations(module)
+    reason = why_no_kernel(cls) if isinstance(module, modules._Fused) else why_not_fused(module)
+    if reason:
+        return Explanation("torch", f"the forward of {cls.__name__}", [reason])
+    dims = (2, 3) if isinstance(module, torch.nn.RNNBase) else (1, 2)
+    if not isinstance(x, PackedSequence):
+        dim = x.dim()
+        if dim not in dims:
+            return _raises([f"x with {dim} dimensions (it takes {dims[0]} or {dims[1]})"])
+        if dims[1] == 3 and x.size(1 if dim == 3 and module.batch_first else 0) == 0:
+            return _raises(["no steps"])
     call = _call(module, x, hx)
+    if any(w is None for w in (call.weights if dims[1] == 3 else call.weights[:2])):
+        return _raises(["weights that are None"])
     spec, data, device_type = call.spec, call.x, call.x.device.type
     kind = spec.cell.split("_")[0]
     reasons = dispatch.not_supported_reasons(spec, data, call.state, call.weights)
     if spec.backend == "reference":
         reasons.insert(0, "backend='reference' (asked for)")
+    if reasons and spec.backend == "native":
+        return _raises(reasons)
     if reasons:
-        return Explanation("reference", f"{device_type}/torch {kind}", reasons)
+        runs = spec.backend == "auto" and dispatch.torch_runs(spec, data, call.state, call.weights)
+        name = "torch" if runs else "reference"
+        return Explanation(name, f"{device_type}/{name} {kind}", reasons)
     if device_type == "cuda":
         return _explain_cuda(call, kind)
     if device_type != "cpu":
@@ -86,13 +187,15 @@ class _Call:
     spec: LayerSpec
     x: Tensor
     state: Sequence[Tensor]
-    weights: Sequence[Tensor]
+    weights: Sequence[Tensor]  # None where the module has none
 
 
 def _call(module: torch.nn.Module, x: Tensor | PackedSequence, hx: State) -> _Call:
     spec = spec_of(module)
-    weights = [w for w in (getattr(module, name) for name in _weight_names(module)) if w is not None]
-    state: Sequence[Tensor] = () if hx is None else (hx,) if isinstance(hx, Tensor) else tuple(hx)
+    weights: list[Any] = [getattr(module, name, None) for name in _weight_names(module)]
+    if weights[2:] == [None, None]:
+        del weights[2:]
+    state: Any = () if hx is None else (hx[0], hx[1]) if spec.info.has_cell_state else (hx,)
     data = x.data if isinstance(x, PackedSequence) else x
     device_type = data.device.type
     if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):

@@ -88,13 +88,13 @@ class _Segments:
 def _segments(rows: Tensor, first: Tensor, reset: Tensor) -> _Segments:
     """From the input's rows, sequence by sequence: which is its sequence's first, and where resets are."""
     begin = (first | reset).nonzero().squeeze(1)  # [N], in the order of sequences, as all that follows
-    length = torch.diff(begin, append=torch.tensor([len(rows)]))
+    length = torch.diff(begin, append=torch.tensor([len(rows)], device="cpu"))
     is_first = first[begin]
-    is_last = torch.cat([is_first[1:], torch.ones(1, dtype=torch.bool)])
+    is_last = torch.cat([is_first[1:], torch.ones(1, dtype=torch.bool, device="cpu")])
     longest = torch.argsort(length, descending=True, stable=True)
     rank: Any = invert_permutation(longest)
 
-    step = torch.arange(len(rows)) - begin.repeat_interleave(length)  # [R]
+    step = torch.arange(len(rows), device="cpu") - begin.repeat_interleave(length)  # [R]
     batch_sizes = torch.bincount(step)
     placed = (batch_sizes.cumsum(0) - batch_sizes)[step] + rank.repeat_interleave(length)
     position = torch.empty_like(rows)
@@ -112,8 +112,8 @@ def _segments(rows: Tensor, first: Tensor, reset: Tensor) -> _Segments:
 
 def _rows_of_padded(shape: torch.Size, batch_dim: int) -> tuple[Tensor, Tensor]:
     """The rows of a [T, B] or [B, T] input, sequence by sequence, and which is the first of its own."""
-    rows = torch.arange(shape.numel()).view(shape).movedim(batch_dim, 0)
-    first = torch.zeros(rows.shape, dtype=torch.bool)
+    rows = torch.arange(shape.numel(), device="cpu").view(shape).movedim(batch_dim, 0)
+    first = torch.zeros(rows.shape, dtype=torch.bool, device="cpu")
     first[:, 0] = True
     return rows.flatten(), first.flatten()
 
@@ -121,7 +121,7 @@ def _rows_of_padded(shape: torch.Size, batch_dim: int) -> tuple[Tensor, Tensor]:
 def _rows_of_packed(batch_sizes: Tensor) -> tuple[Tensor, Tensor]:
     """The rows of a packed sequence, sequence by sequence, and which is the first of its own."""
     step = torch.repeat_interleave(batch_sizes)
-    sequence = torch.arange(len(step)) - (batch_sizes.cumsum(0) - batch_sizes)[step]
+    sequence = torch.arange(len(step), device="cpu") - (batch_sizes.cumsum(0) - batch_sizes)[step]
     rows = torch.argsort(sequence, stable=True)
     return rows, step[rows] == 0
 

@@ -277,3 +277,16 @@ def test_stack() -> None:
     )
     for got, want in zip(flat(stack(x, reset_mask=mask)), flat(plain(x, reset_mask=mask)), strict=True):
         assert_close(got, want.double())
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_under_a_default_device(batch_first: bool) -> None:
+    """What is made on the way has the device of the tensors that are there."""
+    layer = fused("LSTM", I, H, batch_first=batch_first)
+    x, mask = torch.randn(4, 4, I), torch.rand(4, 4) < 0.5
+    packed = pack_padded_sequence(x, torch.tensor([4, 3, 3, 1]))
+    rows = torch.rand(len(packed.data)) < 0.5
+    expected = flat([layer(x, reset_mask=mask), layer(packed, reset_mask=rows)])
+    with torch.device("meta"):
+        found = flat([layer(x, reset_mask=mask), layer(packed, reset_mask=rows)])
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

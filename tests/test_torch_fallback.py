@@ -1,0 +1,107 @@
+"""What no kernel takes is run by what torch.nn runs, to the bit."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence
+
+import seqkernels
+from seqkernels import reference
+
+from .conftest import assert_close, flat
+
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+I, H = 5, 6
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"num_layers": 2, "bidirectional": True},
+    {"bias": False, "batch_first": True},
+    {"num_layers": 3, "dropout": 0.5},
+]
+
+
+def pair(**options: Any) -> tuple[nn.Module, nn.Module]:
+    theirs, ours = nn.LSTM(I, H, proj_size=2, **options), seqkernels.FusedLSTM(I, H, proj_size=2, **options)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+@pytest.fixture
+def no_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "layer", None)
+
+
+@pytest.mark.usefixtures("no_reference")
+@pytest.mark.parametrize("kind", ["padded", "unbatched", "packed"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_projections(options: dict[str, Any], kind: str) -> None:
+    theirs, ours = pair(**options)
+    x: Any = torch.randn(4, 3, I) if kind == "padded" else torch.randn(4, I)
+    if kind == "packed":
+        x = pack_sequence([torch.randn(n, I) for n in (4, 2, 1)])
+    results = []
+    for module in (ours, theirs):
+        torch.manual_seed(1)
+        found = flat(module(x))
+        loss = sum(t.sin().sum() for t in found if t.is_floating_point())
+        results.append([*found, *torch.autograd.grad(loss, list(module.parameters()))])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_a_fused_model_with_projections_takes_no_longer_way() -> None:
+    """The profiler sees the same ops as with torch.nn."""
+    theirs, ours = pair()
+    x, seen = torch.randn(4, 3, I), []
+    for module in (ours, theirs):
+        with torch.no_grad(), torch.profiler.profile() as profile:
+            module(x)
+        seen.append(sorted(event.key for event in profile.key_averages() if "::" in event.key))
+    assert seen[0] == seen[1]
+
+
+def test_compiled_traced_and_exported() -> None:
+    theirs, ours = pair()
+    x = torch.randn(4, 3, I)
+    expected = flat(theirs(x))
+    assert_close(flat(torch.compile(ours, backend="eager", fullgraph=True)(x)), expected)
+    traced = torch.jit.trace(ours, (x,))
+    assert_close(flat(traced(x)), expected)
+    assert "aten::lstm" in str(traced.graph)
+    assert_close(flat(torch.export.export(ours, (x,)).module()(x)), expected)
+
+
+def test_the_reference_is_there_where_torch_gives_up() -> None:
+    _, ours = pair()
+    x = torch.randn(3, 4, I)
+    rows = torch.vmap(lambda row: ours(row.unsqueeze(1))[0].squeeze(1))(x)
+    assert_close(rows, ours(x.transpose(0, 1))[0].transpose(0, 1))
+    by_reference = copy.deepcopy(ours)
+    by_reference.backend = "reference"
+    assert_close(by_reference(x)[0], ours(x)[0])
+
+
+def test_mixed_dtypes_end_as_with_torch() -> None:
+    cell, theirs = seqkernels.FusedGRUCell(I, H), nn.GRUCell(I, H)
+
+    def message(module: nn.Module, x: Tensor) -> str:
+        with pytest.raises(RuntimeError) as caught:
+            module(x)
+        return str(caught.value)
+
+    x = torch.zeros(3, I, dtype=torch.bfloat16)
+    assert message(cell, x) == message(theirs, x)
+
+
+def test_without_projections_nothing_is_flattened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of weights that cuDNN reads, which are those of projections alone."""
+    flattened = []
+    monkeypatch.setattr(nn.RNNBase, "flatten_parameters", flattened.append)
+    seqkernels.FusedLSTM(I, H).to(torch.float64).flatten_parameters()
+    assert not flattened
+    seqkernels.FusedLSTM(I, H, proj_size=2).flatten_parameters()
+    assert flattened
