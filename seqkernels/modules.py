@@ -342,7 +342,8 @@ class _FusedCell(_Fused):
             states = tuple([s.unsqueeze(0) for s in parts])
         elif has_cell_state and (not isinstance(hx, (tuple, list)) or len(hx) != 2):
             return self._by_torch(input, hx)
-        own = self.__dict__["_parameters"]  # read first: `getattr` of a parameter comes to the same, but slowly
+        # Read first: `getattr` of a parameter comes to the same, but slowly.
+        own = self.__dict__["_parameters"]
         weights: Any = [own[name] if name in own else getattr(self, name) for name in _WEIGHTS_OF_CELLS]
         spec = _SPECS_OF_CELLS.get((cell, self.backend)) or LayerSpec(cell, backend=self.backend)
         final = functional.run_cell(spec, x, states, *weights)

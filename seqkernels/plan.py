@@ -177,7 +177,7 @@ def _explain_layer(module: torch.nn.Module, x: Tensor | PackedSequence, hx: Stat
         return _explain_cuda(call, kind)
     if device_type != "cpu":
         return Explanation("native", f"{device_type} {kind}")
-    return Explanation("native", f"cpu/{_C.cpu_isa()} {kind}", _slower_isa(data.dtype))
+    return Explanation("native", f"cpu/{_C.cpu_isa()} {kind}", _slower_isa(data.dtype) + _slower_threads())
 
 
 @dataclass
@@ -299,6 +299,12 @@ def cuda_plans(
     plans = _C.cuda_plans(cell, name_of(dtype), backward, batch, hidden, directions, tf32, device)
     wanted = os.environ.get("SEQKERNELS_CUDA_PLAN")
     return sorted(plans, key=lambda p: (p["name"] != wanted, p["obstacle"] != "", p["cycles"]))
+
+
+def _slower_threads() -> list[str]:
+    if not _C.process_was_forked():
+        return []
+    return ["threads: this process was forked, so that long calls start their own, and others have one"]
 
 
 def _slower_isa(dtype: torch.dtype) -> list[str]:

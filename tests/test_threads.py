@@ -141,6 +141,7 @@ def test_long_calls_after_fork_have_threads() -> None:
     def run() -> None:
         torch.use_deterministic_algorithms(False)  # would fill memory on several threads: torch hangs here
         assert _C.process_was_forked()
+        assert any("was forked" in reason for reason in seqkernels.explain(module, x).reasons)
         counts: list[int] = []
         done = threading.Event()
 
