@@ -81,9 +81,8 @@ class _Region(threading.local):
         self.of_device[device.type] = weakref.ref(token, lambda _: casts.clear()), casts
         with torch.inference_mode(False), torch.enable_grad():
             number = torch.ones(1, 1, device=device, requires_grad=True)
-            product: Any = torch.mm(
-                number, number
-            )  # autocast casts `number`, and keeps that with its history
+            # Autocast casts the number, and keeps the cast with its history.
+            product: Any = torch.mm(number, number)
             node = product.grad_fn.next_functions[0][0]
             if node is not None:
                 node.register_hook(token)

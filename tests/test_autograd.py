@@ -270,3 +270,22 @@ def test_anomaly_mode_finds_nan(device: torch.device) -> None:
         pytest.warns(UserWarning, match="Error detected in lstm"),
     ):
         module(x)[0].sum().backward()
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("scale", [1e30, 1e38, 3e38])
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_states_near_the_largest_number(name: str, scale: float, layers: int) -> None:
+    """Gradients are finite where those of torch.nn are: no product overflows on the way."""
+    plain = getattr(torch.nn, name)(4, 8, num_layers=layers)
+    fused = getattr(seqkernels, f"Fused{name}")(4, 8, num_layers=layers)
+    fused.load_state_dict(plain.state_dict())
+    x, state = torch.randn(5, 3, 4), torch.randn(2, layers, 3, 8) * scale
+    finite = []
+    for module in (plain, fused):
+        leaves = [x.clone().requires_grad_(), state.clone().requires_grad_()]
+        output, final = module(leaves[0], tuple(leaves[1]) if name == "LSTM" else leaves[1][0])
+        (output.sum() + (final[1].sum() if name == "LSTM" else 0)).backward()
+        finite.append([t.grad.isfinite() for t in (*leaves, *module.parameters())])
+    for theirs, ours in zip(*finite, strict=True):
+        assert (ours >= theirs).all()
