@@ -88,16 +88,21 @@ def explain(module: torch.nn.Module, x: Any, hx: Any = None, **kwargs: Any) -> A
     Raises:
         TypeError: `module` is not a recurrent layer or cell, and has none.
         ValueError: It is one with a nonlinearity that torch does not know.
+        Exception: What a model raises when it is run.
 
     Example:
         >>> lstm = seqkernels.FusedLSTM(8, 16)
         >>> plan = seqkernels.explain(lstm, torch.randn(5, 3, 8))
         >>> plan.backend
         'native'
-        >>> print(seqkernels.explain(torch.nn.Sequential(lstm), torch.randn(0, 3, 8)))
-        0: none: the call raises
+        >>> print(seqkernels.explain(lstm, torch.randn(0, 3, 8)))
+        none: the call raises
         because of
           - no steps
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), lstm)
+        >>> plan = seqkernels.explain(model, torch.randn(5, 3, 8))
+        >>> [(name, found[0].backend) for name, found in plan.layers.items()]
+        [('1', 'native')]
     """
     from .frozen import Frozen  # which imports this module
 
