@@ -63,6 +63,11 @@ def _fake_forward(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
 # ---------------------------------------------------------------- derivatives
 
 
+def _apply_untransformed(function: Any, *args: Any) -> tuple[Tensor, ...]:
+    """`function.apply`, without its search for torch.func's transforms, of which there are none."""
+    return super(torch.autograd.Function, function).apply(*args)
+
+
 class _Differentiable:
     """The forward op of a cell with its derivatives, and the derivatives of its backward op.
 
@@ -113,14 +118,11 @@ class _Differentiable:
 
     def __call__(self, *args: Any) -> tuple[Tensor, ...]:
         """The op where a gradient is needed: differentiable, without the detour through the dispatcher."""
-        return self._apply(self.op, args)
+        return _apply_untransformed(self.function, *self._of_function(self.op, args))
 
     def step(self, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The new state of one step where a gradient is needed; x [B, I], states [B, H].
-
-        Torch's own `apply` looks for torch.func's transforms first, of which there are none here.
-        """
-        return super(torch.autograd.Function, self.step_function).apply(x, *state, *weights)  # type: ignore[misc]
+        """The new state of one step where a gradient is needed; x [B, I], states [B, H]."""
+        return _apply_untransformed(self.step_function, x, *state, *weights)
 
     def _all(self, args: Sequence[Any]) -> list[Any]:
         """All arguments of the op: the dispatcher leaves out those at their default."""
@@ -137,14 +139,15 @@ class _Differentiable:
 
         return run
 
-    def _apply(self, op: Callable[..., Any], args: Sequence[Any]) -> tuple[Tensor, ...]:
+    def _of_function(self, op: Callable[..., Any], args: Sequence[Any]) -> tuple[Any, ...]:
+        """The arguments of `function` for those of the op."""
         n, (*given, save) = self.n, self._all(args)
-        return self.function.apply(op, save, *given[n + 1 :], *args[:n], *args[n])
+        return op, save, *given[n + 1 :], *args[:n], *args[n]
 
     def _autograd_kernel(self, keyset: Any, *args: Any) -> tuple[Tensor, ...]:
         op = compat.below_autograd_of(self.op, keyset)
         if torch.is_grad_enabled() and compat.any_requires_grad(*args):
-            return self._apply(op, args)
+            return self.function.apply(*self._of_function(op, args))
         with compat.below_autograd():
             return op(*args)
 

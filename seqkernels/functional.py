@@ -446,17 +446,16 @@ def _pair(hx: Any) -> State:
 
 def _check_stack(spec: LayerSpec, state: State, weights: Sequence[Tensor]) -> None:
     """The options against the states and weights; sizes are for what runs a layer."""
-    info, layers = spec.info, spec.num_layers * spec.directions
-    if spec.num_layers < 1:
+    layers = spec.num_layers * spec.directions
+    if layers < 1:
         raise RuntimeError(f"num_layers must be at least 1, got {spec.num_layers}")
-    for name, s in zip(("h0", "c0"), state, strict=False):
+    for n, s in enumerate(state):
         if s.dim() != 3 or s.size(0) != layers:
             expected = f"{spec.num_layers} layers * {spec.directions} directions"
-            raise RuntimeError(f"{name} must have size [{expected}, B, H], got {list(s.shape)}")
-    per_direction = 4 if spec.bias else 2
-    if len(weights) != layers * per_direction and (
-        not info.has_cell_state or len(weights) != layers * (per_direction + 1)
-    ):
+            raise RuntimeError(f"{'hc'[n]}0 must have size [{expected}, B, H], got {list(s.shape)}")
+    count, per_direction = len(weights), 4 if spec.bias else 2
+    with_projection = layers * (per_direction + 1)
+    if count != layers * per_direction and not (spec.info.has_cell_state and count == with_projection):
         raise RuntimeError(
             f"weights must be {layers * per_direction} tensors, {per_direction} for each of {spec.num_layers}"
             f" layers and {spec.directions} directions with bias={spec.bias}, got {len(weights)}"
