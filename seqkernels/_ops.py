@@ -201,10 +201,10 @@ class _Differentiable:
         """All tensors that a forward pass had got, from those that were saved and those that were not."""
         tensors = list(saved)
         for i, tensor, version in ctx.unread:
-            if torch.is_grad_enabled():  # create_graph=True: the derivative of backward reads all of them
+            reads_all = torch.is_grad_enabled()  # create_graph=True: the derivative of backward does
+            if reads_all:
                 compat.check_version(tensor, version)
-                tensors[i] = tensor
-            elif tensors[i] is None:
+            if reads_all or tensors[i] is None:
                 tensors[i] = tensor
         return tensors
 

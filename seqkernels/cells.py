@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from ._extension import _C
 
-__all__ = ["CELLS", "Cell"]
+__all__ = ["CELLS", "RNN_MODES", "WEIGHTS", "Cell"]
+
+# Of a layer's direction and of a Cell, in the order that every function and op takes them in.
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import _C
 from . import _torch_compat as compat
-from .cells import CELLS
+from .cells import CELLS, WEIGHTS
 from .fusion import FUSED
 from .plan import spec_of
 
@@ -83,7 +83,7 @@ def freeze(module: torch.nn.Module, dtype: torch.dtype | None = None) -> Frozen:
     parameters = [
         _weight(module, f"{name}{suffix}") if module.bias or "bias" not in name else None
         for suffix in suffixes
-        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        for name in WEIGHTS
     ]
     return Frozen(spec_of(module).cell, parameters, dtype or torch.float32, **options)
 

@@ -18,12 +18,12 @@ from torch.nn.functional import dropout as _dropout
 from . import _C, _cudnn, _ops, autocast, dispatch, reference, resets
 from . import _torch_compat as compat
 from ._transforms import TRANSFORMABLE
+from .cells import WEIGHTS
 from .spec import LayerSpec
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 
 State = tuple[Tensor, ...]  # h0, or h0 and c0
-_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # of a Cell's parameters
 # Of (spec, x, state, weights), `(output, *final_state)`, or of a step its final state alone.
 Run = Callable[[LayerSpec, Tensor, State, Sequence[Tensor]], tuple[Tensor, ...]]
 
@@ -414,7 +414,7 @@ def _fast_step(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tenso
     needs_grad = torch.is_grad_enabled() and w_ih.requires_grad
     if needs_grad or spec.backend == "reference" or not dispatch.fastpath_allowed(but_autocast=True):
         return None
-    parameters = dict(zip(_NAMES, (*weights, None, None), strict=False))
+    parameters = dict(zip(WEIGHTS, (*weights, None, None), strict=False))
     module = {"input_size": w_ih.size(-1), "hidden_size": w_hh.size(-1), "_parameters": parameters}
     is_pair = spec.info.has_cell_state
     hx = state if is_pair else state[0]

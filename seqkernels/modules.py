@@ -19,7 +19,7 @@ from torch.overrides import is_tensor_like
 
 from . import _C, _tools, dispatch, functional, resets
 from ._torch_compat import WeightsAsAttributes
-from .cells import CELLS, RNN_MODES
+from .cells import CELLS, RNN_MODES, WEIGHTS
 from .dispatch import fastpath_allowed
 from .spec import LayerSpec
 
@@ -308,9 +308,6 @@ _SPECS_OF_CELLS = {
 }
 
 
-_WEIGHTS_OF_CELLS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-
-
 class _FusedCell(_Fused):
     """A single step; the other base of a subclass is its namesake in torch.nn, an RNNCellBase."""
 
@@ -344,7 +341,7 @@ class _FusedCell(_Fused):
             return self._by_torch(input, hx)
         # Read first: `getattr` of a parameter comes to the same, but slowly.
         own = self.__dict__["_parameters"]
-        weights: Any = [own[name] if name in own else getattr(self, name) for name in _WEIGHTS_OF_CELLS]
+        weights: Any = [own[name] if name in own else getattr(self, name) for name in WEIGHTS]
         spec = _SPECS_OF_CELLS.get((cell, self.backend)) or LayerSpec(cell, backend=self.backend)
         final = functional.run_cell(spec, x, states, *weights)
         if not batched:

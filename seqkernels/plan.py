@@ -18,7 +18,7 @@ from . import _C, _cudnn, dispatch, modules
 from . import _torch_compat as compat
 from ._extension import BUILD_CONFIG
 from ._ops import cast, tf32_allowed
-from .cells import CELLS, RNN_MODES
+from .cells import CELLS, RNN_MODES, WEIGHTS
 from .dispatch import name_of
 from .spec import LayerSpec
 from .subclasses import why_no_kernel, why_not_fused
@@ -248,7 +248,7 @@ def spec_of(module: torch.nn.Module) -> LayerSpec:
 def _weight_names(module: torch.nn.Module) -> Sequence[str]:
     if isinstance(module, torch.nn.RNNBase):
         return compat.weight_names(module)
-    return ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
+    return WEIGHTS
 
 
 def _explain_cuda(call: _Call, kind: str) -> Explanation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from seqkernels import reference
 from seqkernels.cells import CELLS as REGISTRY
 
 CELLS = tuple(REGISTRY)
+FLOAT64 = {"dtype": torch.float64}
 FINALS = {name: ("h_n", "c_n")[: cell.states] for name, cell in REGISTRY.items()}
 
 
@@ -181,3 +183,14 @@ def _stacked(results: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 def lengths_of(seq_len: int, batch: int) -> list[int]:
     """Lengths of a packed batch, longest first; some alike, the shortest 1 if there is room."""
     return [max(1, seq_len - seq_len * b // batch) for b in range(batch)]
+
+
+def tiny(cell: str, **options: Any) -> Problem:
+    return Problem(cell, 3, 2, 3, 2, **{**FLOAT64, **options})
+
+
+def of_inputs(problem: Problem) -> Callable[..., tuple[Tensor, ...]]:
+    """The forward op as a function of `problem.inputs`, one by one."""
+    n = 1 + len(problem.states)
+    op = getattr(torch.ops.seqkernels, problem.cell)
+    return lambda *t: op(*t[:n], list(t[n:]), problem.batch_sizes)[:n]

@@ -80,16 +80,8 @@ def main() -> int:
     ]
     start = ["-c", IN_A_FORK] if sanitizer.forked else ["-m", "pytest"]
     tests = [] if any(argument.startswith("tests/") for argument in pytest_arguments) else sanitizer.tests
-    command = [
-        sys.executable,
-        *start,
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--capture=sys",
-        *tests,
-        *pytest_arguments,
-    ]
+    quietly = ["-q", "-pno:cacheprovider", "--capture=sys"]  # a report is the process's own, not a test's
+    command = [sys.executable, *start, *quietly, *tests, *pytest_arguments]
     variables = dict(sanitizer.options)
     if sanitizer.suppressions:
         file = tree.folder / "suppressions"

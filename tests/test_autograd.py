@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
@@ -14,20 +12,7 @@ import seqkernels
 from seqkernels import functional
 
 from .conftest import assert_close
-from .problems import CELLS, Problem
-
-FLOAT64 = {"dtype": torch.float64}
-
-
-def tiny(cell: str, **options: object) -> Problem:
-    return Problem(cell, 3, 2, 3, 2, **{**FLOAT64, **options})
-
-
-def of_inputs(problem: Problem) -> Callable[..., tuple[Tensor, ...]]:
-    """The forward op as a function of `problem.inputs`, one by one."""
-    n = 1 + len(problem.states)
-    op = getattr(torch.ops.seqkernels, problem.cell)
-    return lambda *t: op(*t[:n], list(t[n:]), problem.batch_sizes)[:n]
+from .problems import CELLS, FLOAT64, Problem, of_inputs, tiny
 
 
 def leaves(problem: Problem) -> list[Tensor]:

@@ -14,6 +14,7 @@ import seqkernels
 from seqkernels import reference
 
 from .conftest import assert_close, flat
+from .test_modules import pair
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 I, H = 5, 6
@@ -25,12 +26,6 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-def pair(**options: Any) -> tuple[nn.Module, nn.Module]:
-    theirs, ours = nn.LSTM(I, H, proj_size=2, **options), seqkernels.FusedLSTM(I, H, proj_size=2, **options)
-    ours.load_state_dict(theirs.state_dict())
-    return theirs, ours
-
-
 @pytest.fixture
 def no_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference, "layer", None)
@@ -40,7 +35,7 @@ def no_reference(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", ["padded", "unbatched", "packed"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_projections(options: dict[str, Any], kind: str) -> None:
-    theirs, ours = pair(**options)
+    theirs, ours = pair("LSTM", I, H, proj_size=2, **options)
     x: Any = torch.randn(4, 3, I) if kind == "padded" else torch.randn(4, I)
     if kind == "packed":
         x = pack_sequence([torch.randn(n, I) for n in (4, 2, 1)])
@@ -55,7 +50,7 @@ def test_projections(options: dict[str, Any], kind: str) -> None:
 
 def test_a_fused_model_with_projections_takes_no_longer_way() -> None:
     """The profiler sees the same ops as with torch.nn."""
-    theirs, ours = pair()
+    theirs, ours = pair("LSTM", I, H, proj_size=2)
     x, seen = torch.randn(4, 3, I), []
     for module in (ours, theirs):
         with torch.no_grad(), torch.profiler.profile() as profile:
@@ -65,7 +60,7 @@ def test_a_fused_model_with_projections_takes_no_longer_way() -> None:
 
 
 def test_compiled_traced_and_exported() -> None:
-    theirs, ours = pair()
+    theirs, ours = pair("LSTM", I, H, proj_size=2)
     x = torch.randn(4, 3, I)
     expected = flat(theirs(x))
     assert_close(flat(torch.compile(ours, backend="eager", fullgraph=True)(x)), expected)
@@ -76,7 +71,7 @@ def test_compiled_traced_and_exported() -> None:
 
 
 def test_the_reference_is_there_where_torch_gives_up() -> None:
-    _, ours = pair()
+    _, ours = pair("LSTM", I, H, proj_size=2)
     x = torch.randn(3, 4, I)
     rows = torch.vmap(lambda row: ours(row.unsqueeze(1))[0].squeeze(1))(x)
     assert_close(rows, ours(x.transpose(0, 1))[0].transpose(0, 1))

@@ -19,26 +19,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import seqkernels
 
 from .conftest import LAYERS, STEPS, assert_close, flat, random_state
-from .problems import CELLS, Problem
+from .problems import CELLS, FLOAT64, Problem, of_inputs, tiny
 
-FLOAT64 = {"dtype": torch.float64}
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "no bias": {"bias": False},
     "bidirectional": {"directions": 2},
     "packed": {"lengths": [3, 1]},
 }
-
-
-def tiny(cell: str, **options: Any) -> Problem:
-    return Problem(cell, 3, 2, 3, 2, **{**FLOAT64, **options})
-
-
-def of_inputs(problem: Problem) -> Callable[..., tuple[Tensor, ...]]:
-    """The forward op as a function of `problem.inputs`, one by one."""
-    n = 1 + len(problem.states)
-    op = getattr(torch.ops.seqkernels, problem.cell)
-    return lambda *t: op(*t[:n], list(t[n:]), problem.batch_sizes)[:n]
 
 
 def fused(name: str, *sizes: int, **options: Any) -> nn.Module:
