@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "extent.h"
+
 namespace seqkernels {
 
 using torch::stable::Tensor;
@@ -64,13 +66,9 @@ void check_device(const Tensor& tensor, const Tensor& x, const Name&... name) {
 // A program may free or shorten the storage of a tensor, whose sizes then say more than there is.
 template <class... Name>
 void check_memory(const Tensor& tensor, const Name&... name) {
-  const auto sizes = tensor.sizes(), strides = tensor.strides();
-  int64_t elements = tensor.storage_offset() + 1;
-  for (size_t i = 0; i < sizes.size(); ++i) {
-    if (sizes[i] == 0) return;
-    elements += (sizes[i] - 1) * strides[i];
-  }
-  const int64_t needed = elements * static_cast<int64_t>(tensor.element_size());
+  const int64_t elements = extent(tensor.sizes(), tensor.strides(), tensor.dim());
+  if (elements == 0) return;
+  const int64_t needed = (tensor.storage_offset() + elements) * static_cast<int64_t>(tensor.element_size());
   int64_t available;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &available));
   if (available < needed)

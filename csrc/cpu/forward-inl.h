@@ -9,8 +9,7 @@
 // (gemm/formats-inl.h). In the class T = Compute<S> is the type of sums and states, V a vector of them, E = F::Element
 // the type of operands where they lie.
 #pragma once
-#include "gemm/gemv-inl.h"
-#include "gemm/packing-inl.h"
+#include "gemm/columns-inl.h"
 #include "sequence-inl.h"
 
 namespace seqkernels::SEQKERNELS_ISA {
@@ -19,6 +18,8 @@ namespace seqkernels::SEQKERNELS_ISA {
 // of W_ih, which every chunk reads once.
 constexpr int64_t kInputGatesBytes = 1 << 20;
 constexpr int64_t kMinChunkRows = 48;
+// No more rows are multiplied one or two at a time.
+constexpr int64_t kMaxGemvRows = 16;
 
 template <class Cell, class S, class F = ScalarFormat<Compute<S>>>
 class ForwardLoop {
@@ -41,6 +42,7 @@ class ForwardLoop {
     T* c;              // [B][padded]
     const E** x_rows;  // [chunk rows]
     E* x_copy;         // [chunk rows][x_stride], where x is not read where it lies
+    T* columns;        // [threads][columns_size], see columns_of
   };
 
  public:
@@ -49,11 +51,12 @@ class ForwardLoop {
         shape_(arguments.shape),
         size_(arguments.shape),
         rows_(shape_.offsets[shape_.seq_len]),
-        small_m_(rows_ <= small_m_limit()),
+        small_m_(is_small_m()),
         input_packs_(packs<F>(size_.inputs)),
         hidden_packs_(packs<F>(size_.hidden)),
         chunk_rows_(chunk_capacity(shape_, target_rows())),
-        h_stride_(row_stride<F>(size_.hidden)) {
+        h_stride_(row_stride<F>(size_.hidden)),
+        columns_size_(as_columns(rows_) ? columns_size<F>(rows_, max(size_.inputs, size_.hidden)) : 0) {
     Arena arena(workspace);
     const int64_t columns = size_.panels * Size::kPanelWidth, batch = shape_.batch;
     const int64_t input_panels = packs_when_needed() ? p_.threads : size_.panels;
@@ -68,6 +71,7 @@ class ForwardLoop {
       buffers.c = arena.take<T>(Cell::kHasCellState ? batch * size_.padded : 0);
       buffers.x_rows = arena.take<const E*>(chunk_rows_);
       buffers.x_copy = arena.take<E>(reads_x_in_place() ? 0 : chunk_rows_ * x_stride());
+      buffers.columns = arena.take<T>(p_.threads * columns_size_);
     }
     workspace_ = arena.used();
   }
@@ -112,12 +116,37 @@ class ForwardLoop {
     return u < size_.hidden ? reinterpret_cast<const S*>(weight) + (g * size_.hidden + u) * k_size : nullptr;
   }
 
-  // For so many rows or fewer, weights are read where they lie instead of being packed. Each row's sums are transposed
-  // then, which takes longer than to transpose the weights once there are more rows than vectors along K, or widens
-  // them each time.
-  int64_t small_m_limit() const {
-    if (sizeof(S) != sizeof(E)) return 8;
-    return max(8, min(16, size_.hidden / (kLanes * F::kPack)));
+  // Whether weights are read where they lie instead of being packed: there are so few rows that packing would take longer
+  // than it saves. They are multiplied as columns (gemm/columns-inl.h), or each row's sums are transposed, which takes
+  // longer than to transpose the weights once there are more rows than vectors along K, or widens them each time.
+  bool is_small_m() const {
+    if (sizeof(S) != sizeof(E)) return rows_ <= 8;
+    if (F::kInTiles)
+      return (has_columns() && fill_columns<F>(rows_)) || (rows_ <= 8 && shape_.batch <= kMinTileRegisterRows);
+    if (rows_ <= max(8, min(kMaxGemvRows, size_.hidden / (kLanes * F::kPack)))) return true;
+    return has_columns() && shape_.seq_len == 1 && (F::kPack == 1 || fill_columns<F>(rows_));
+  }
+  // Whether rows are multiplied as columns, if they are enough: there are weights enough to spare.
+  bool has_columns() const {
+    return sizeof(S) == sizeof(E) && rows_ <= kMaxColumns<F> &&
+           kGates * size_.hidden * (size_.inputs + size_.hidden) * int64_t(sizeof(S)) > kColumnsBytes<F>;
+  }
+  bool as_columns(int64_t rows) const {
+    return small_m_ && has_columns() && (rows > kMaxGemvRows || fill_columns<F>(rows));
+  }
+
+  // The tiles of so many rows of a product.
+  RowTiles tiles_of(int64_t rows) const {
+    return as_columns(rows) ? RowTiles(rows, kMaxColumns<F>) : row_tiles<F>(rows, kProductVectors);
+  }
+
+  // Rows of x or h as columns, if they are multiplied so, else null. Each member makes its own.
+  template <class Rows>
+  const T* columns_of(const ThreadSlice& slice, const Rows& rows, int64_t count, int64_t k_size) const {
+    if (!as_columns(count)) return nullptr;
+    T* const columns = buffers_[slice.direction].columns + slice.rank * columns_size_;
+    pack_columns<F>(count, rows, k_size, columns);
+    return columns;
   }
 
   int64_t target_rows() const {
@@ -232,15 +261,16 @@ class ForwardLoop {
   void project_inputs(const ThreadSlice& slice, const Chunk& chunk) const {
     const Buffers& buffers = buffers_[slice.direction];
     const char* const weight = p_.weights[slice.direction].w_ih;
-    const RowTiles tiles = row_tiles<F>(chunk.rows, kProductVectors);
+    const RowTiles tiles = tiles_of(chunk.rows);
+    const T* const columns = columns_of(slice, input_rows(buffers, 0), chunk.rows, size_.inputs);
     // Panel by panel, so that a split by units makes what it will use; by rows where it splits the batch.
     for_items(
         share(size_.panels * tiles.count(), slice.rank, slice.size), tiles.count(),
         [&](int64_t panel) { return input_panel(slice, panel); },
         [&](const T* w, int64_t panel, int64_t j) {
           const Range rows = tiles[j];
-          gates_tile(weight, w, buffers.b_ih, size_.inputs, input_rows(buffers, rows.begin), rows.size(), panel,
-                     input_gates(buffers, chunk, panel, rows.begin));
+          gates_tile(weight, w, buffers.b_ih, size_.inputs, input_rows(buffers, rows.begin), columns, rows.size(),
+                     panel, input_gates(buffers, chunk, panel, rows.begin));
         });
   }
 
@@ -267,18 +297,24 @@ class ForwardLoop {
     return buffers.input_gates + panel * Size::kPanelWidth * chunk.rows + row * size_.panel_vectors(panel) * kLanes;
   }
 
-  // Makes tile[rows][panel width] = rows W^T + bias for one panel, with W packed unless M is small.
+  // Makes tile[rows][panel width] = rows W^T + bias for one panel, with W packed unless M is small; `columns` are null or
+  // the same rows as columns.
   template <class Rows>
   SEQKERNELS_INLINE void gates_tile(const char* weight, const T* packed_panel, const T* bias, int64_t k_size,
-                                    const Rows& rows, int64_t count, int64_t panel, T* tile) const {
+                                    const Rows& rows, const T* columns, int64_t count, int64_t panel, T* tile) const {
     const int vectors = size_.panel_vectors(panel);
     const int64_t width = vectors * kLanes;
     const T* const panel_bias = panel_at(bias, panel, 1);
     const auto out = Tile<T>::from_bias(tile, width, panel_bias);
     if (small_m_) {
       for (int v = 0; v < vectors; ++v) {
-        const int64_t unit = (panel * kUnitVectors + v / kGates) * kLanes;
-        const WeightRows<S> w{weight_row(weight, k_size, v % kGates, unit), k_size, size_.hidden - 1 - unit};
+        const int64_t unit = (panel * kUnitVectors + v / kGates) * kLanes, last = size_.hidden - 1 - unit;
+        const WeightRows<S> w{weight_row(weight, k_size, v % kGates, unit), k_size, last};
+        if constexpr (sizeof(S) == sizeof(E))
+          if (columns) {
+            gemm_columns<F>(count, columns, {w.first, k_size}, min(kLanes, last + 1), k_size, out.from(v * kLanes));
+            continue;
+          }
         gemv<S, F>(count, rows, w, k_size, out.from(v * kLanes));
       }
       return;
@@ -328,8 +364,11 @@ class ForwardLoop {
     const Buffers& buffers = buffers_[slice.direction];
     const Step step = step_at(slice, steps, chunk, i);
     const Range panels = slice.units(size_.panels);
-    const RowTiles tiles = row_tiles<F>(slice.sequences(steps.active(steps.time(i))), kProductVectors);
-    alignas(64) T tile[max_rows_in_parts<F>(kProductVectors) * Size::kPanelWidth];
+    const int64_t sequences = slice.sequences(steps.active(steps.time(i)));
+    const RowTiles tiles = tiles_of(sequences);
+    const EvenRows<E> h{step.h_prev + slice.sequence(0) * h_stride_, h_stride_ * slice.split.batch_parts};
+    const T* const columns = columns_of(slice, h, sequences, size_.hidden);
+    alignas(64) T tile[max(kMaxColumns<F>, max_rows_in_parts<F>(kProductVectors)) * Size::kPanelWidth];
     for (int64_t n = 0; n < panels.size(); ++n) {
       // Alternating (serpentine) traversal: what the last step read last is what the cache still holds.
       const int64_t panel = i % 2 ? panels.end - 1 - n : panels.begin + n;
@@ -337,9 +376,8 @@ class ForwardLoop {
       for (int64_t j = 0; j < tiles.count(); ++j) {
         const Range rows = tiles[j];
         prefetch(step, chunk, slice, panel, rows);
-        const EvenRows<E> h{step.h_prev + slice.sequence(rows.begin) * h_stride_, h_stride_ * slice.split.batch_parts};
         gates_tile(p_.weights[slice.direction].w_hh, panel_at(buffers.w_hh, panel, hidden_packs_), buffers.b_hh,
-                   size_.hidden, h, rows.size(), panel, tile);
+                   size_.hidden, h.from(rows.begin), columns, rows.size(), panel, tile);
         const auto cell_row = [&](int64_t r) {
           const int64_t b = slice.sequence(rows.begin + r);
           return CellRow{b, input_gates(buffers, chunk, panel, step.chunk_row + b), tile + r * width};
@@ -439,7 +477,7 @@ class ForwardLoop {
   const int64_t rows_;  // R
   const bool small_m_;
   const int64_t input_packs_, hidden_packs_;
-  const int64_t chunk_rows_, h_stride_;
+  const int64_t chunk_rows_, h_stride_, columns_size_;
   Buffers buffers_[kMaxDirections];
   int64_t workspace_;
 };

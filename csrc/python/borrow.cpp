@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "../extent.h"
+
 namespace seqkernels {
 namespace {
 
@@ -128,12 +130,10 @@ bool describe(const Torch& torch, PyObject* object, BorrowedTensor& tensor) {
 bool hold_storage(const Torch& torch, BorrowedTensor& tensor) {
   tensor.storage = torch.storage(tensor.owner.ptr());
   if (!tensor.storage) return false;
-  if (tensor.is_empty()) return true;
+  const int64_t elements = extent(tensor.sizes, tensor.strides, tensor.dim);
+  if (elements == 0) return true;
   const int64_t offset = torch.storage_offset.integer(tensor.owner.ptr());
-  if (offset < 0) return false;
-  int64_t elements = offset + 1;
-  for (int i = 0; i < tensor.dim; ++i) elements += (tensor.sizes[i] - 1) * tensor.strides[i];
-  return elements * bytes_of(tensor.dtype) <= torch.storage_bytes.integer(tensor.storage.ptr());
+  return offset >= 0 && (offset + elements) * bytes_of(tensor.dtype) <= torch.storage_bytes.integer(tensor.storage.ptr());
 }
 
 }  // namespace
