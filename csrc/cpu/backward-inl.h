@@ -120,10 +120,12 @@ class BackwardLoop {
   // Whether W of that side is multiplied with dgates at all: for dx, and for dh of every step but the first.
   bool needs_product(int side) const { return side == 0 ? p_.grad_x != nullptr : shape_.seq_len > 1 || p_.grad_h0; }
 
-  // Whether W_ih is packed panel by panel, each into the space of the thread that needs it: there are but two chunks to
-  // use it, or it is large beside what a training step keeps of each row.
+  // Whether a weight is packed panel by panel, each into the space of the thread that needs it. W_ih where there are but
+  // two chunks to use it, or it is large beside what a training step keeps of each row; W_hh where a single thread uses it
+  // in a single step.
   bool packs_when_needed(int side) const {
-    return side == 0 && rows_ <= 2 * max(chunk_rows_, size_.inputs) && p_.threads < sides_[0][0].panels().count();
+    if (p_.threads >= sides_[0][side].panels().count()) return false;
+    return side == 0 ? rows_ <= 2 * max(chunk_rows_, size_.inputs) : shape_.seq_len == 1 && p_.threads == 1;
   }
 
   // Whether dW is a sum of several products, or of none.
@@ -163,9 +165,10 @@ class BackwardLoop {
       if (!needs_product(s) || side.in_place(rows_) || packs_when_needed(s)) continue;
       const Range own = share_of_packs<F>(size_.hidden, slice.rank, slice.size);
       T* const packed = buffers_[slice.direction].w[s];
-      for (int64_t u = own.begin; u < own.end; ++u)
+      for (int64_t u = own.begin; u < own.end; u += F::kPack)
         for (int g = 0; g < kGates; ++g)
-          pack_row<S, F>(weight_row(side, g, u), k_of(side, g, u), side.panels(), side_packs_, packed);
+          pack_whole_packs<S, F>(weight_row(side, g, u), min(F::kPack, own.end - u), k_of(side, g, u), side.panels(),
+                                 side_packs_, packed);
       for (int g = 0; g < kGates && slice.rank == 0; ++g)
         pack_zeros(k_padding(side, g), side.panels(), side_packs_, packed);
     }
@@ -375,16 +378,17 @@ class BackwardLoop {
     const Side& side = sides_[slice.direction][1];
     const Range panels = slice.units(hidden_panels().count());
     const RowTiles tiles = row_tiles<F>(slice.sequences(steps.active(t)), kPanelVectors);
+    if (tiles.count() == 0) return;
     const E* const dgates = buffers.dgates + (steps.first_row(t) - chunk.first_row) * dgates_stride_;
     for (int64_t n = 0; n < panels.size(); ++n) {
       // Alternating (serpentine) traversal: what the last step read last is what the cache still holds.
       const int64_t panel = t % 2 ? panels.end - 1 - n : panels.begin + n;
+      const T* const w = weight_panel(slice, 1, panel);
       for (int64_t j = 0; j < tiles.count(); ++j) {
         const Range rows = tiles[j];
         const int64_t b = slice.sequence(rows.begin), stride = slice.split.batch_parts;
         T* const dh = buffers.dh + b * size_.padded + panel * Panels<T>::kWidth;
-        multiply(side, side.panels().at(buffers.w[1], panel, side_packs_), rows.size(), panel, Panels<T>::kWidth,
-                 {dgates + b * dgates_stride_, stride * dgates_stride_},
+        multiply(side, w, rows.size(), panel, Panels<T>::kWidth, {dgates + b * dgates_stride_, stride * dgates_stride_},
                  Tile<T>::accumulate(dh, stride * size_.padded));
       }
     }
@@ -404,7 +408,7 @@ class BackwardLoop {
   static void product_narrowed(int64_t rows, int vectors, int64_t columns, S* out, int64_t stride,
                                const Multiply& multiply);
   void bias_gradient(const ThreadSlice& slice, const Chunk& chunk, int s) const;
-  const T* input_panel(const ThreadSlice& slice, int64_t panel) const;
+  const T* weight_panel(const ThreadSlice& slice, int s, int64_t panel) const;
   void input_gradient(const ThreadSlice& slice, const Chunk& chunk) const;
 
   const BackwardArguments& p_;

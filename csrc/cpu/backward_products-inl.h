@@ -160,22 +160,26 @@ inline void BackwardLoop<Cell, S, F>::bias_gradient(const ThreadSlice& slice, co
   });
 }
 
-// A panel of W_ih, packed now if it is not kept; null where it is read where it lies.
+// A panel of a side's weight, packed now if it is not kept; null where it is read where it lies.
 template <class Cell, class S, class F>
-inline const Compute<S>* BackwardLoop<Cell, S, F>::input_panel(const ThreadSlice& slice, int64_t panel) const {
-  const Side& side = sides_[slice.direction][0];
-  T* const kept = buffers_[slice.direction].w[0];
+inline const Compute<S>* BackwardLoop<Cell, S, F>::weight_panel(const ThreadSlice& slice, int s, int64_t panel) const {
+  const Side& side = sides_[slice.direction][s];
+  T* const kept = buffers_[slice.direction].w[s];
   if (side.in_place(rows_)) return nullptr;
-  if (!packs_when_needed(0)) return side.panels().at(kept, panel, side_packs_);
+  if (!packs_when_needed(s)) return side.panels().at(kept, panel, side_packs_);
   T* const own = side.panels().at(kept, slice.rank, side_packs_);
   constexpr int64_t kAhead = 32;  // rows, between which the hardware does not prefetch
   for (int g = 0; g < kGates; ++g) {
-    for (int64_t u = 0; u < size_.hidden; ++u) {
+    for (int64_t u = 0; u < size_.hidden; u += F::kPack) {
       const S* const part = weight_row(side, g, u) + panel * Panels<T>::kWidth;
-      const S* const ahead = part + kAhead * side.columns;
-      for (int64_t i = 0; i < Panels<T>::kWidth; i += 64 / int64_t(sizeof(S))) __builtin_prefetch(ahead + i);
-      __builtin_prefetch(ahead + Panels<T>::kWidth - 1);  // rows begin anywhere in a line
-      pack_row<S, F>(part, k_of(side, g, u), side.panels().valid(panel), side.panels().vectors(panel), own);
+      const int64_t rows = min(F::kPack, size_.hidden - u);
+      for (int64_t r = 0; r < rows; ++r) {
+        const S* const ahead = part + (kAhead + r) * side.columns;
+        for (int64_t i = 0; i < Panels<T>::kWidth; i += 64 / int64_t(sizeof(S))) __builtin_prefetch(ahead + i);
+        __builtin_prefetch(ahead + Panels<T>::kWidth - 1);  // rows begin anywhere in a line
+      }
+      pack_whole_packs<S, F>(part, side.columns, rows, k_of(side, g, u), side.panels().valid(panel),
+                             side.panels().vectors(panel), own);
     }
     pack_zeros(k_padding(side, g), side.panels().width(panel), own);
   }
@@ -191,7 +195,7 @@ inline void BackwardLoop<Cell, S, F>::input_gradient(const ThreadSlice& slice, c
   const Panels<T> panels = side.panels();
   const RowTiles tiles = row_tiles<F>(chunk.rows, kPanelVectors);
   const Range own = share(panels.count() * tiles.count(), slice.rank, slice.size);
-  const auto pack = [&](int64_t panel) { return input_panel(slice, panel); };
+  const auto pack = [&](int64_t panel) { return weight_panel(slice, 0, panel); };
   for_items(own, tiles.count(), pack, [&](const T* w, int64_t panel, int64_t j) {
     const int64_t columns = panels.valid(panel);
     const Range rows = tiles[j];

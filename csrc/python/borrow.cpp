@@ -133,7 +133,8 @@ bool hold_storage(const Torch& torch, BorrowedTensor& tensor) {
   const int64_t elements = extent(tensor.sizes, tensor.strides, tensor.dim);
   if (elements == 0) return true;
   const int64_t offset = torch.storage_offset.integer(tensor.owner.ptr());
-  return offset >= 0 && (offset + elements) * bytes_of(tensor.dtype) <= torch.storage_bytes.integer(tensor.storage.ptr());
+  return offset >= 0 &&
+         (offset + elements) * bytes_of(tensor.dtype) <= torch.storage_bytes.integer(tensor.storage.ptr());
 }
 
 }  // namespace

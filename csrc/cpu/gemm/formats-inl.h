@@ -35,6 +35,11 @@ struct ScalarFormat {
   SEQKERNELS_INLINE static Raw load_packs(const S* p, int64_t count) {
     return load(p, count).raw;
   }
+  // Packs of a vector of columns of `rows` rows, the first one at p; `count` columns are there.
+  template <class S>
+  SEQKERNELS_INLINE static Vec<T> join_rows(const S* p, int64_t, int64_t, int64_t count) {
+    return load(p, count);
+  }
   // Stores a vector of elements as part `part` of as many packs; the parts in order.
   template <class S>
   SEQKERNELS_INLINE static void store_part_of_packs(T* packs, int, const S* p, int64_t count) {
@@ -79,6 +84,9 @@ struct Bf16VnniFormat {
     else
       __builtin_memcpy(&all, p, size_t(max(count, 0)) * sizeof *p);
     return all;
+  }
+  SEQKERNELS_INLINE static VecF join_rows(const Bf16* p, int64_t stride, int64_t rows, int64_t count) {
+    return join(load(p, count), rows > 1 ? load(p + stride, count) : VecF(0));
   }
   SEQKERNELS_INLINE static void store_part_of_packs(float* packs, int part, const Bf16* p, int64_t count) {
     const VecF element = load(p, count);

@@ -37,6 +37,16 @@ SEQKERNELS_INLINE void pack_row(const S* row, int64_t k, int64_t columns, int ve
     F::store_part_of_packs(out + v * n, int(k % F::kPack), row + v * n, columns - v * n);
 }
 
+// The same for the rows of a pack at once: `rows` of them, fewer than F::kPack if the rest is zero, at distances of
+// `stride`; row k is the first.
+template <class S, class F>
+SEQKERNELS_INLINE void pack_whole_packs(const S* first, int64_t stride, int64_t rows, int64_t k, int64_t columns,
+                                        int vectors, typename F::Sum* packed) {
+  constexpr int n = Vec<typename F::Sum>::kLanes;
+  typename F::Sum* const out = packed + k / F::kPack * vectors * n;
+  for (int v = 0; v < vectors; ++v) store(out + v * n, F::join_rows(first + v * n, stride, rows, columns - v * n));
+}
+
 // The packs [begin, end) of a packed K whose rows are not there.
 template <class T>
 SEQKERNELS_INLINE void pack_zeros(Range packs, int64_t width, T* packed) {
@@ -74,6 +84,22 @@ SEQKERNELS_INLINE void pack_row(const S* row, int64_t k, const Panels<T>& panels
     for (int v = 0; v < kPanelVectors; ++v) F::store_part_of_packs(out + v * n, int(k % F::kPack), row + v * n, n);
   if (whole < panels.count())
     pack_row<S, F>(row, k, panels.valid(whole), panels.vectors(whole), panels.at(packed, whole, k_packs));
+}
+
+// The rows of a pack of a matrix at once into all its panels; see above.
+template <class S, class F, class T = typename F::Sum>
+SEQKERNELS_INLINE void pack_whole_packs(const S* first, int64_t rows, int64_t k, const Panels<T>& panels,
+                                        int64_t k_packs, T* packed) {
+  constexpr int n = Vec<T>::kLanes;
+  constexpr int64_t kWidth = Panels<T>::kWidth;
+  const int64_t whole = panels.columns / kWidth;
+  T* out = packed + k / F::kPack * kWidth;
+  for (int64_t panel = 0; panel < whole; ++panel, first += kWidth, out += kWidth * k_packs)
+#pragma GCC unroll 4
+    for (int v = 0; v < kPanelVectors; ++v) store(out + v * n, F::join_rows(first + v * n, panels.columns, rows, n));
+  if (whole < panels.count())
+    pack_whole_packs<S, F>(first, panels.columns, rows, k, panels.valid(whole), panels.vectors(whole),
+                           panels.at(packed, whole, k_packs));
 }
 
 // The packs [begin, end) of all panels whose rows are not there.
