@@ -34,7 +34,7 @@ HOLD = $(if $(ISA),$(or $(HOLD_$(ISA)),$(error ISA=$(ISA): avx2 is what there is
 BUILT := build/.built-$(shell printf '%s' '$(PY) $(TORCH_SPEC) $(CXX) $(CXXFLAGS) $(SEQKERNELS_CPU_TARGETS) $(SEQKERNELS_TEST_KERNELS) $(SEQKERNELS_WITH_CUDA) $(SEQKERNELS_CUDA_TARGETS)' | tr -c 'A-Za-z0-9.=' _)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo examples test sanitize bench gpu gpu-report lint format wheel clean env bench-env
+.PHONY: help build demo examples test sanitize mutants bench gpu gpu-report lint format wheel clean env bench-env
 .SILENT: help env build
 
 help:  ## this list
@@ -65,6 +65,10 @@ sanitize: env  ## run tests with CPU kernels that check every access, then for d
 	@$(call need,setuptools ninja pybind11 torch numpy pytest hypothesis)
 	$(PY) -m tests.sanitizers address $(ARGS)
 	$(PY) -m tests.sanitizers thread $(ARGS)
+
+mutants: env  ## which tests find mistakes in the CPU kernels, by dtype and instruction set (ARGS: names of some)
+	@$(call need,setuptools ninja pybind11 torch numpy pytest hypothesis)
+	$(PY) -m tests.mutate $(ARGS)
 
 bench: build bench-env  ## measure against torch.nn and ONNX Runtime, write tables and a plot (QUICK=1: 3 minutes; NAME=)
 	@$(call need,numpy pytest pytest_benchmark matplotlib)

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -31,10 +31,12 @@ class Tree:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def update(self, patch: Path | None = None) -> None:
-        """The sources as they are now, changed by `patch`."""
+    def update(self, patch: Path | None = None, change: Callable[[Path], None] | None = None) -> None:
+        """The sources as they are now, changed by `patch`, and by `change`, which is told their folder."""
         with tempfile.TemporaryDirectory() as folder:
             _copy(Path(folder))
+            if change is not None:
+                change(Path(folder))
             if patch is not None:
                 environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(Path(folder).parent)}
                 subprocess.run(["git", "apply", str(patch)], cwd=folder, env=environment, check=True)
