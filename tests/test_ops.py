@@ -44,6 +44,7 @@ SHAPES = [
     (7, 100, 400, 17, 1, True, True),
     (3, 200, 40, 130, 1, True, False),
     (3, 8, 20, 40, 1, True, False),  # a register tile in two parts
+    (3, 950, 2, 33, 1, True, False),  # a chunk of inputs for each step, so that one begins with an odd step
 ]
 
 
@@ -160,8 +161,47 @@ def test_empty(cell: str, seq_len: int, batch: int, dtype: torch.dtype, target: 
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_no_input_features(cell: str, target: torch.device) -> None:
-    Problem(cell, 3, 2, 0, 4, directions=2, device=target).check()
+def test_no_input_features(cell: str, dtype: torch.dtype, target: torch.device) -> None:
+    Problem(cell, 3, 2, 0, 4, directions=2, dtype=dtype, device=target).check()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("batch", [1, 40])
+@pytest.mark.parametrize("scale", [1, 2**-15], ids=["normal", "denormal"])
+def test_results_are_rounded_as_by_torch(
+    scale: float, batch: int, dtype: torch.dtype, target: torch.device
+) -> None:
+    """To the nearest number, halfway between two to the even one; in float16 also below normal numbers."""
+    if target.type != "cpu":
+        pytest.skip("torch's matrix products on a GPU may sum in less than float32")
+    problem = Problem("rnn_relu", 1, batch, 2, 13, bias=False, dtype=dtype, device=target)
+    # Sums of two numbers, the second one smaller by a power of two, which float32 has exactly.
+    problem.x = (torch.rand(1, batch, 2).to(dtype) + 1).to(target) * scale
+    w_ih = torch.stack((torch.ones(13), 0.5 ** torch.arange(13)), dim=1).to(dtype).to(target)
+    problem.weights = [w_ih, torch.zeros_like(problem.weights[1])]
+    forward = problem.forward()
+    assert torch.equal(forward[0], (problem.x.double() @ w_ih.double().T).to(dtype))
+    # Products of two numbers, of either sign.
+    problem.weights[0] = torch.randn_like(w_ih) * (torch.arange(13, device=target) == 3).to(dtype)[:, None]
+    problem.grads[1] = None
+    right = problem.grads[0].double() @ problem.weights[0].double()
+    assert torch.equal(problem.backward(forward)[0], right.to(dtype))
+
+
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell != "lstm"])
+def test_a_state_that_is_handed_on(cell: str, dtype: torch.dtype, target: torch.device) -> None:
+    """A sequence in two pieces is, bit by bit, the whole one; with one input, sums have but one order.
+
+    An LSTM's c is rounded at the end of a piece alone.
+    """
+    if target.type != "cpu":
+        pytest.skip("a GPU may plan a piece otherwise than the whole")
+    problem = Problem(cell, 2, 20, 1, 19, dtype=dtype, device=target)
+    whole, x = problem.forward(False)[0], problem.x
+    for t in range(2):
+        problem.x = x[t : t + 1]
+        output, problem.states[0] = problem.forward(False)[:2]
+        assert torch.equal(output[0], whole[t])
 
 
 @pytest.mark.parametrize("cell", CELLS)
