@@ -8,12 +8,13 @@ the best of each. Both are a `torch.device`.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import signal
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it in deterministic mode
@@ -33,6 +34,8 @@ DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() and BUILD_CONFIG["cuda_targets"] else [])
 # Compute in bfloat16 as CPUs do that have instructions for it.
 EMULATED = [f"cpu/{isa}" for isa in kernels.EMULATED]
+# Instruction sets that have kernels of their own for bfloat16 alone; the others are those of another one.
+FOR_BFLOAT16 = [*EMULATED, "cpu/avx512bf16", "cpu/amx"]
 # What is best on each device, once for each instruction set.
 BEST_TARGETS = [f"cpu/{isa}" for isa in _C.cpu_isas()] + EMULATED + DEVICES[1:]
 TARGETS = BEST_TARGETS + [f"{gpu}/{plan}" for gpu in DEVICES[1:] for plan in PLANS]
@@ -182,10 +185,34 @@ def target(request: pytest.FixtureRequest) -> Iterator[torch.device]:
         yield device
 
 
+def paired(names: str, *values: Iterable[Any], each: int = 2) -> pytest.MarkDecorator:
+    """Parametrizes `names`, each by its values in every combination, and `dtype` by `each` dtypes of each.
+
+    The dtypes take turns from one value to the next. So with four values of one name (CELLS are that many),
+    every value of another meets every dtype.
+    """
+    places = itertools.product(*(enumerate(of_one) for of_one in values))
+    cases = [
+        (*(value for _, value in place), dtype)
+        for place in places
+        for dtype in DTYPES[sum(n for n, _ in place) % (len(DTYPES) // each) :: len(DTYPES) // each]
+    ]
+    return pytest.mark.parametrize((*names.split(), "dtype"), cases, ids=case_name)
+
+
+def case_name(value: Any) -> str | None:
+    """A parameter in the name of a test, where pytest has no good name for it."""
+    if isinstance(value, tuple):
+        return "-".join(case_name(v) or str(v) for v in value)
+    if isinstance(value, dict):
+        return "-".join(f"{key}={v}" for key, v in value.items())
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What is emulated for bfloat16 is, for other dtypes, an instruction set that has its own tests."""
-    emulated = [item for item in items if any(isa in parameters(item) for isa in EMULATED)]
-    repeated = {item for item in emulated if dtypes(item) - {torch.bfloat16}}
+    """What an instruction set has for bfloat16 alone is not run for other dtypes."""
+    narrow = [item for item in items if any(isa in parameters(item) for isa in FOR_BFLOAT16)]
+    repeated = {item for item in narrow if dtypes(item) - {torch.bfloat16}}
     config.hook.pytest_deselected(items=list(repeated))
     items[:] = [item for item in items if item not in repeated]
 
@@ -233,7 +260,7 @@ def gpu_is_broken() -> bool:
     return False
 
 
-@pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.fixture(params=DTYPES, ids=case_name)
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     """Each dtype that the kernels take."""
     return request.param
@@ -266,7 +293,10 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def poison() -> Iterator[None]:
-    """Memory that nobody has written to holds NaN, in results and in the kernels' scratch memory alike."""
+    """Memory of torch that nobody has written to holds NaN: that of results, and of what else is a tensor.
+
+    The CPU kernels' scratch memory holds what an earlier call left; `make mutants` fills it with NaN.
+    """
     assert torch.utils.deterministic.fill_uninitialized_memory
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)

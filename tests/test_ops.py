@@ -11,11 +11,12 @@ from torch import Tensor
 
 from seqkernels import functional
 
-from .conftest import assert_close, in_child
+from .conftest import assert_close, in_child, paired
 from .problems import CELLS, FINALS, Problem, lengths_of
 
 # T, B, I, H, directions, bias, packed. Every size takes 1, 2, 3, 7, 17, 63, 129 (remainders of vectors,
 # register tiles and panels) or 16, 64 (none) in turn; directions, bias and packed meet in many combinations.
+# Dtypes take turns from one to the next (`paired`), so of any kind there are two of different parity.
 SHAPES = [
     (1, 1, 1, 1, 1, True, False),
     (2, 1, 3, 2, 2, False, True),
@@ -29,8 +30,8 @@ SHAPES = [
     (2, 129, 3, 17, 1, True, True),
     (63, 1, 17, 2, 2, True, False),
     (4, 64, 129, 16, 1, False, True),
-    (129, 3, 16, 7, 2, False, True),
     (6, 5, 33, 130, 1, True, False),
+    (129, 3, 16, 7, 2, False, True),
     (1, 1, 96, 64, 1, True, False),  # few rows and whole vectors: weights are read where they lie
     (2, 4, 32, 80, 2, False, False),
     (3, 5, 33, 130, 1, True, False),
@@ -59,8 +60,7 @@ def small(cell: str, **options: object) -> Problem:
     return Problem(cell, 5, 3, 7, 19, directions=2, **options)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "-".join(str(int(v)) for v in s))
-@pytest.mark.parametrize("cell", CELLS)
+@paired("cell shape", CELLS, SHAPES)
 def test_results_and_gradients(cell: str, shape: tuple, dtype: torch.dtype, target: torch.device) -> None:
     make(cell, shape, dtype=dtype, device=target).check()
 
@@ -108,9 +108,7 @@ def windowed(tensor: Tensor) -> Tensor:
 LAYOUTS = [strided, transposed, windowed]
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("cell", CELLS)
+@paired("cell layout packed", CELLS, LAYOUTS, [False, True], each=1)
 def test_any_strides(
     cell: str, layout: Callable[[Tensor], Tensor], packed: bool, dtype: torch.dtype, target: torch.device
 ) -> None:
@@ -143,9 +141,7 @@ def test_saved_tensors_in_other_layouts(cell: str, device: torch.device) -> None
     assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
 
 
-@pytest.mark.parametrize("seq_len", [0, 3])
-@pytest.mark.parametrize("batch", [0, 2])
-@pytest.mark.parametrize("cell", CELLS)
+@paired("cell seq_len batch", CELLS, [0, 3], [0, 2], each=1)
 def test_empty(cell: str, seq_len: int, batch: int, dtype: torch.dtype, target: torch.device) -> None:
     problem = Problem(cell, seq_len, batch, 5, 18, directions=2, dtype=dtype, device=target)
     results = problem.run()
@@ -215,8 +211,7 @@ def test_no_hidden_units(cell: str) -> None:
     in_child(run)
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("cell", CELLS)
+@paired("cell packed", CELLS, [False, True])
 def test_each_gradient_alone(cell: str, packed: bool, dtype: torch.dtype, target: torch.device) -> None:
     problem = small(cell, dtype=dtype, device=target, lengths=[5, 4, 1] if packed else None)
     forward = problem.forward()
@@ -228,19 +223,18 @@ def test_each_gradient_alone(cell: str, packed: bool, dtype: torch.dtype, target
     assert all(t.shape == (0,) for t in problem.backward(forward, [False] * len(everything)))
 
 
-@pytest.mark.parametrize(
-    ("cell", "used"), [(cell, used) for cell in CELLS for used in ("output", *FINALS[cell], "nothing")]
-)
+@paired("cell used", CELLS, ["output", "finals", "nothing"])
 def test_results_that_the_loss_leaves_out(
     cell: str, used: str, dtype: torch.dtype, target: torch.device
 ) -> None:
     problem = small(cell, dtype=dtype, device=target)
-    names = ["output", *problem.finals]
-    problem.grads = [grad if name == used else None for name, grad in zip(names, problem.grads, strict=True)]
-    if used == "nothing":
-        assert not any(g.any() for g in problem.backward(problem.forward()))
-    else:
-        problem.check()
+    names, grads = ["output", *problem.finals], problem.grads
+    for only in problem.finals if used == "finals" else [used]:
+        problem.grads = [grad if name == only else None for name, grad in zip(names, grads, strict=True)]
+        if used == "nothing":
+            assert not any(g.any() for g in problem.backward(problem.forward()))
+        else:
+            problem.check()
 
 
 @pytest.mark.parametrize("seq_len", [0, 3])
