@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .conftest import BEST_TARGETS, running_on
+from .conftest import BEST_TARGETS, FOR_BFLOAT16, running_on
 from .problems import CELLS, Problem
 
 SIZES = st.integers(1, 40)
@@ -40,8 +40,9 @@ def problems(draw: st.DrawFn, cells: tuple[str, ...] = CELLS, least: int = 1) ->
 @pytest.mark.parametrize("where", BEST_TARGETS)
 @given(problem=problems())
 def test_any_sizes(problem: Problem, where: str) -> None:
+    dtype = torch.bfloat16 if where in FOR_BFLOAT16 else problem.dtype
     with running_on(where) as device:
-        replace(problem, device=device).check()
+        replace(problem, dtype=dtype, device=device).check()
 
 
 @given(problem=problems(), data=st.data())

@@ -14,7 +14,7 @@ import torch
 import seqkernels
 from seqkernels import _C
 
-from .conftest import assert_close, in_child
+from .conftest import assert_close, in_child, paired
 from .problems import CELLS, Problem, lengths_of
 
 # Enough work for several threads, once split by sequences (many) and once by hidden units (few sequences).
@@ -26,13 +26,13 @@ def large(cell: str, shape: str, **options: object) -> Problem:
     return Problem(cell, *SHAPES[shape], **options)
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("cell", CELLS)
-def test_number_of_threads(cell: str, shape: str, packed: bool, target: torch.device) -> None:
+@paired("cell shape packed", CELLS, SHAPES, [False, True], each=1)
+def test_number_of_threads(
+    cell: str, shape: str, packed: bool, dtype: torch.dtype, target: torch.device
+) -> None:
     seq_len, batch = SHAPES[shape][:2]
     lengths = lengths_of(seq_len, batch) if packed else None
-    problem = large(cell, shape, directions=2, lengths=lengths, device=target)
+    problem = large(cell, shape, directions=2, lengths=lengths, dtype=dtype, device=target)
     results = []
     for count in THREADS:
         torch.set_num_threads(count)
@@ -44,13 +44,13 @@ def test_number_of_threads(cell: str, shape: str, packed: bool, target: torch.de
     assert_close(results[0], expected)
 
 
-@pytest.mark.parametrize("count", THREADS)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("cell", CELLS)
-def test_same_bits_in_every_run(cell: str, shape: str, count: int, target: torch.device) -> None:
+@paired("cell shape count", CELLS, SHAPES, THREADS, each=1)
+def test_same_bits_in_every_run(
+    cell: str, shape: str, count: int, dtype: torch.dtype, target: torch.device
+) -> None:
     """With the same number of threads, however late some of them come."""
     torch.set_num_threads(count)
-    problem = large(cell, shape, directions=2, device=target)
+    problem = large(cell, shape, directions=2, dtype=dtype, device=target)
     first = problem.run()
     for _ in range(5):
         again = problem.run()
