@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import seqkernels
 
-from .conftest import LAYERS, STEPS, assert_close, flat, random_state
+from .conftest import LAYERS, STEPS, assert_close, case_name, flat, paired, random_state
 
 I, H = 5, 6
 
@@ -105,6 +105,7 @@ CONFIGURATIONS = [
     ("LSTM", {"proj_size": 3, "num_layers": 2, "bidirectional": True, "bias": False}),
     ("LSTM", {"proj_size": 2, "num_layers": 2, "dropout": 0.4, "batch_first": True}),
 ]
+KINDS = ["padded", "unbatched", "sorted", "unsorted"]
 
 
 def configured(
@@ -122,17 +123,12 @@ def initial(name: str, layers: int, features: int, batch: tuple[int, ...], like:
     return h, c
 
 
-def ids(value: Any) -> str | None:
-    return "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else None
-
-
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
-@pytest.mark.parametrize("given", [False, True], ids=["zeros", "hx"])
-@pytest.mark.parametrize("kind", ["padded", "unbatched", "sorted", "unsorted"])
-@pytest.mark.parametrize(("name", "options"), CONFIGURATIONS, ids=ids)
+@paired("layer kind state", CONFIGURATIONS, KINDS, ["zeros", "hx"], each=1)
 def test_layers(
-    name: str, options: dict[str, Any], kind: str, given: bool, dtype: torch.dtype, device: torch.device
+    layer: tuple[str, dict[str, Any]], kind: str, state: str, dtype: torch.dtype, device: torch.device
 ) -> None:
+    name, options = layer
     theirs, ours, (layers, features) = configured(name, options, dtype, device)
     like = {"dtype": dtype, "device": device}
     if kind in ("padded", "unbatched"):
@@ -145,7 +141,7 @@ def test_layers(
         sequences = [torch.randn(n, I, **like) for n in lengths]
         x, batch = pack_sequence(sequences, enforce_sorted=kind == "sorted"), (3,)
         x.data.requires_grad_()
-    inputs = (x, initial(name, layers, features, batch, like)) if given else (x,)
+    inputs = (x, initial(name, layers, features, batch, like)) if state == "hx" else (x,)
     if device.type == "cpu" or options.get("dropout", 0) in (0, 1):  # others draw from the device's generator
         compare(theirs, ours, *inputs)
     theirs.eval(), ours.eval()
@@ -158,7 +154,7 @@ def test_layers(
     ("name", "options"),
     [(name, {"bias": bias}) for name in STEPS for bias in (True, False)]
     + [("RNNCell", {"nonlinearity": "relu"})],
-    ids=ids,
+    ids=case_name,
 )
 def test_cells(
     name: str,
