@@ -193,7 +193,7 @@ MUTANTS = [
     Mutant(
         "few_rows_units",
         FORWARD,
-        "const int64_t unit = (panel * kUnitVectors + «v / kGates») * kLanes;",
+        "const int64_t unit = (panel * kUnitVectors + «v / kGates») * kLanes, last",
         "0",
         "With few rows, a cell with one gate takes the first units of a panel for the others too.",
     ),
