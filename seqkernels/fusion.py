@@ -73,8 +73,8 @@ def unfuse(model: Model) -> Model:
         plain = plain_class(kind)
         if plain is not None:
             _change_class(module, plain)
-            module.__dict__.pop("_backend", None)
-            module.__dict__.pop("_fastpath_supported", None)
+            for name in ("_backend", "_fastpath_supported", "_forget_bias"):
+                module.__dict__.pop(name, None)
             if isinstance(module, torch.nn.RNNBase):
                 compat.refresh_weights(module)
     return model

@@ -225,7 +225,31 @@ class _FusedLayer(_Fused, WeightsAsAttributes):
         )
 
 
-class FusedLSTM(_FusedLayer, torch.nn.LSTM):
+class _ForgetBias(torch.nn.Module):
+    """The `forget_bias` option of LSTMs; the other bases are a fused class and its namesake in torch.nn."""
+
+    bias: bool
+
+    def __init__(self, *args: Any, forget_bias: float = 0.0, **kwargs: Any) -> None:
+        self.__dict__["_forget_bias"] = float(forget_bias)  # before torch's constructor makes the parameters
+        super().__init__(*args, **kwargs)
+        if forget_bias and not self.bias:
+            raise ValueError(f"forget_bias={forget_bias} needs bias=True: there is no bias to add it to")
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()  # type: ignore[misc]  # of torch.nn's class
+        if forget_bias := self.__dict__.get("_forget_bias"):
+            with torch.no_grad():
+                for name, parameter in self.named_parameters():
+                    if name.startswith("bias_ih"):
+                        parameter.chunk(4)[1].add_(forget_bias)
+
+    def extra_repr(self) -> str:
+        forget_bias = self.__dict__.get("_forget_bias")
+        return super().extra_repr() + (f", forget_bias={forget_bias}" if forget_bias else "")
+
+
+class FusedLSTM(_ForgetBias, _FusedLayer, torch.nn.LSTM):
     """`torch.nn.LSTM` on fused kernels: the same arguments, state_dict, inputs, outputs and errors.
 
     Args:
@@ -233,6 +257,10 @@ class FusedLSTM(_FusedLayer, torch.nn.LSTM):
         backend: "auto" runs the kernels where they can run, else what torch.nn runs; "native" raises where
             they cannot; "reference" always runs plain torch, step by step. `seqkernels.explain` says which
             and why.
+        forget_bias: Added to the forget gate's block of every `bias_ih` when parameters get their initial
+            values, so that cells remember from the start: 1 is advised by Jozefowicz, Zaremba, Sutskever, "An
+            empirical exploration of recurrent network architectures", ICML 2015, section 2.2. It is part of
+            the parameter then; state_dict is torch.nn's. ValueError without a bias.
 
     `forward` takes one argument more: `reset_mask`, a bool tensor [T, B] ([B, T] with `batch_first`, [T] for
     unbatched input, the rows of a PackedSequence's data), makes sequences start anew. Where it is true,
@@ -349,12 +377,12 @@ class _FusedCell(_Fused):
         return final if has_cell_state else final[0]
 
 
-class FusedLSTMCell(_FusedCell, torch.nn.LSTMCell):
+class FusedLSTMCell(_ForgetBias, _FusedCell, torch.nn.LSTMCell):
     """`torch.nn.LSTMCell` on fused kernels: the same arguments, state_dict, inputs, outputs and errors.
 
     Args:
         *args, **kwargs: As for `torch.nn.LSTMCell`.
-        backend: As for `FusedLSTM`.
+        backend, forget_bias: As for `FusedLSTM`.
 
     Example:
         >>> h, c = seqkernels.FusedLSTMCell(8, 16)(torch.randn(3, 8))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -81,3 +83,49 @@ def test_gradients_keep_their_length_over_200_steps() -> None:
     rnn = seqkernels.FusedRNN(4, 16, nonlinearity="relu")
     assert first_over_last(rnn) < 1e-6
     assert first_over_last(identity_(rnn)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("cls", "like", "options"),
+    [
+        (seqkernels.FusedLSTM, nn.LSTM, {"num_layers": 2, "bidirectional": True}),
+        (seqkernels.FusedLSTM, nn.LSTM, {"proj_size": 2}),
+        (seqkernels.FusedLSTMCell, nn.LSTMCell, {}),
+    ],
+)
+def test_forget_bias(cls: type[nn.Module], like: type[nn.Module], options: dict) -> None:
+    """Every bias_ih of a forget gate is that much larger, all else is torch.nn's from the same seed."""
+    torch.manual_seed(5)
+    plain = like(3, 4, **options).state_dict()
+    torch.manual_seed(5)
+    layer = cls(3, 4, forget_bias=1.5, **options)
+    for _ in range(2):
+        state = layer.state_dict()
+        assert list(state) == list(plain)
+        for name, value in state.items():
+            more = torch.zeros(16)
+            more[4:8] = 1.5
+            assert torch.equal(value, plain[name] + more if name.startswith("bias_ih") else plain[name])
+        torch.manual_seed(5)
+        layer.reset_parameters()
+    assert "forget_bias=1.5" in repr(layer)
+    assert "forget_bias=1.5" in repr(copy.deepcopy(layer))
+    assert repr(seqkernels.unfuse(layer)) == repr(like(3, 4, **options))
+
+
+def test_forget_bias_is_zero_unless_said() -> None:
+    torch.manual_seed(5)
+    plain = nn.LSTM(3, 4).state_dict()
+    torch.manual_seed(5)
+    layer = seqkernels.FusedLSTM(3, 4)
+    assert all(torch.equal(value, plain[name]) for name, value in layer.state_dict().items())
+    assert "forget_bias" not in repr(layer)
+    stack = seqkernels.models.StackedRNN(seqkernels.FusedLSTM, 3, 4, 2, forget_bias=1.0)
+    assert "forget_bias=1.0" in repr(stack)
+
+
+@pytest.mark.parametrize("cls", [seqkernels.FusedLSTM, seqkernels.FusedLSTMCell])
+def test_forget_bias_needs_a_bias(cls: type[nn.Module]) -> None:
+    with pytest.raises(ValueError, match=r"forget_bias=1\.0 needs bias=True"):
+        cls(3, 4, bias=False, forget_bias=1.0)
+    cls(3, 4, bias=False, forget_bias=0.0)

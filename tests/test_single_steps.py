@@ -13,7 +13,7 @@ from .problems import Problem
 # Bytes of weights beyond all limits of csrc/cpu/gemm/columns-inl.h.
 LARGE = 1 << 21
 # T and B. Rows that fill vectors of 4, 8 or 16, all or nearly, and rows that do not; steps that have fewer
-# rows than their layer. bfloat16 is for pairs of numbers and for tile registers, which have limits of their own.
+# rows than their layer. bfloat16 is for pairs of numbers and tile registers, which have limits of their own.
 ROWS = {
     torch.float32: [(1, 7), (1, 8), (1, 12), (1, 16), (1, 29), (1, 64), (2, 16)],
     torch.bfloat16: [(1, 3), (1, 4), (1, 15), (1, 16), (1, 33), (1, 64), (1, 65), (4, 4)],
