@@ -170,7 +170,7 @@ class _Differentiable:
                 "call it with save_for_backward=True where gradients are needed"
             )
         first = 2 + self.n_options  # op and save come before the options
-        n, needs_grad = self.n, list(ctx.needs_input_grad[first:])
+        n, needs_grad = self.n, compat.wanted_by_engine(ctx, ctx.needs_input_grad[first:])
         saved = ctx.saved_tensors
         options, kept = saved[: self.n_options], saved[self.n_options : -len(needs_grad)]
         tensors = self._inputs(ctx, saved[-len(needs_grad) :])
@@ -187,7 +187,8 @@ class _Differentiable:
         return tuple([final.squeeze_(0) for final in results[1:n]])  # in place: these are to be no views
 
     def _backward_step(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        n, needs_grad, saved = self.n, ctx.needs_input_grad, ctx.saved_tensors
+        n, saved = self.n, ctx.saved_tensors
+        needs_grad = compat.wanted_by_engine(ctx, ctx.needs_input_grad)
         tensors = self._inputs(ctx, saved[-len(needs_grad) :])
         steps = [t if t is None else t.unsqueeze(0) for t in (*grads, *tensors[:n])]
         args = (None, *steps, tensors[n:], *[None] * self.n_options, *saved[: -len(needs_grad)], needs_grad)

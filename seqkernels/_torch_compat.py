@@ -38,6 +38,7 @@ LOSSES = {
     "autograd.profiler._is_profiler_enabled": "calls without gradients take longer",
     "_C._dispatch_key_for_device": "ops that are called by themselves know no autocast; modules take longer",
     "_C._ExcludeDispatchKeyGuard": "ops that are called by themselves know no autocast; modules take longer",
+    "_C._will_engine_execute_node": "gradients of some inputs alone take as long as those of all",
     "_C._vmapmode_increment_nesting": _NOT_BATCHED,
     "_C._vmapmode_decrement_nesting": _NOT_BATCHED,
     "_C._dispatch_keys": _NOT_BATCHED,
@@ -131,6 +132,27 @@ any_requires_grad: Callable[..., bool] = _look_up(
 _after_autograd = _look_up("_C._after_autograd_keyset", None)
 _dispatch_key_for_device = _look_up("_C._dispatch_key_for_device", None)
 _exclude_dispatch_key = _look_up("_C._ExcludeDispatchKeyGuard", None)
+
+
+_will_engine_execute_node = _look_up("_C._will_engine_execute_node", None)
+
+
+def wanted_by_engine(ctx: Any, needed: Sequence[bool]) -> list[bool]:
+    """Of a node's last inputs, those that need a gradient and get one in the backward pass that is running.
+
+    `autograd.grad(output, x)` wants that of x alone, whatever weights require.
+    """
+    if _will_engine_execute_node is None or is_compiling():
+        return list(needed)
+    nodes = ctx.next_functions[-len(needed) :]
+    return [need and _is_wanted(node) for need, (node, _) in zip(needed, nodes, strict=True)]
+
+
+def _is_wanted(node: Any) -> bool:
+    try:
+        return bool(_will_engine_execute_node(node))
+    except RuntimeError:  # a leaf that autograd.grad was asked for
+        return True
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -293,12 +293,11 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def poison() -> Iterator[None]:
-    """Memory of torch that nobody has written to holds NaN: that of results, and of what else is a tensor.
-
-    The CPU kernels' scratch memory holds what an earlier call left; `make mutants` fills it with NaN.
-    """
+    """Memory that nobody has written to holds NaN, in results and in the kernels' scratch memory alike."""
     assert torch.utils.deterministic.fill_uninitialized_memory
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
+    _C.fill_scratch(True)
     yield
+    _C.fill_scratch(False)
     torch.use_deterministic_algorithms(before)

@@ -1,4 +1,4 @@
-"""Puts the mutants of mutants.py into a copy of the kernels, and says which tests find each of them.
+"""Puts the mutants of mutants/ into a copy of the kernels, and says which tests find each of them.
 
     python -m tests.mutate                       all of them
     python -m tests.mutate bias_tail grad_h0     those
@@ -35,13 +35,8 @@ inline const int mutant = [] {{
 """
 # Prints the instruction sets of the build that this CPU can run.
 ISAS = "from seqkernels import _C; from tests import kernels; print(*_C.cpu_isas(), *kernels.EMULATED)"
-# What is put into files beside the mutants: file, after which text, and what.
-ADDED = (
-    ("cells/cell.h", "#pragma once\n", SWITCH),  # which every kernel includes
-    # Scratch memory holds NaN: mostly it holds numbers of earlier calls, with which a mistake may go unseen.
-    ("cpu/memory.cpp", '#include "memory.h"\n', "#include <cstring>\n"),
-    ("cpu/memory.cpp", "{bytes, new_memory(bytes)};", "\n  std::memset(get(), 0xff, size_t(bytes));"),
-)
+# Which every kernel includes.
+SWITCH_FILE, SWITCH_AFTER = "cells/cell.h", "#pragma once\n"
 
 
 @dataclass
@@ -90,12 +85,9 @@ def with_mutants(csrc: Path) -> None:
     for name, mutants in files.items():
         path = csrc / name
         path.write_text(mutated(path.read_text(encoding="utf-8"), mutants), encoding="utf-8")
-    for name, after, text in ADDED:
-        path = csrc / name
-        source = path.read_text(encoding="utf-8")
-        if source.count(after) != 1:
-            sys.exit(f"{name} has {source.count(after)} times: {after}")
-        path.write_text(source.replace(after, after + text), encoding="utf-8")
+    path = csrc / SWITCH_FILE
+    source = path.read_text(encoding="utf-8")
+    path.write_text(source.replace(SWITCH_AFTER, SWITCH_AFTER + SWITCH), encoding="utf-8")
 
 
 def run(tree: Tree, tests: tuple[str, ...], number: int | None) -> Found:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn.utils.rnn import PackedSequence
 
 import seqkernels
-from seqkernels import functional
+from seqkernels import _ops, functional
 
 from .conftest import assert_close
 from .problems import CELLS, FLOAT64, Problem, of_inputs, tiny
@@ -137,6 +139,61 @@ def test_frozen_weights_and_input_without_gradient(name: str, device: torch.devi
     assert module.weight_hh_l0.grad is None
     for key in ("weight_ih_l0", "bias_ih_l0", "bias_hh_l0"):
         assert_close(getattr(module, key).grad, getattr(plain, key).grad)
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"])
+def test_gradients_of_some_inputs_alone(
+    name: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """autograd.grad computes what it is asked for, as torch's ops do, though weights require gradients."""
+    layer = getattr(seqkernels, f"Fused{name}")(3, 4, device=device)
+    like = getattr(torch.nn, name)(3, 4, device=device)
+    like.load_state_dict(layer.state_dict())
+    shape = (2, 3) if name.endswith("Cell") else (5, 2, 3)
+    x = torch.randn(shape, device=device, requires_grad=True)
+    computed: list[tuple[bool, ...]] = []
+    run_backward = _ops._Differentiable._run_backward
+
+    def spy(self: Any, args: Any) -> Any:
+        computed.append(tuple(args[-1]))
+        return run_backward(self, args)
+
+    monkeypatch.setattr(_ops._Differentiable, "_run_backward", spy)
+    states = 2 if name.startswith("LSTM") else 1
+
+    def output(module: torch.nn.Module, x: Tensor) -> Tensor:
+        result = module(x)
+        return (result if isinstance(result, Tensor) else result[0]).sin().sum()
+
+    weights = len(list(layer.parameters()))
+    for wanted in ("x", "between", "weight_hh", "bias_ih", "all"):
+        found = []
+        for module in (layer, like):
+            between = x * 2
+            parameters = list(module.parameters())
+            inputs = {
+                "x": [x],
+                "between": [between],
+                "weight_hh": [parameters[1]],
+                "bias_ih": [parameters[2]],
+            }
+            found.append(torch.autograd.grad(output(module, between), inputs.get(wanted, [x, *parameters])))
+        assert_close(found[0], found[1])
+        flags = computed.pop()
+        assert not computed
+        expected = {"weight_hh": [2 + states], "bias_ih": [3 + states], "x": [0], "between": [0]}
+        own = [0, *range(1 + states, 1 + states + weights)]
+        assert [i for i, flag in enumerate(flags) if flag] == expected.get(wanted, own)
+
+    penalties = []
+    for module in (layer, like):
+        (grad,) = torch.autograd.grad(output(module, x), x, create_graph=True)
+        penalties.append(torch.autograd.grad(grad.square().sum(), list(module.parameters())[:2]))
+        x.grad = None
+        output(module, x).backward(inputs=[x])
+        assert all(p.grad is None for p in module.parameters())
+        penalties[-1] = (*penalties[-1], x.grad)
+    assert_close(*penalties)
 
 
 @pytest.mark.parametrize("cell", CELLS)

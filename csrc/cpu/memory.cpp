@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <mutex>
 #include <new>
 #include <utility>
@@ -77,11 +79,16 @@ Spares& spares() {
   return *all;
 }
 
+std::atomic<bool> fills = false;
+
 }  // namespace
 
 Scratch::Scratch(int64_t bytes) : memory_(spares().take(bytes)) {
   if (memory_.bytes < bytes) memory_ = {bytes, new_memory(bytes)};
+  if (fills) std::memset(get(), 0xff, size_t(bytes));  // a NaN of every type
 }
+
+void fill_scratch(bool fill) { fills = fill; }
 
 Scratch::~Scratch() { spares().give(std::move(memory_)); }
 

@@ -36,4 +36,8 @@ class Scratch {
   Spare memory_;
 };
 
+// From now on, whether scratch memory is handed out full of NaN. Tests ask for it: what an earlier call left there may
+// look right.
+void fill_scratch(bool fill);
+
 }  // namespace seqkernels

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../cpu/dispatch.h"
+#include "../cpu/memory.h"
 #include "../cpu/team.h"
 #include "cuda_plans.h"
 #include "fastpath.h"
@@ -61,6 +62,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_isa", [] { return std::string(cpu_kernels().isa); }, "The ISA whose kernels run.");
   m.def("cpu_isas", &available_cpu_isas, "Every ISA this machine can run, best last.");
   m.def("add_cpu_isa", &add_isa, pybind11::arg("kernels"), "Adds kernels that a test has; returns their name.");
+  m.def("fill_scratch", &fill_scratch, pybind11::arg("fill"),
+        "Whether the CPU kernels' scratch memory is full of NaN at the start of every call, for tests.");
   m.def("set_cpu_isa", &set_cpu_isa, pybind11::arg("isa"), "Run the kernels of this ISA from now on.");
   m.def("process_was_forked", &process_was_forked, "Whether threads are started anew for every long call.");
   define_fastpath(m);
