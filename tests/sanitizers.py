@@ -38,7 +38,13 @@ SANITIZERS = {
         " -fno-sanitize-recover=undefined",
         ("libasan.so", "libubsan.so"),
         {"ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1", "UBSAN_OPTIONS": "print_stacktrace=1"},
-        ("tests/test_memory.py", "tests/test_ops.py", "tests/test_fastpath.py", "tests/test_frozen.py"),
+        (
+            "tests/test_memory.py",
+            "tests/test_ops.py",
+            "tests/test_single_steps.py",
+            "tests/test_fastpath.py",
+            "tests/test_frozen.py",
+        ),
     ),
     "thread": Sanitizer(
         "-fsanitize=thread",

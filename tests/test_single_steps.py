@@ -46,10 +46,18 @@ def test_results(cell: str, dtype: torch.dtype, seq_len: int, batch: int, target
     check_results(large(cell, dtype, seq_len, batch, device=target))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "lengths"),
+    [
+        (torch.bfloat16, [3] * 5 + [2] * 4 + [1] * 7),
+        (torch.float32, [2] * 4 + [1] * 4),  # the first step fills a vector of 8, both together fill no two
+        (torch.float32, [2] + [1] * 3),
+        (torch.float64, [2] * 2 + [1] * 6),
+    ],
+)
 @pytest.mark.parametrize("cell", CELLS)
-def test_packed(cell: str, target: torch.device) -> None:
-    lengths = [3] * 5 + [2] * 4 + [1] * 7
-    check_results(large(cell, torch.bfloat16, 3, 16, lengths=lengths, device=target))
+def test_packed(cell: str, dtype: torch.dtype, lengths: list[int], target: torch.device) -> None:
+    check_results(large(cell, dtype, lengths[0], len(lengths), lengths=lengths, device=target))
 
 
 @pytest.mark.parametrize("cell", CELLS)

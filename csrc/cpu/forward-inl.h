@@ -56,7 +56,7 @@ class ForwardLoop {
         hidden_packs_(packs<F>(size_.hidden)),
         chunk_rows_(chunk_capacity(shape_, target_rows())),
         h_stride_(row_stride<F>(size_.hidden)),
-        columns_size_(as_columns(rows_) ? columns_size<F>(rows_, max(size_.inputs, size_.hidden)) : 0) {
+        columns_size_(small_m_ && has_columns() ? columns_size<F>(rows_, max(size_.inputs, size_.hidden)) : 0) {
     Arena arena(workspace);
     const int64_t columns = size_.panels * Size::kPanelWidth, batch = shape_.batch;
     const int64_t input_panels = packs_when_needed() ? p_.threads : size_.panels;
