@@ -51,6 +51,13 @@ def test_all_stages_fit_into_the_time(device: str, quick: bool, look: str) -> No
         assert remaining >= 0
 
 
+def is_running(pid: int) -> bool:
+    try:
+        return "zombie" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
 def test_a_stage_ends_at_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what it has printed, and with what it has started."""
     monkeypatch.setattr(gpu, "GRACE", 0.5)
@@ -70,8 +77,9 @@ def test_a_stage_ends_at_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     printed = (tmp_path / "x.log").read_text()
     assert "asked to end" in printed
     child = int(printed.splitlines()[printed.splitlines().index("asked to end") - 1])
-    status = Path(f"/proc/{child}/status")
-    assert not status.exists() or "zombie" in status.read_text()
+    while is_running(child):  # a killed process takes a moment to end
+        assert time.monotonic() - began < 10
+        time.sleep(0.05)
 
 
 def test_a_crashed_stage_goes_on(tmp_path: Path) -> None:
