@@ -45,6 +45,12 @@ def call_in_graph(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
     return tracer.create_proxy("call_module", tracer.path_of_module(module), args, kwargs)
 
 
+def forget_options(module: torch.nn.Module) -> None:
+    """Takes from a module that was fused what it has beyond torch.nn's."""
+    for name in ("_backend", "_fastpath_supported", "_forget_bias"):
+        module.__dict__.pop(name, None)
+
+
 def for_scripting(module: torch.nn.Module, like: type[torch.nn.Module]) -> torch.nn.Module:
     """What torch.jit.script compiles in place of a fused module: torch.nn's own, with the same parameters.
 
@@ -63,7 +69,7 @@ def for_scripting(module: torch.nn.Module, like: type[torch.nn.Module]) -> torch
     )
     plain = copy.copy(module)
     plain.__class__ = like
-    plain.__dict__.pop("_backend", None)
+    forget_options(plain)
     if isinstance(plain, torch.nn.RNNBase):
         compat.refresh_weights(plain)
     return plain

@@ -140,12 +140,14 @@ _will_engine_execute_node = _look_up("_C._will_engine_execute_node", None)
 def wanted_by_engine(ctx: Any, needed: Sequence[bool]) -> list[bool]:
     """Of a node's last inputs, those that need a gradient and get one in the backward pass that is running.
 
-    `autograd.grad(output, x)` wants that of x alone, whatever weights require.
+    `autograd.grad(output, x)` wants that of x alone, whatever weights require. Where the engine knows of
+    none, as that of torch.distributed.autograd does, it is all that need one.
     """
     if _will_engine_execute_node is None or is_compiling():
         return list(needed)
     nodes = ctx.next_functions[-len(needed) :]
-    return [need and _is_wanted(node) for need, (node, _) in zip(needed, nodes, strict=True)]
+    wanted = [need and _is_wanted(node) for need, (node, _) in zip(needed, nodes, strict=True)]
+    return wanted if any(wanted) else list(needed)
 
 
 def _is_wanted(node: Any) -> bool:

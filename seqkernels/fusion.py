@@ -8,8 +8,8 @@ from typing import TypeVar
 import torch
 from torch.nn.utils import parametrize
 
+from . import _tools, dispatch, modules
 from . import _torch_compat as compat
-from . import dispatch, modules
 from .subclasses import FUSED, fused_class, plain_class, why_not_fused
 
 __all__ = ["FUSED", "fuse", "unfuse"]
@@ -73,8 +73,7 @@ def unfuse(model: Model) -> Model:
         plain = plain_class(kind)
         if plain is not None:
             _change_class(module, plain)
-            for name in ("_backend", "_fastpath_supported", "_forget_bias"):
-                module.__dict__.pop(name, None)
+            _tools.forget_options(module)
             if isinstance(module, torch.nn.RNNBase):
                 compat.refresh_weights(module)
     return model

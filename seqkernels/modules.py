@@ -229,6 +229,7 @@ class _ForgetBias(torch.nn.Module):
     """The `forget_bias` option of LSTMs; the other bases are a fused class and its namesake in torch.nn."""
 
     bias: bool
+    _forget_bias = 0.0
 
     def __init__(self, *args: Any, forget_bias: float = 0.0, **kwargs: Any) -> None:
         self.__dict__["_forget_bias"] = float(forget_bias)  # before torch's constructor makes the parameters
@@ -238,15 +239,15 @@ class _ForgetBias(torch.nn.Module):
 
     def reset_parameters(self) -> None:
         super().reset_parameters()  # type: ignore[misc]  # of torch.nn's class
-        if forget_bias := self.__dict__.get("_forget_bias"):
+        if self._forget_bias:
             with torch.no_grad():
                 for name, parameter in self.named_parameters():
                     if name.startswith("bias_ih"):
-                        parameter.chunk(4)[1].add_(forget_bias)
+                        parameter.chunk(4)[1].add_(self._forget_bias)
 
     def extra_repr(self) -> str:
-        forget_bias = self.__dict__.get("_forget_bias")
-        return super().extra_repr() + (f", forget_bias={forget_bias}" if forget_bias else "")
+        shown = super().extra_repr()
+        return f"{shown}, forget_bias={self._forget_bias}" if self._forget_bias else shown
 
 
 class FusedLSTM(_ForgetBias, _FusedLayer, torch.nn.LSTM):

@@ -11,7 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn.utils.rnn import PackedSequence
 
 import seqkernels
-from seqkernels import _ops, functional
+from seqkernels import _ops, _torch_compat, functional
 
 from .conftest import assert_close
 from .problems import CELLS, FLOAT64, Problem, of_inputs, tiny
@@ -194,6 +194,14 @@ def test_gradients_of_some_inputs_alone(
         assert all(p.grad is None for p in module.parameters())
         penalties[-1] = (*penalties[-1], x.grad)
     assert_close(*penalties)
+
+
+def test_gradients_where_the_engine_knows_no_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of torch.distributed.autograd, which lists none of those that it will run."""
+    monkeypatch.setattr(_torch_compat, "_will_engine_execute_node", lambda node: False)
+    layer, x = seqkernels.FusedGRU(3, 4), torch.randn(5, 2, 3, requires_grad=True)
+    layer(x)[0].sum().backward()
+    assert all(t.grad is not None for t in (x, *layer.parameters()))
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -129,3 +129,15 @@ def test_forget_bias_needs_a_bias(cls: type[nn.Module]) -> None:
     with pytest.raises(ValueError, match=r"forget_bias=1\.0 needs bias=True"):
         cls(3, 4, bias=False, forget_bias=1.0)
     cls(3, 4, bias=False, forget_bias=0.0)
+
+
+def test_forget_bias_of_somebody_else() -> None:
+    """A class with such an attribute of its own keeps it, and is not fused."""
+
+    class Theirs(nn.LSTM):
+        _forget_bias = 2.0
+
+    layer = Theirs(3, 4)
+    with pytest.warns(UserWarning, match="_forget_bias of its own"):
+        seqkernels.fuse(layer)
+    assert type(layer) is Theirs

@@ -42,7 +42,8 @@ class ForwardLoop {
     T* c;              // [B][padded]
     const E** x_rows;  // [chunk rows]
     E* x_copy;         // [chunk rows][x_stride], where x is not read where it lies
-    T* columns;        // [threads][columns_size], see columns_of
+    T* x_columns;      // the chunk's rows of x as columns, if that is how they are multiplied
+    T* h_columns;      // [threads][h_columns_size], likewise rows of h
   };
 
  public:
@@ -56,7 +57,8 @@ class ForwardLoop {
         hidden_packs_(packs<F>(size_.hidden)),
         chunk_rows_(chunk_capacity(shape_, target_rows())),
         h_stride_(row_stride<F>(size_.hidden)),
-        columns_size_(small_m_ && has_columns() ? columns_size<F>(rows_, max(size_.inputs, size_.hidden)) : 0) {
+        columns_rows_(small_m_ && has_columns() && rows_ >= kMinColumns<F> ? rows_ : 0),
+        h_columns_size_(columns_size<F>(min(columns_rows_, shape_.batch), size_.hidden)) {
     Arena arena(workspace);
     const int64_t columns = size_.panels * Size::kPanelWidth, batch = shape_.batch;
     const int64_t input_panels = packs_when_needed() ? p_.threads : size_.panels;
@@ -71,7 +73,8 @@ class ForwardLoop {
       buffers.c = arena.take<T>(Cell::kHasCellState ? batch * size_.padded : 0);
       buffers.x_rows = arena.take<const E*>(chunk_rows_);
       buffers.x_copy = arena.take<E>(reads_x_in_place() ? 0 : chunk_rows_ * x_stride());
-      buffers.columns = arena.take<T>(p_.threads * columns_size_);
+      buffers.x_columns = arena.take<T>(columns_size<F>(columns_rows_, size_.inputs));
+      buffers.h_columns = arena.take<T>(p_.threads * h_columns_size_);
     }
     workspace_ = arena.used();
   }
@@ -97,6 +100,10 @@ class ForwardLoop {
       const Chunk chunk = next_chunk(steps, begin, chunk_rows_, false);
       gather_inputs(slice, steps, chunk);
       barrier_wait(p_.team, all, slice.size);
+      if (as_columns(chunk.rows)) {
+        pack_inputs(slice, chunk);
+        barrier_wait(p_.team, all, slice.size);
+      }
       project_inputs(slice, chunk);
       barrier_wait(p_.team, all, slice.size);
       if (slice.recurs())
@@ -140,12 +147,17 @@ class ForwardLoop {
     return as_columns(rows) ? RowTiles(rows, kMaxColumns<F>) : row_tiles<F>(rows, kProductVectors);
   }
 
-  // Rows of x or h as columns, if they are multiplied so, else null. Each member makes its own.
-  template <class Rows>
-  const T* columns_of(const ThreadSlice& slice, const Rows& rows, int64_t count, int64_t k_size) const {
-    if (!as_columns(count)) return nullptr;
-    T* const columns = buffers_[slice.direction].columns + slice.rank * columns_size_;
-    pack_columns<F>(count, rows, k_size, columns);
+  // The chunk's rows of x as columns.
+  void pack_inputs(const ThreadSlice& slice, const Chunk& chunk) const {
+    const Buffers& buffers = buffers_[slice.direction];
+    const Range own = share(ceil_div(chunk.rows, kLanes), slice.rank, slice.size);
+    pack_columns<F>(chunk.rows, own, input_rows(buffers, 0), size_.inputs, buffers.x_columns);
+  }
+  // A member's rows of h as columns of its own, if that is how they are multiplied, else null.
+  const T* pack_states(const ThreadSlice& slice, const EvenRows<E>& h, int64_t rows) const {
+    if (!as_columns(rows)) return nullptr;
+    T* const columns = buffers_[slice.direction].h_columns + slice.rank * h_columns_size_;
+    pack_columns<F>(rows, {0, ceil_div(rows, kLanes)}, h, size_.hidden, columns);
     return columns;
   }
 
@@ -262,7 +274,7 @@ class ForwardLoop {
     const Buffers& buffers = buffers_[slice.direction];
     const char* const weight = p_.weights[slice.direction].w_ih;
     const RowTiles tiles = tiles_of(chunk.rows);
-    const T* const columns = columns_of(slice, input_rows(buffers, 0), chunk.rows, size_.inputs);
+    const T* const columns = as_columns(chunk.rows) ? buffers.x_columns : nullptr;
     // Panel by panel, so that a split by units makes what it will use; by rows where it splits the batch.
     for_items(
         share(size_.panels * tiles.count(), slice.rank, slice.size), tiles.count(),
@@ -367,7 +379,7 @@ class ForwardLoop {
     const int64_t sequences = slice.sequences(steps.active(steps.time(i)));
     const RowTiles tiles = tiles_of(sequences);
     const EvenRows<E> h{step.h_prev + slice.sequence(0) * h_stride_, h_stride_ * slice.split.batch_parts};
-    const T* const columns = columns_of(slice, h, sequences, size_.hidden);
+    const T* const columns = pack_states(slice, h, sequences);
     alignas(64) T tile[max(kMaxColumns<F>, max_rows_in_parts<F>(kProductVectors)) * Size::kPanelWidth];
     for (int64_t n = 0; n < panels.size(); ++n) {
       // Alternating (serpentine) traversal: what the last step read last is what the cache still holds.
@@ -477,7 +489,8 @@ class ForwardLoop {
   const int64_t rows_;  // R
   const bool small_m_;
   const int64_t input_packs_, hidden_packs_;
-  const int64_t chunk_rows_, h_stride_, columns_size_;
+  const int64_t chunk_rows_, h_stride_;
+  const int64_t columns_rows_, h_columns_size_;
   Buffers buffers_[kMaxDirections];
   int64_t workspace_;
 };

@@ -85,7 +85,7 @@ std::atomic<bool> fills = false;
 
 Scratch::Scratch(int64_t bytes) : memory_(spares().take(bytes)) {
   if (memory_.bytes < bytes) memory_ = {bytes, new_memory(bytes)};
-  if (fills) std::memset(get(), 0xff, size_t(bytes));  // a NaN of every type
+  if (fills && bytes > 0) std::memset(get(), 0xff, size_t(bytes));  // a NaN of every type
 }
 
 void fill_scratch(bool fill) { fills = fill; }

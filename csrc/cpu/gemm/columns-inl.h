@@ -23,6 +23,10 @@ constexpr bool fill_columns(int64_t rows) {
   return 8 * rows >= 7 * round_up(rows, Vec<typename F::Sum>::kLanes);
 }
 
+// The fewest for which that holds.
+template <class F>
+constexpr int64_t kMinColumns = F::kInTiles ? kMinTileRegisterRows : ceil_div(7 * Vec<typename F::Sum>::kLanes, 8);
+
 // Weights of more bytes than this are read where they lie: what packing them would write and read again is not in L2.
 // Tile registers multiply so fast that it would be most of the time even there.
 template <class F>
@@ -34,12 +38,12 @@ constexpr int64_t columns_size(int64_t rows, int64_t k_size) {
   return round_up(rows, Vec<typename F::Sum>::kLanes) * packs<F>(k_size);
 }
 
-// x^T of some rows: [packs of K][rows, in whole vectors].
+// The vectors [vectors) of x^T of some rows: [packs of K][rows, in whole vectors].
 template <class F, class Rows>
-void pack_columns(int64_t rows, const Rows& x, int64_t k_size, typename F::Sum* packed) {
+void pack_columns(int64_t rows, Range vectors, const Rows& x, int64_t k_size, typename F::Sum* packed) {
   using E = typename F::Element;
   constexpr int kLanes = Vec<typename F::Sum>::kLanes;
-  for (int64_t first = 0; first < rows; first += kLanes) {
+  for (int64_t first = vectors.begin * kLanes; first < vectors.end * kLanes; first += kLanes) {
     const auto row = [&](int j) -> const E* {
       return first + j < rows ? x.from(first + j).template make<1>().row[0] : nullptr;
     };
