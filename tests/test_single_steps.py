@@ -7,7 +7,7 @@ import torch
 
 from seqkernels.cells import CELLS as REGISTRY
 
-from .conftest import assert_close
+from .conftest import assert_close, case_name
 from .problems import Problem
 
 # Bytes of weights beyond all limits of csrc/cpu/gemm/columns-inl.h.
@@ -19,7 +19,7 @@ ROWS = {
     torch.bfloat16: [(1, 3), (1, 4), (1, 15), (1, 16), (1, 33), (1, 64), (1, 65), (4, 4)],
 }
 CASES = [
-    pytest.param(dtype, *rows, id="-".join(str(v).removeprefix("torch.") for v in (dtype, *rows)))
+    pytest.param(dtype, *rows, id=case_name((dtype, *rows)))
     for dtype, all_rows in ROWS.items()
     for rows in all_rows
 ]
