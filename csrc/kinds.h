@@ -21,11 +21,21 @@ struct CellInfo {
   int64_t saved;  // values per unit and step that forward saves for backward
   bool has_cell_state;
   bool has_hidden_dgates;  // gradients of the hidden gates that are not those of the input gates
+  int stages;
+  const int* stage_gates;  // [stages]
+  int carried;             // values per unit that are handed on from stage to stage
 };
 
 template <class Cell>
 constexpr CellInfo info_of() {
-  return {Cell::kName, Cell::kGates, Cell::kSaved, Cell::kHasCellState, Cell::kDgates > Cell::kGates};
+  return {Cell::kName,
+          Cell::kGates,
+          Cell::kSaved,
+          Cell::kHasCellState,
+          Cell::kDgates > Cell::kGates,
+          Cell::kStages,
+          Cell::kStageGates,
+          Cell::kCarried};
 }
 
 // All of them, in the order of the registry.

@@ -54,12 +54,31 @@ def gru_step(
     w_hh: Tensor,  # [3H, H]
     b_hh: Tensor | None = None,  # [3H]
 ) -> tuple[Tensor]:
-    """One step of the GRU: Cho et al. 2014, https://arxiv.org/abs/1406.1078, reset gate after the product."""
+    """One step of the GRU of cuDNN: Cho et al. 2014, https://arxiv.org/abs/1406.1078, version 1.
+
+    The reset gate comes after the product.
+    """
     x_r, x_z, x_n = input_gates.chunk(3, dim=-1)
     h_r, h_z, h_n = linear(h, w_hh, b_hh).chunk(3, dim=-1)
     r = (x_r + h_r).sigmoid()
     z = (x_z + h_z).sigmoid()
     n = (x_n + r * h_n).tanh()
+    return ((1 - z) * n + z * h,)
+
+
+def gru_reset_before_step(
+    input_gates: Tensor,  # [B, 3H], x W_ihᵀ + b_ih
+    h: Tensor,  # [B, H]
+    w_hh: Tensor,  # [3H, H]
+    b_hh: Tensor | None = None,  # [3H]
+) -> tuple[Tensor]:
+    """One step of the GRU whose reset gate comes before the product: the same paper, version 3."""
+    hidden = h.size(-1)
+    x_rz, x_n = input_gates.split((2 * hidden, hidden), dim=-1)
+    w_rz, w_n = w_hh.split((2 * hidden, hidden))
+    b_rz, b_n = (None, None) if b_hh is None else b_hh.split((2 * hidden, hidden))
+    r, z = (x_rz + linear(h, w_rz, b_rz)).sigmoid().chunk(2, dim=-1)
+    n = (x_n + linear(r * h, w_n, b_n)).tanh()
     return ((1 - z) * n + z * h,)
 
 
@@ -79,6 +98,7 @@ def rnn_step(
 STEPS: dict[str, Step] = {
     "lstm": lstm_step,
     "gru": gru_step,
+    "gru_reset_before": gru_reset_before_step,
     "rnn_tanh": partial(rnn_step, activation=torch.tanh),
     "rnn_relu": partial(rnn_step, activation=torch.relu),
 }

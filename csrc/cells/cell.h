@@ -13,9 +13,21 @@
 //                    gradient of gate g of the input side and of the hidden side. They differ only where the two
 //                    sides do not simply add up (GRU's n). Each side's blocks are kGates consecutive ones.
 //
-// forward:   input_gates = x W_ih^T + b_ih and hidden_gates = h_prev W_hh^T + b_hh, both in the order of the weights.
-// backward:  `grad` is the gradient of this step's state, complete; `grad_prev` gets what flows to the previous state
-//            directly (for h without the product with W_hh, which the loop adds).
+// A step is a list of stages, one after another. A stage is a product with rows of W_hh, then a pointwise part:
+//   kStages          how many; most cells have one (OneStage)
+//   kStageGates      gates of each stage, whose rows of W_hh its product takes: the first ones belong to the first stage
+//   kStageSaved      values that each stage saves, likewise
+//   kCarried         so many saved values, the first ones, are read by the stages after the one that makes them
+//
+// The first stage multiplies h_prev, each later one the operand that the stage before it has made.
+//
+// forward:   input_gates = x W_ih^T + b_ih and hidden_gates = operand W_hh^T + b_hh, both in the order of the weights; those
+//            of other stages are undefined. The result is the new state, or of any stage but the last one, in its h, the
+//            operand of the next. `operand` makes that once more from what was saved.
+// backward:  the last stage comes first. `grad` is the gradient of this step's state, complete; `grad_operand`, of all stages
+//            but the last, that of the operand which the stage has made. Every stage writes the dgates of its own gates, and
+//            returns what is left of the gradient for the stage before it. What the first stage returns flows to the
+//            previous state directly (for h without the product with W_hh, which the loop adds).
 #pragma once
 
 #if defined(__CUDACC__)
@@ -31,5 +43,33 @@ struct State {
   V h;
   V c;  // unused where the cell has no cell state
 };
+
+// Says which stage a function is of.
+template <int stage>
+struct Stage {};
+
+// What a cell of one stage says of it.
+template <int gates, int saved>
+struct OneStage {
+  static constexpr int kGates = gates, kSaved = saved;
+  static constexpr int kStages = 1, kStageGates[] = {gates}, kStageSaved[] = {saved}, kCarried = 0;
+};
+
+// The first gate of a stage, and its first saved value.
+template <class Cell>
+constexpr int first_gate(int stage) {
+  return stage == 0 ? 0 : first_gate<Cell>(stage - 1) + Cell::kStageGates[stage - 1];
+}
+template <class Cell>
+constexpr int first_saved(int stage) {
+  return stage == 0 ? 0 : first_saved<Cell>(stage - 1) + Cell::kStageSaved[stage - 1];
+}
+// The stage that gate g belongs to.
+template <class Cell>
+constexpr int stage_of(int gate) {
+  int stage = 0;
+  while (gate >= first_gate<Cell>(stage + 1)) ++stage;
+  return stage;
+}
 
 }  // namespace seqkernels::cells

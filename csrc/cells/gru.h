@@ -9,18 +9,18 @@
 
 namespace seqkernels::cells {
 
-struct Gru {
+struct Gru : OneStage<3, 4> {
   static constexpr const char* kName = "gru";
   // dgates are [n of the input side | r | z | n of the hidden side]: the input side reads the first three blocks,
   // the hidden side the last three.
-  static constexpr int kGates = 3, kSaved = 4, kDgates = 4;
+  static constexpr int kDgates = 4;
   static constexpr bool kHasCellState = false, kBackwardReadsH = true;
   SEQKERNELS_INLINE static constexpr int input_dgate(int gate) { return (gate + 1) % 3; }
   SEQKERNELS_INLINE static constexpr int hidden_dgate(int gate) { return gate + 1; }
 
   template <class V>
-  SEQKERNELS_INLINE static State<V> forward(const V* input_gates, const V* hidden_gates, const State<V>& prev,
-                                            V* saved) {
+  SEQKERNELS_INLINE static State<V> forward(Stage<0>, const V* input_gates, const V* hidden_gates,
+                                            const State<V>& prev, V* saved) {
     const V r = sigmoid(input_gates[0] + hidden_gates[0]);
     const V z = sigmoid(input_gates[1] + hidden_gates[1]);
     const V hn = hidden_gates[2];
@@ -30,7 +30,7 @@ struct Gru {
   }
 
   template <class V>
-  SEQKERNELS_INLINE static State<V> backward(const V* saved, const State<V>& prev, const State<V>&,
+  SEQKERNELS_INLINE static State<V> backward(Stage<0>, const V* saved, const State<V>& prev, const State<V>&,
                                              const State<V>& grad, V* dgates) {
     const V r = saved[0], z = saved[1], n = saved[2], hn = saved[3], one(1);
     const V dn = grad.h * (one - z) * (one - n * n);

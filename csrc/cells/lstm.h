@@ -10,16 +10,16 @@
 
 namespace seqkernels::cells {
 
-struct Lstm {
+struct Lstm : OneStage<4, 4> {
   static constexpr const char* kName = "lstm";
-  static constexpr int kGates = 4, kSaved = 4, kDgates = 4;
+  static constexpr int kDgates = 4;
   static constexpr bool kHasCellState = true, kBackwardReadsH = false;
   SEQKERNELS_INLINE static constexpr int input_dgate(int gate) { return gate; }
   SEQKERNELS_INLINE static constexpr int hidden_dgate(int gate) { return gate; }
 
   template <class V>
-  SEQKERNELS_INLINE static State<V> forward(const V* input_gates, const V* hidden_gates, const State<V>& prev,
-                                            V* saved) {
+  SEQKERNELS_INLINE static State<V> forward(Stage<0>, const V* input_gates, const V* hidden_gates,
+                                            const State<V>& prev, V* saved) {
     const V i = sigmoid(input_gates[0] + hidden_gates[0]);
     const V f = sigmoid(input_gates[1] + hidden_gates[1]);
     const V g = tanh(input_gates[2] + hidden_gates[2]);
@@ -30,7 +30,7 @@ struct Lstm {
   }
 
   template <class V>
-  SEQKERNELS_INLINE static State<V> backward(const V* saved, const State<V>& prev, const State<V>& state,
+  SEQKERNELS_INLINE static State<V> backward(Stage<0>, const V* saved, const State<V>& prev, const State<V>& state,
                                              const State<V>& grad, V* dgates) {
     const V i = saved[0], f = saved[1], g = saved[2], o = saved[3], one(1), zero(0);
     const V tanh_c = tanh(state.c);

@@ -2,6 +2,7 @@
 // device, and what Python knows of cells are made from this list.
 #pragma once
 #include "gru.h"
+#include "gru_reset_before.h"
 #include "lstm.h"
 #include "rnn.h"
 
@@ -18,6 +19,6 @@ template <class A>
 constexpr bool kIsSame<A, A> = true;
 
 // The build reads this line: it compiles cuda/cell.cu once for each name.
-using Registry = CellList<Lstm, Gru, RnnTanh, RnnRelu>;
+using Registry = CellList<Lstm, Gru, GruResetBefore, RnnTanh, RnnRelu>;
 
 }  // namespace seqkernels::cells

@@ -34,21 +34,22 @@ struct Relu {
 };
 
 template <class Nonlinearity>
-struct Rnn {
+struct Rnn : OneStage<1, 0> {
   static constexpr const char* kName = Nonlinearity::kCellName;
-  static constexpr int kGates = 1, kSaved = 0, kDgates = 1;
+  static constexpr int kDgates = 1;
   static constexpr bool kHasCellState = false, kBackwardReadsH = true;
   SEQKERNELS_INLINE static constexpr int input_dgate(int gate) { return gate; }
   SEQKERNELS_INLINE static constexpr int hidden_dgate(int gate) { return gate; }
 
   template <class V>
-  SEQKERNELS_INLINE static State<V> forward(const V* input_gates, const V* hidden_gates, const State<V>&, V*) {
+  SEQKERNELS_INLINE static State<V> forward(Stage<0>, const V* input_gates, const V* hidden_gates, const State<V>&,
+                                            V*) {
     return {Nonlinearity::forward(input_gates[0] + hidden_gates[0]), V()};
   }
 
   template <class V>
-  SEQKERNELS_INLINE static State<V> backward(const V*, const State<V>&, const State<V>& state, const State<V>& grad,
-                                             V* dgates) {
+  SEQKERNELS_INLINE static State<V> backward(Stage<0>, const V*, const State<V>&, const State<V>& state,
+                                             const State<V>& grad, V* dgates) {
     dgates[0] = Nonlinearity::backward(state.h, grad.h);
     return {V(0), V()};
   }

@@ -1,8 +1,9 @@
 // The backward time loop. Compiled once per ISA.
 //
 // Per direction: pack W_hh and W_ih as they lie (not for small M); then per chunk of steps, last step first,
-//   1. step by step, the cell turns dh and dc into dgates, then dh_prev += dgates W_hh;
-//   2. dW += dgates^T [x | h_prev], db += sum of dgates, dx = dgates W_ih for all rows of the chunk.
+//   1. step by step and stage by stage, the last one first, the cell turns dh and dc into dgates; then the gradient of the
+//      stage's operand is dgates W_hh, which for the first stage adds to dh_prev;
+//   2. dW += dgates^T [x | operands], db += sum of dgates, dx = dgates W_ih for all rows of the chunk.
 // Memory of dgates is that of a chunk, whatever the length of the sequence. The products of 2 are in backward_products-inl.h.
 //
 // Type parameters: Cell is one of cells/*.h, S the storage type of tensors, F the format of operands
@@ -19,8 +20,9 @@ class BackwardLoop {
   using T = Compute<S>;
   using E = typename F::Element;
   using V = Vec<T>;
-  using Size = LayerSizes<Cell, S>;
   static constexpr int kGates = Cell::kGates, kDgates = Cell::kDgates, kLanes = V::kLanes;
+  static constexpr int kStages = Cell::kStages, kSides = 1 + kStages;
+  static_assert(kStages == 1 || kDgates == kGates, "every stage writes the dgates of its own gates");
   static constexpr int kTileRows = max_rows_in_parts<F>(kPanelVectors);
   static constexpr bool kMixedPrecision = sizeof(S) != sizeof(T);  // computes in wider numbers than it stores
   // K of the weight gradients' products: enough that adding to dW costs little beside them.
@@ -31,13 +33,15 @@ class BackwardLoop {
   static_assert(F::kInTiles || kTileRows <= kSlack);
   static_assert(kSlack <= kUnitPadding && kLanes <= kUnitPadding, "rows of dgates end in kUnitPadding spare values");
 
-  // One of the two products of a step: which dgates blocks it reads and the weight it multiplies them with.
+  // One of the products of a step, with W_ih or with a stage's rows of W_hh: which dgates blocks it reads and the weight it
+  // multiplies them with. Side 0 is the input side, side 1 + i that of stage i.
   struct Side {
-    const char* weight;  // [G H, columns]
+    const char* weight;  // [gates H, columns]
     char* grad;          // the same, or null
-    char* bias_grad;     // [G H] or null
+    char* bias_grad;     // [gates H] or null
     int64_t columns;
-    int dgates[kGates];  // the block of each gate
+    int first_gate, gates;
+    int dgates[kGates];  // the block of each of its gates
     int first_dgate;     // the lowest of them
     Panels<T> panels() const { return {columns}; }
     // Whether its weight is read where it lies: it must not be widened, and whole vectors must end where rows do.
@@ -46,14 +50,16 @@ class BackwardLoop {
 
   // Scratch of one direction.
   struct Buffers {
-    T* w[2];        // input side and hidden side: panels of [packs of a side][panel width], rows in the order of dgates
-    T* operand[2];  // x and h_prev of the chunk: panels of [packs of chunk rows][panel width]
-    T* grad_w[2];   // [G H, columns], only where S is not T and chunks add up
-    T* grad_b[2];   // [G H], only where S is not T
-    E* dgates;      // [chunk rows][dgates_stride], each gate in a block of whole packs
-    T* dh;          // [B][padded]
-    T* dc;          // [B][padded]
-    T* grad_x;      // [R, I]: the second direction's share
+    T* w[kSides];        // panels of [packs of a side][panel width], rows in the order of dgates
+    T* operand[kSides];  // x, h_prev and what stages make, of the chunk: panels of [packs of chunk rows][panel width]
+    T* grad_w[kSides];   // [gates H, columns], only where S is not T and chunks add up
+    T* grad_b[kSides];   // [gates H], only where S is not T
+    E* dgates;           // [chunk rows][dgates_stride], each gate in a block of whole packs
+    T* dh;               // [B][padded]
+    T* dc;               // [B][padded]
+    T* grad_operand;     // [B][padded], of a stage's operand
+    S* operand_row;      // [threads][padded], one row of it
+    T* grad_x;           // [R, I]: the second direction's share
   };
 
  public:
@@ -63,27 +69,18 @@ class BackwardLoop {
         size_(arguments.shape),
         rows_(shape_.offsets[shape_.seq_len]),
         block_(packs<F>(size_.hidden) * F::kPack),
-        side_packs_(kGates * packs<F>(size_.hidden)),
         chunk_rows_(chunk_capacity(shape_, kChunkRows)),
         dgates_stride_(row_stride<F>(kDgates * block_)) {
     Arena arena(workspace);
-    const int64_t batch = shape_.batch, gate_rows = kGates * size_.hidden;
+    const int64_t batch = shape_.batch;
     for (int d = 0; d < shape_.directions; ++d) {
       Buffers& buffers = buffers_[d];
-      const Weights& weights = p_.weights[d];
-      const WeightGrads& grads = p_.grads[d];
-      Side* const sides = sides_[d];
-      sides[0] = {weights.w_ih, grads.w_ih, grads.b_ih, size_.inputs, {}, kDgates};
-      sides[1] = {weights.w_hh, grads.w_hh, grads.b_hh, size_.hidden, {}, kDgates};
-      for (int s = 0; s < 2; ++s) {
-        Side& side = sides[s];
-        for (int g = 0; g < kGates; ++g) {
-          side.dgates[g] = s == 0 ? Cell::input_dgate(g) : Cell::hidden_dgate(g);
-          side.first_dgate = int(min(side.first_dgate, side.dgates[g]));
-        }
+      for (int s = 0; s < kSides; ++s) {
+        const Side& side = sides_[d][s] = side_of(d, s);
         const bool packed = needs_product(s) && !side.in_place(rows_);
         const int64_t panels = packs_when_needed(s) ? p_.threads : side.panels().count();
-        buffers.w[s] = arena.take<T>(packed ? panels * Panels<T>::kWidth * side_packs_ : 0);
+        const int64_t gate_rows = side.gates * size_.hidden;
+        buffers.w[s] = arena.take<T>(packed ? panels * Panels<T>::kWidth * packs_of(side) : 0);
         buffers.operand[s] = arena.take<T>(side.grad ? side.panels().size(packs<F>(chunk_rows_)) : 0);
         buffers.grad_w[s] =
             kMixedPrecision ? arena.take<T>(side.grad && adds_up() ? gate_rows * side.columns : 0) : (T*)side.grad;
@@ -92,6 +89,8 @@ class BackwardLoop {
       buffers.dgates = arena.take<E>(chunk_rows_ * dgates_stride_);
       buffers.dh = arena.take<T>(batch * size_.padded);
       buffers.dc = arena.take<T>(Cell::kHasCellState ? batch * size_.padded : 0);
+      buffers.grad_operand = arena.take<T>(kStages > 1 ? batch * size_.padded : 0);
+      buffers.operand_row = arena.take<S>(kStages > 1 ? p_.threads * size_.padded : 0);
       buffers.grad_x = arena.take<T>(d > 0 && p_.grad_x ? rows_ * size_.inputs : 0);
     }
     workspace_ = arena.used();
@@ -103,9 +102,11 @@ class BackwardLoop {
     const FlushDenormals flush;
     [[maybe_unused]] const typename F::Setup setup;
     for_directions(shape_, member, [&](int d, int rank, int size) {
-      const Split split =
-          choose_split<F>(size, shape_.batch, hidden_panels().count(), kPanelVectors, side_packs_, kDgates);
-      run_direction({d, rank, size, split}, member.size);
+      StageProduct<F> products[kStages];
+      for (int i = 0; i < kStages; ++i)
+        products[i] = {hidden_panels().count(), kPanelVectors, packs_of(sides_[d][1 + i]),
+                       kStages == 1 ? kDgates : Cell::kStageGates[i]};
+      run_direction({d, rank, size, choose_split(size, shape_.batch, products)}, member.size);
     });
     if (shape_.directions > 1 && p_.grad_x) {
       barrier_wait(p_.team, everybody(), member.size);
@@ -114,11 +115,35 @@ class BackwardLoop {
   }
 
  private:
+  Side side_of(int direction, int s) const {
+    const Weights& weights = p_.weights[direction];
+    const WeightGrads& grads = p_.grads[direction];
+    Side side{weights.w_ih, grads.w_ih, grads.b_ih, size_.inputs, 0, kGates, {}, kDgates};
+    if (s > 0) {
+      const int first = cells::first_gate<Cell>(s - 1);
+      const auto from = [&](auto* p, int64_t columns) {
+        return p ? p + first * size_.hidden * columns * int64_t(sizeof(S)) : nullptr;
+      };
+      side = {from(weights.w_hh, size_.hidden), from(grads.w_hh, size_.hidden), from(grads.b_hh, 1), size_.hidden,
+              first, Cell::kStageGates[s - 1], {}, kDgates};
+    }
+    for (int g = 0; g < side.gates; ++g) {
+      side.dgates[g] = s == 0 ? Cell::input_dgate(g) : Cell::hidden_dgate(side.first_gate + g);
+      side.first_dgate = int(min(side.first_dgate, side.dgates[g]));
+    }
+    return side;
+  }
+  // K of a side's product with dgates, in packs.
+  int64_t packs_of(const Side& side) const { return side.gates * packs<F>(size_.hidden); }
+
   // The panels over hidden units; dh is padded, but w_hh is packed for the hidden units alone.
   Panels<T> hidden_panels() const { return {size_.hidden}; }
 
-  // Whether W of that side is multiplied with dgates at all: for dx, and for dh of every step but the first.
-  bool needs_product(int side) const { return side == 0 ? p_.grad_x != nullptr : shape_.seq_len > 1 || p_.grad_h0; }
+  // Whether W of that side is multiplied with dgates at all: for dx, for dh of every step but the first, and for what a later
+  // stage gives to the one before it.
+  bool needs_product(int side) const {
+    return side == 0 ? p_.grad_x != nullptr : side > 1 || shape_.seq_len > 1 || p_.grad_h0;
+  }
 
   // Whether a weight is packed panel by panel, each into the space of the thread that needs it. W_ih where there are but
   // two chunks to use it, or it is large beside what a training step keeps of each row; W_hh where a single thread uses it
@@ -143,13 +168,16 @@ class BackwardLoop {
       if (slice.recurs())
         for (int64_t i = chunk.begin; i < chunk.end; ++i) {
           const int64_t t = steps.time(steps.count() - 1 - i);
-          pointwise_step(slice, steps, chunk, t);
-          barrier_wait(p_.team, group, slice.split.unit_parts);
-          if (i + 1 < steps.count() || p_.grad_h0) hidden_step(slice, steps, chunk, t);
+          for_indices<kStages>([&](auto index) {
+            constexpr int stage = kStages - 1 - index.value;
+            pointwise_step<stage>(slice, steps, chunk, t);
+            barrier_wait(p_.team, group, slice.split.unit_parts);
+            if (stage > 0 || i + 1 < steps.count() || p_.grad_h0) operand_gradient<stage>(slice, steps, chunk, t);
+          });
         }
       barrier_wait(p_.team, all, slice.size);
       weight_gradients(slice, chunk);
-      for (int s = 0; s < 2; ++s) bias_gradient(slice, chunk, s);
+      for (int s = 0; s < kSides; ++s) bias_gradient(slice, chunk, s);
       input_gradient(slice, chunk);
       barrier_wait(p_.team, all, slice.size);
       begin = chunk.end;
@@ -160,17 +188,17 @@ class BackwardLoop {
   // ---- set-up and end ----
 
   void pack_weights(const ThreadSlice& slice) const {
-    for (int s = 0; s < 2; ++s) {
+    for (int s = 0; s < kSides; ++s) {
       const Side& side = sides_[slice.direction][s];
       if (!needs_product(s) || side.in_place(rows_) || packs_when_needed(s)) continue;
       const Range own = share_of_packs<F>(size_.hidden, slice.rank, slice.size);
       T* const packed = buffers_[slice.direction].w[s];
       for (int64_t u = own.begin; u < own.end; u += F::kPack)
-        for (int g = 0; g < kGates; ++g)
+        for (int g = 0; g < side.gates; ++g)
           pack_whole_packs<S, F>(weight_row(side, g, u), min(F::kPack, own.end - u), k_of(side, g, u), side.panels(),
-                                 side_packs_, packed);
-      for (int g = 0; g < kGates && slice.rank == 0; ++g)
-        pack_zeros(k_padding(side, g), side.panels(), side_packs_, packed);
+                                 packs_of(side), packed);
+      for (int g = 0; g < side.gates && slice.rank == 0; ++g)
+        pack_zeros(k_padding(side, g), side.panels(), packs_of(side), packed);
     }
   }
 
@@ -214,10 +242,10 @@ class BackwardLoop {
         for (int64_t u = size_.hidden; u < block_; ++u) buffers.dgates[row * dgates_stride_ + g * block_ + u] = E{};
     if (rows_ > 0) return;
     // Without rows, no product writes the gradients of weights.
-    for (int s = 0; s < 2 && slice.rank == 0; ++s) {
+    for (int s = 0; s < kSides && slice.rank == 0; ++s) {
       const Side& side = sides_[slice.direction][s];
-      if (side.grad) zero(buffers.grad_w[s], kGates * size_.hidden * side.columns);
-      if (side.bias_grad) zero(buffers.grad_b[s], kGates * size_.hidden);
+      if (side.grad) zero(buffers.grad_w[s], side.gates * size_.hidden * side.columns);
+      if (side.bias_grad) zero(buffers.grad_b[s], side.gates * size_.hidden);
     }
     barrier_wait(p_.team, direction_barrier(slice.direction), slice.size);
   }
@@ -238,11 +266,11 @@ class BackwardLoop {
       if (p_.grad_c0) write(p_.grad_c0, buffers.dc, b);
     }
     if constexpr (kMixedPrecision)
-      for (int s = 0; s < 2; ++s) {
+      for (int s = 0; s < kSides; ++s) {
         const Side& side = sides_[slice.direction][s];
         if (side.grad && adds_up())
-          narrow_all(slice, buffers.grad_w[s], side.grad, kGates * size_.hidden * side.columns);
-        if (side.bias_grad) narrow_all(slice, buffers.grad_b[s], side.bias_grad, kGates * size_.hidden);
+          narrow_all(slice, buffers.grad_w[s], side.grad, side.gates * size_.hidden * side.columns);
+        if (side.bias_grad) narrow_all(slice, buffers.grad_b[s], side.bias_grad, side.gates * size_.hidden);
       }
   }
 
@@ -270,6 +298,7 @@ class BackwardLoop {
     const S* c0;                        // where the sequence starts, else null
     const T *c_prev, *c;
     T *dh, *dc;
+    const T* grad_operand;
     E* dgates;
   };
 
@@ -294,28 +323,30 @@ class BackwardLoop {
       result.dc = buffers.dc + b * size_.padded;
     }
     result.dh = buffers.dh + b * size_.padded;
+    result.grad_operand = buffers.grad_operand + b * size_.padded;
     result.dgates = buffers.dgates + (row - chunk.first_row) * dgates_stride_;
     return result;
   }
 
-  // Turns dh and dc of step t into its dgates, and what flows back directly, for the units and sequences of this
+  // Turns dh and dc of step t into the dgates of a stage, and what flows back directly, for the units and sequences of this
   // thread.
+  template <int stage>
   void pointwise_step(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk, int64_t t) const {
     const Range panels = slice.units(hidden_panels().count());
     const Range vectors{panels.begin * kPanelVectors, min(panels.end * kPanelVectors, size_.unit_vectors)};
     const int64_t count = slice.sequences(steps.active(t));
     for (int64_t r = 0; r < count; ++r)
-      pointwise_vectors(cell_row(slice.direction, steps, chunk, t, slice.sequence(r)), vectors);
+      pointwise_vectors<stage>(cell_row(slice.direction, steps, chunk, t, slice.sequence(r)), vectors);
   }
 
-  // The cell for the vectors of units [range) of a row, kVectors of them side by side while there are.
-  template <int kVectors = kSideBySide>
+  // A stage of the cell for the vectors of units [range) of a row, kVectors of them side by side while there are.
+  template <int stage, int kVectors = kSideBySide>
   SEQKERNELS_INLINE void pointwise_vectors(const CellRow& row, Range range) const {
-    for (; range.size() >= kVectors; range.begin += kVectors) pointwise<kVectors>(row, range.begin * kLanes);
-    if constexpr (kVectors > 1) pointwise_vectors<kVectors - 1>(row, range);
+    for (; range.size() >= kVectors; range.begin += kVectors) pointwise<stage, kVectors>(row, range.begin * kLanes);
+    if constexpr (kVectors > 1) pointwise_vectors<stage, kVectors - 1>(row, range);
   }
 
-  template <int kVectors>
+  template <int stage, int kVectors>
   SEQKERNELS_INLINE void pointwise(const CellRow& row, int64_t u) const {
     using Vectors = VecN<T, kVectors>;
     // Padded rows are read and written whole, tensors up to their last unit.
@@ -330,7 +361,7 @@ class BackwardLoop {
     Vectors saved[Cell::kSaved + 1], dgates[kDgates];
     for (int s = 0; s < Cell::kSaved; ++s) saved[s] = read(row.saved + s * size_.padded);
     cells::State<Vectors> prev{Vectors(0), Vectors(0)}, state{Vectors(0), Vectors(0)}, grad{read(row.dh), Vectors(0)};
-    if (row.grad_output) grad.h = grad.h + read_units(row.grad_output);
+    if (stage == kStages - 1 && row.grad_output) grad.h = grad.h + read_units(row.grad_output);
     if constexpr (Cell::kBackwardReadsH) prev.h = read_units(row.h_prev), state.h = read_units(row.h);
     if constexpr (Cell::kHasCellState) {
       prev.c = row.c0 ? read_units(row.c0) : read(row.c_prev);
@@ -338,11 +369,16 @@ class BackwardLoop {
       grad.c = read(row.dc);
     }
 
-    const cells::State<Vectors> grad_prev = Cell::backward(saved, prev, state, grad, dgates);
+    cells::State<Vectors> left;
+    if constexpr (stage == kStages - 1)
+      left = Cell::backward(cells::Stage<stage>(), saved, prev, state, grad, dgates);
+    else
+      left = Cell::backward(cells::Stage<stage>(), saved, prev, state, grad, read(row.grad_operand), dgates);
 
-    write(row.dh, grad_prev.h);
-    if constexpr (Cell::kHasCellState) write(row.dc, grad_prev.c);
-    for (int g = 0; g < kDgates; ++g)
+    write(row.dh, left.h);
+    if constexpr (Cell::kHasCellState) write(row.dc, left.c);
+    constexpr int kFirst = cells::first_gate<Cell>(stage);
+    for (int g = kFirst; g < (kStages == 1 ? kDgates : kFirst + Cell::kStageGates[stage]); ++g)
 #pragma GCC unroll 4
       for (int i = 0; i < kVectors; ++i) {
         const int64_t unit = u + i * kLanes;
@@ -362,20 +398,22 @@ class BackwardLoop {
       if (side.in_place(rows_)) {
         // Gate by gate: the weight's order of gates is not that of dgates.
         const T* const weight = reinterpret_cast<const T*>(side.weight) + panel * Panels<T>::kWidth;
-        for (int g = 0; g < kGates; ++g)
+        for (int g = 0; g < side.gates; ++g)
           gemm<F>(rows, vectors, EvenRows<E>{dgates.data + side.dgates[g] * block_, dgates.stride},
                   weight + g * size_.hidden * side.columns, side.columns, size_.hidden,
                   g == 0 ? tile : Tile<T>::accumulate(tile.data, tile.stride));
         return;
       }
     gemm_edge<F>(rows, vectors, columns, EvenRows<E>{dgates.data + side.first_dgate * block_, dgates.stride},
-                 packed_panel, side_packs_, tile);
+                 packed_panel, packs_of(side), tile);
   }
 
-  // Adds dgates W_hh of step t to dh, for the units and sequences of this thread.
-  void hidden_step(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk, int64_t t) const {
+  // Makes the gradient of a stage's operand at step t, dgates W_hh, for the units and sequences of this thread. That of the
+  // first stage is added to dh.
+  template <int stage>
+  void operand_gradient(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk, int64_t t) const {
     const Buffers& buffers = buffers_[slice.direction];
-    const Side& side = sides_[slice.direction][1];
+    const Side& side = sides_[slice.direction][1 + stage];
     const Range panels = slice.units(hidden_panels().count());
     const RowTiles tiles = row_tiles<F>(slice.sequences(steps.active(t)), kPanelVectors);
     if (tiles.count() == 0) return;
@@ -383,19 +421,22 @@ class BackwardLoop {
     for (int64_t n = 0; n < panels.size(); ++n) {
       // Alternating (serpentine) traversal: what the last step read last is what the cache still holds.
       const int64_t panel = t % 2 ? panels.end - 1 - n : panels.begin + n;
-      const T* const w = weight_panel(slice, 1, panel);
+      const T* const w = weight_panel(slice, 1 + stage, panel);
       for (int64_t j = 0; j < tiles.count(); ++j) {
         const Range rows = tiles[j];
         const int64_t b = slice.sequence(rows.begin), stride = slice.split.batch_parts;
-        T* const dh = buffers.dh + b * size_.padded + panel * Panels<T>::kWidth;
+        const int64_t at = b * size_.padded + panel * Panels<T>::kWidth, row_stride = stride * size_.padded;
         multiply(side, w, rows.size(), panel, Panels<T>::kWidth, {dgates + b * dgates_stride_, stride * dgates_stride_},
-                 Tile<T>::accumulate(dh, stride * size_.padded));
+                 stage == 0 ? Tile<T>::accumulate(buffers.dh + at, row_stride)
+                            : Tile<T>::from_zero(buffers.grad_operand + at, row_stride));
       }
     }
   }
 
   // ---- the products over a chunk (backward_products-inl.h) ----
 
+  template <int stage>
+  const S* operand_row(const ThreadSlice& slice, const CellRow& row) const;
   void pack_operands(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk) const;
   void weight_gradients(const ThreadSlice& slice, const Chunk& chunk) const;
   static auto left_operand(const T* block, int64_t k_size);
@@ -413,12 +454,11 @@ class BackwardLoop {
 
   const BackwardArguments& p_;
   const LayerShape& shape_;
-  const Size size_;
-  const int64_t rows_;        // R
-  const int64_t block_;       // units of a gate in dgates, padded to whole packs
-  const int64_t side_packs_;  // of the gates of a side
+  const LayerSizes<S> size_;
+  const int64_t rows_;   // R
+  const int64_t block_;  // units of a gate in dgates, padded to whole packs
   const int64_t chunk_rows_, dgates_stride_;
-  Side sides_[kMaxDirections][2];
+  Side sides_[kMaxDirections][kSides];
   Buffers buffers_[kMaxDirections];
   int64_t workspace_;
 };

@@ -7,31 +7,48 @@
 
 namespace seqkernels::SEQKERNELS_ISA {
 
-// Packs x and h_prev of the chunk's rows into panels.
+// The operand of a stage after the first one, made once more from what was saved.
+template <class Cell, class S, class F>
+template <int stage>
+inline const S* BackwardLoop<Cell, S, F>::operand_row(const ThreadSlice& slice, const CellRow& row) const {
+  S* const made = buffers_[slice.direction].operand_row + slice.rank * size_.padded;
+  for (int64_t u = 0; u < size_.hidden; u += kLanes) {
+    V saved[Cell::kSaved + 1];
+    for (int s = 0; s < Cell::kSaved; ++s) saved[s] = load(row.saved + s * size_.padded + u);
+    cells::State<V> prev{V(0), V(0)};
+    if constexpr (Cell::kBackwardReadsH) prev.h = load(row.h_prev + u, size_.hidden - u);
+    store(made + u, Cell::operand(cells::Stage<stage>(), saved, prev));
+  }
+  return made;
+}
+
+// Packs x, h_prev and the other stages' operands of the chunk's rows into panels.
 template <class Cell, class S, class F>
 inline void BackwardLoop<Cell, S, F>::pack_operands(const ThreadSlice& slice, const Steps& steps,
                                                     const Chunk& chunk) const {
   const int d = slice.direction;
   const Range own = share_of_packs<F>(chunk.rows, slice.rank, slice.size);
-  for (int s = 0; s < 2; ++s) {
+  for_indices<kSides>([&](auto index) {
+    constexpr int s = index.value;
     const Side& side = sides_[d][s];
-    if (!side.grad) continue;
+    if (!side.grad) return;
     for_rows(shape_, steps, chunk, own, true, [&](int64_t t, int64_t b, int64_t row) {
       const S* source = row_of<const S>(p_.x, shape_, t, b);
-      if (s == 1) source = b >= steps.starting(t) ? initial(p_.h0, d, b) : output_row(steps.previous(t), b, d);
+      if constexpr (s == 1) source = b >= steps.starting(t) ? initial(p_.h0, d, b) : output_row(steps.previous(t), b, d);
+      if constexpr (s > 1) source = operand_row<s - 1>(slice, cell_row(d, steps, chunk, t, b));
       pack_row<S, F>(source, row, side.panels(), packs<F>(chunk.rows), buffers_[d].operand[s]);
     });
     if (slice.rank == 0)
       pack_zeros({ceil_div(chunk.rows, F::kPack), packs<F>(chunk.rows)}, side.panels(), packs<F>(chunk.rows),
                  buffers_[d].operand[s]);
-  }
+  });
 }
 
-// Adds dgates^T [x | h_prev] to dW, shared out by rows of dW.
+// Adds dgates^T [x | operands] to dW, shared out by rows of dW.
 template <class Cell, class S, class F>
 inline void BackwardLoop<Cell, S, F>::weight_gradients(const ThreadSlice& slice, const Chunk& chunk) const {
   const Side* const sides = sides_[slice.direction];
-  if (!sides[0].grad && !sides[1].grad) return;
+  if (!sides[0].grad && !sides[1].grad) return;  // all stages have their gradients in one tensor
   const RowTiles tiles = row_tiles<F>(size_.hidden, kPanelVectors);
   alignas(64) T block[kTileRows * packs<F>(kMaxK) + kSlack];
   for_items(share(kGates * tiles.count(), slice.rank, slice.size), tiles.count(), [&](int64_t g, int64_t j) {
@@ -39,14 +56,16 @@ inline void BackwardLoop<Cell, S, F>::weight_gradients(const ThreadSlice& slice,
     for (int64_t k0 = 0; k0 < chunk.rows; k0 += kMaxK) {
       const int64_t k_size = min(kMaxK, chunk.rows - k0);
       int packed = -1;  // which gate's dgates are in the block
-      for (int s = 0; s < 2; ++s) {
+      const int sides_of_gate[] = {0, 1 + cells::stage_of<Cell>(int(g))};
+      for (const int s : sides_of_gate) {
         if (!sides[s].grad) continue;
-        const int dgate = sides[s].dgates[g];
+        const int64_t gate = g - sides[s].first_gate;
+        const int dgate = sides[s].dgates[gate];
         if (dgate != packed)
           pack_dgates(buffers_[slice.direction].dgates + k0 * dgates_stride_ + dgate * block_ + rows.begin, k_size,
                       rows.size(), block);
         packed = dgate;
-        weight_gradient(slice, chunk, s, g * size_.hidden + rows.begin, rows.size(), k0, k_size, block);
+        weight_gradient(slice, chunk, s, gate * size_.hidden + rows.begin, rows.size(), k0, k_size, block);
       }
     }
   });
@@ -144,7 +163,7 @@ inline void BackwardLoop<Cell, S, F>::bias_gradient(const ThreadSlice& slice, co
   constexpr int kBlocks = 4;  // vectors of units side by side: one would wait for the latency of its sum
   using Vectors = VecN<T, kBlocks>;
   const int64_t blocks = ceil_div(size_.hidden, kBlocks * kLanes);
-  for_items(share(kGates * blocks, slice.rank, slice.size), blocks, [&](int64_t g, int64_t block) {
+  for_items(share(side.gates * blocks, slice.rank, slice.size), blocks, [&](int64_t g, int64_t block) {
     const int64_t u = block * kBlocks * kLanes;
     const E* const dgates = buffers.dgates + side.dgates[g] * block_ + u;
     T* const grad = buffers.grad_b[s] + g * size_.hidden + u;
@@ -166,10 +185,10 @@ inline const Compute<S>* BackwardLoop<Cell, S, F>::weight_panel(const ThreadSlic
   const Side& side = sides_[slice.direction][s];
   T* const kept = buffers_[slice.direction].w[s];
   if (side.in_place(rows_)) return nullptr;
-  if (!packs_when_needed(s)) return side.panels().at(kept, panel, side_packs_);
-  T* const own = side.panels().at(kept, slice.rank, side_packs_);
+  if (!packs_when_needed(s)) return side.panels().at(kept, panel, packs_of(side));
+  T* const own = side.panels().at(kept, slice.rank, packs_of(side));
   constexpr int64_t kAhead = 32;  // rows, between which the hardware does not prefetch
-  for (int g = 0; g < kGates; ++g) {
+  for (int g = 0; g < side.gates; ++g) {
     for (int64_t u = 0; u < size_.hidden; u += F::kPack) {
       const S* const part = weight_row(side, g, u) + panel * Panels<T>::kWidth;
       const int64_t rows = min(F::kPack, size_.hidden - u);

@@ -1,16 +1,16 @@
 // The forward time loop. Compiled once per ISA.
 //
-// Per direction: pack the weights into panels that hold all gates of a vector of units (those of W_ih when they are used, if
-// that is but once or twice); then per chunk of steps
+// Per direction: pack the weights into panels that hold all gates of some units (those of W_ih when they are used, if that is
+// but once or twice); then per chunk of steps
 //   1. input_gates = x W_ih^T + b_ih for all its rows, into a buffer that stays in cache;
-//   2. step by step, hidden_gates = h_prev W_hh^T + b_hh for one tile of rows and one panel, and at once the cell.
+//   2. step by step and stage by stage, hidden_gates = operand W_hh^T + b_hh for one tile of rows and one panel, and at once
+//      the cell. The operand of the first stage is h_prev, that of any later one what the stage before it has made.
 //
 // Type parameters: Cell is one of cells/*.h, S the storage type of tensors, F the format of operands
 // (gemm/formats-inl.h). In the class T = Compute<S> is the type of sums and states, V a vector of them, E = F::Element
 // the type of operands where they lie.
 #pragma once
-#include "gemm/columns-inl.h"
-#include "sequence-inl.h"
+#include "gate_product-inl.h"
 
 namespace seqkernels::SEQKERNELS_ISA {
 
@@ -26,24 +26,23 @@ class ForwardLoop {
   using T = Compute<S>;
   using E = typename F::Element;
   using V = Vec<T>;
-  using Size = LayerSizes<Cell, S>;
-  static constexpr int kGates = Cell::kGates, kLanes = V::kLanes, kUnitVectors = Size::kUnitVectors;
-  static constexpr int kVectors = Size::kPanelWidth / kLanes;  // of a panel
-  static constexpr int kProductVectors = product_vectors(kVectors);
+  template <int stage>
+  using Product = GateProduct<Cell::kStageGates[stage], S, F>;
+  static constexpr int kGates = Cell::kGates, kLanes = V::kLanes, kStages = Cell::kStages, kOperands = kStages - 1;
 
   // Scratch of one direction.
   struct Buffers {
-    T* w_ih;           // [panels or threads][packs of I][panel width], see packs_when_needed; not with small M
-    T* w_hh;           // [panels][packs of H][panel width]; not with small M
-    T* b_ih;           // [panels][panel width]
-    T* b_hh;           // [panels][panel width]
-    T* input_gates;    // [panels][chunk rows][panel width]
-    E* h[2];           // [B][h_stride], previous and current step in turn
-    T* c;              // [B][padded]
-    const E** x_rows;  // [chunk rows]
-    E* x_copy;         // [chunk rows][x_stride], where x is not read where it lies
-    T* x_columns;      // the chunk's rows of x as columns, if that is how they are multiplied
-    T* h_columns;      // [threads][h_columns_size], likewise rows of h
+    GateWeights<S> w_ih[kStages];  // packed: [panels or threads], see packs_when_needed
+    GateWeights<S> w_hh[kStages];
+    T* input_gates[kStages];     // [panels][chunk rows][panel width]
+    E* h[2];                     // [B][h_stride], previous and current step in turn
+    E* operands[kOperands + 1];  // [B][h_stride], of the stages after the first one
+    T* carried;                  // [B][kCarried][padded], from stage to stage
+    T* c;                        // [B][padded]
+    const E** x_rows;            // [chunk rows]
+    E* x_copy;                   // [chunk rows][x_stride], where x is not read where it lies
+    T* x_columns;                // the chunk's rows of x as columns, if that is how they are multiplied
+    T* h_columns;                // [threads][h_columns_size], likewise rows of an operand
   };
 
  public:
@@ -54,22 +53,34 @@ class ForwardLoop {
         rows_(shape_.offsets[shape_.seq_len]),
         small_m_(is_small_m()),
         input_packs_(packs<F>(size_.inputs)),
-        hidden_packs_(packs<F>(size_.hidden)),
         chunk_rows_(chunk_capacity(shape_, target_rows())),
         h_stride_(row_stride<F>(size_.hidden)),
         columns_rows_(small_m_ && has_columns() && rows_ >= kMinColumns<F> ? rows_ : 0),
         h_columns_size_(columns_size<F>(min(columns_rows_, shape_.batch), size_.hidden)) {
     Arena arena(workspace);
-    const int64_t columns = size_.panels * Size::kPanelWidth, batch = shape_.batch;
-    const int64_t input_panels = packs_when_needed() ? p_.threads : size_.panels;
+    const int64_t batch = shape_.batch;
     for (int d = 0; d < shape_.directions; ++d) {
       Buffers& buffers = buffers_[d];
-      buffers.w_ih = arena.take<T>(small_m_ ? 0 : input_panels * Size::kPanelWidth * input_packs_);
-      buffers.w_hh = arena.take<T>(small_m_ ? 0 : columns * hidden_packs_);
-      buffers.b_ih = arena.take<T>(columns);
-      buffers.b_hh = arena.take<T>(columns);
-      buffers.input_gates = arena.take<T>(columns * chunk_rows_);
+      for_indices<kStages>([&](auto stage) {
+        constexpr int i = stage.value;
+        const int64_t panels = Product<i>::panels(size_.hidden), columns = panels * Product<i>::kPanelWidth;
+        const auto take = [&](const char* weight, const char* bias, int64_t k_size, int64_t kept_panels) {
+          const int64_t row = int64_t(cells::first_gate<Cell>(i)) * size_.hidden, width = Product<i>::kPanelWidth;
+          GateWeights<S> taken{reinterpret_cast<const S*>(weight) + row * k_size,
+                               bias ? reinterpret_cast<const S*>(bias) + row : nullptr, k_size, nullptr, nullptr};
+          taken.packed = arena.take<T>(small_m_ ? 0 : kept_panels * width * packs<F>(k_size));
+          taken.packed_bias = arena.take<T>(columns);
+          return taken;
+        };
+        const Weights& weights = p_.weights[d];
+        buffers.w_ih[i] =
+            take(weights.w_ih, weights.b_ih, size_.inputs, packs_when_needed<i>() ? p_.threads : panels);
+        buffers.w_hh[i] = take(weights.w_hh, weights.b_hh, size_.hidden, panels);
+        buffers.input_gates[i] = arena.take<T>(columns * chunk_rows_);
+      });
       for (E*& h : buffers.h) h = arena.take<E>(batch * h_stride_);
+      for (int i = 0; i < kOperands; ++i) buffers.operands[i] = arena.take<E>(batch * h_stride_);
+      buffers.carried = arena.take<T>(batch * Cell::kCarried * size_.padded);
       buffers.c = arena.take<T>(Cell::kHasCellState ? batch * size_.padded : 0);
       buffers.x_rows = arena.take<const E*>(chunk_rows_);
       buffers.x_copy = arena.take<E>(reads_x_in_place() ? 0 : chunk_rows_ * x_stride());
@@ -85,15 +96,20 @@ class ForwardLoop {
     const FlushDenormals flush;
     [[maybe_unused]] const typename F::Setup setup;
     for_directions(shape_, member, [&](int d, int rank, int size) {
-      const Split split = choose_split<F>(size, shape_.batch, size_.panels, kVectors, hidden_packs_, kGates);
-      run_direction({d, rank, size, split}, member.size);
+      StageProduct<F> products[kStages];
+      for_indices<kStages>([&](auto stage) {
+        using Of = Product<stage.value>;
+        products[stage.value] = {Of::panels(size_.hidden), Of::kVectors, packs<F>(size_.hidden),
+                                 Cell::kStageGates[stage.value]};
+      });
+      run_direction({d, rank, size, choose_split(size, shape_.batch, products)}, member.size);
     });
   }
 
  private:
   void run_direction(const ThreadSlice& slice, int threads) const {
     const Steps steps(shape_, slice.direction);
-    const int all = direction_barrier(slice.direction);
+    const int all = direction_barrier(slice.direction), group = group_barrier(slice, threads);
     pack_weights(slice);
     start_states(slice);
     for (int64_t begin = 0; rows_ > 0 && begin < steps.count();) {
@@ -104,24 +120,20 @@ class ForwardLoop {
         pack_inputs(slice, chunk);
         barrier_wait(p_.team, all, slice.size);
       }
-      project_inputs(slice, chunk);
+      for_indices<kStages>([&](auto stage) { project_inputs<stage.value>(slice, chunk); });
       barrier_wait(p_.team, all, slice.size);
       if (slice.recurs())
-        for (int64_t i = chunk.begin; i < chunk.end; ++i) {
-          step(slice, steps, chunk, i);
-          barrier_wait(p_.team, group_barrier(slice, threads), slice.split.unit_parts);
-        }
+        for (int64_t i = chunk.begin; i < chunk.end; ++i)
+          for_indices<kStages>([&](auto stage) {
+            run_stage<stage.value>(slice, steps, chunk, i);
+            barrier_wait(p_.team, group, slice.split.unit_parts);
+          });
       begin = chunk.end;
     }
     if (rows_ == 0) copy_states(slice);
   }
 
   // ---- set-up ----
-
-  // Row of a [G H, K] weight for gate g of unit u, null in the padding.
-  const S* weight_row(const char* weight, int64_t k_size, int g, int64_t u) const {
-    return u < size_.hidden ? reinterpret_cast<const S*>(weight) + (g * size_.hidden + u) * k_size : nullptr;
-  }
 
   // Whether weights are read where they lie instead of being packed: there are so few rows that packing would take longer
   // than it saves. They are multiplied as columns (gemm/columns-inl.h), or each row's sums are transposed, which takes
@@ -142,9 +154,10 @@ class ForwardLoop {
     return small_m_ && has_columns() && (rows > kMaxGemvRows || fill_columns<F>(rows));
   }
 
-  // The tiles of so many rows of a product.
+  // The tiles of so many rows of a stage's products.
+  template <int stage>
   RowTiles tiles_of(int64_t rows) const {
-    return as_columns(rows) ? RowTiles(rows, kMaxColumns<F>) : row_tiles<F>(rows, kProductVectors);
+    return as_columns(rows) ? RowTiles(rows, kMaxColumns<F>) : row_tiles<F>(rows, Product<stage>::kProductVectors);
   }
 
   // The chunk's rows of x as columns.
@@ -153,11 +166,11 @@ class ForwardLoop {
     const Range own = share(ceil_div(chunk.rows, kLanes), slice.rank, slice.size);
     pack_columns<F>(chunk.rows, own, input_rows(buffers, 0), size_.inputs, buffers.x_columns);
   }
-  // A member's rows of h as columns of its own, if that is how they are multiplied, else null.
-  const T* pack_states(const ThreadSlice& slice, const EvenRows<E>& h, int64_t rows) const {
+  // A member's rows of an operand as columns of its own, if that is how they are multiplied, else null.
+  const T* pack_operand(const ThreadSlice& slice, const EvenRows<E>& operand, int64_t rows) const {
     if (!as_columns(rows)) return nullptr;
     T* const columns = buffers_[slice.direction].h_columns + slice.rank * h_columns_size_;
-    pack_columns<F>(rows, {0, ceil_div(rows, kLanes)}, h, size_.hidden, columns);
+    pack_columns<F>(rows, {0, ceil_div(rows, kLanes)}, operand, size_.hidden, columns);
     return columns;
   }
 
@@ -171,50 +184,34 @@ class ForwardLoop {
 
   // Whether W_ih is packed panel by panel, each into the space of the thread that needs it: there are but two chunks to
   // use it.
-  bool packs_when_needed() const { return rows_ <= 2 * chunk_rows_ && p_.threads < size_.panels; }
+  template <int stage>
+  bool packs_when_needed() const {
+    return rows_ <= 2 * chunk_rows_ && p_.threads < Product<stage>::panels(size_.hidden);
+  }
+
+  template <int stage>
+  Product<stage> input_product(int direction) const {
+    return {buffers_[direction].w_ih[stage], size_.hidden, small_m_};
+  }
+  template <int stage>
+  Product<stage> hidden_product(int direction) const {
+    return {buffers_[direction].w_hh[stage], size_.hidden, small_m_};
+  }
 
   void pack_weights(const ThreadSlice& slice) const {
-    const Weights& weights = p_.weights[slice.direction];
-    const Buffers& buffers = buffers_[slice.direction];
-    const Range own = share(size_.panels, slice.rank, slice.size);
-    for (int64_t panel = own.begin; panel < own.end; ++panel) {
-      if (!small_m_) {
-        if (!packs_when_needed())
-          pack_panel(weights.w_ih, size_.inputs, panel, panel_at(buffers.w_ih, panel, input_packs_));
-        pack_panel(weights.w_hh, size_.hidden, panel, panel_at(buffers.w_hh, panel, hidden_packs_));
+    for_indices<kStages>([&](auto stage) {
+      const auto input = input_product<stage.value>(slice.direction);
+      const auto hidden = hidden_product<stage.value>(slice.direction);
+      const Range own = share(hidden.panels(), slice.rank, slice.size);
+      for (int64_t panel = own.begin; panel < own.end; ++panel) {
+        if (!small_m_) {
+          if (!packs_when_needed<stage.value>()) input.pack(panel, input.packed(panel));
+          hidden.pack(panel, hidden.packed(panel));
+        }
+        input.pack_bias(panel);
+        hidden.pack_bias(panel);
       }
-      for_columns(panel, [&](int g, int64_t unit, int64_t column) {
-        const auto pack_bias = [&](const char* bias, T* packed) {
-          const S* const row = reinterpret_cast<const S*>(bias) + g * size_.hidden + unit;
-          store(panel_at(packed, panel, 1) + column, bias ? load(row, size_.hidden - unit) : V(0));
-        };
-        pack_bias(weights.b_ih, buffers.b_ih);
-        pack_bias(weights.b_hh, buffers.b_hh);
-      });
-    }
-  }
-
-  // Packs one panel of a weight: [G H, K] -> [products][packs of K][product width].
-  void pack_panel(const char* weight, int64_t k_size, int64_t panel, T* packed) const {
-    constexpr int64_t kWidth = kProductVectors * kLanes;
-    const int64_t width = min(kWidth, size_.panel_vectors(panel) * kLanes);
-    for_columns(panel, [&](int g, int64_t unit, int64_t column) {
-      T* const product = packed + column / kWidth * kWidth * packs<F>(k_size);
-      pack_transposed<S, F>([&](int j) { return weight_row(weight, k_size, g, unit + j); }, k_size,
-                            product + column % kWidth, width);
     });
-  }
-
-  // Calls f(gate, first unit, first column) for the vectors of a panel.
-  template <class Visit>
-  void for_columns(int64_t panel, const Visit& f) const {
-    for (int v = 0; v < size_.panel_unit_vectors(panel); ++v)
-      for (int g = 0; g < kGates; ++g) f(g, (panel * kUnitVectors + v) * kLanes, (v * kGates + g) * kLanes);
-  }
-
-  template <class P>
-  static P* panel_at(P* packed, int64_t panel, int64_t k_packs) {
-    return packed + panel * Size::kPanelWidth * k_packs;
   }
 
   // The row of sequence b in a [D, B, H] tensor.
@@ -232,6 +229,7 @@ class ForwardLoop {
       for (int64_t u = 0; u < h_stride_; u += kLanes) {
         const V h = initial(p_.h0, slice.direction, b, u);
         for (E* buffer : buffers.h) store(buffer + b * h_stride_ + u, h);
+        for (int i = 0; i < kOperands; ++i) store(buffers.operands[i] + b * h_stride_ + u, V(0));
       }
       for (int64_t u = 0; Cell::kHasCellState && u < size_.padded; u += kLanes)
         store(buffers.c + b * size_.padded + u, initial(p_.c0, slice.direction, b, u));
@@ -270,19 +268,20 @@ class ForwardLoop {
              });
   }
 
+  template <int stage>
   void project_inputs(const ThreadSlice& slice, const Chunk& chunk) const {
     const Buffers& buffers = buffers_[slice.direction];
-    const char* const weight = p_.weights[slice.direction].w_ih;
-    const RowTiles tiles = tiles_of(chunk.rows);
+    const auto product = input_product<stage>(slice.direction);
+    const RowTiles tiles = tiles_of<stage>(chunk.rows);
     const T* const columns = as_columns(chunk.rows) ? buffers.x_columns : nullptr;
     // Panel by panel, so that a split by units makes what it will use; by rows where it splits the batch.
     for_items(
-        share(size_.panels * tiles.count(), slice.rank, slice.size), tiles.count(),
-        [&](int64_t panel) { return input_panel(slice, panel); },
+        share(product.panels() * tiles.count(), slice.rank, slice.size), tiles.count(),
+        [&](int64_t panel) { return input_panel<stage>(slice, panel); },
         [&](const T* w, int64_t panel, int64_t j) {
           const Range rows = tiles[j];
-          gates_tile(weight, w, buffers.b_ih, size_.inputs, input_rows(buffers, rows.begin), columns, rows.size(),
-                     panel, input_gates(buffers, chunk, panel, rows.begin));
+          product.multiply(input_rows(buffers, rows.begin), columns, rows.size(), panel, w,
+                           input_gates<stage>(slice.direction, chunk, panel, rows.begin));
         });
   }
 
@@ -295,51 +294,21 @@ class ForwardLoop {
   }
 
   // A panel of W_ih, packed now if it is not kept; null where it is read where it lies.
+  template <int stage>
   const T* input_panel(const ThreadSlice& slice, int64_t panel) const {
-    T* const kept = buffers_[slice.direction].w_ih;
+    const auto product = input_product<stage>(slice.direction);
     if (small_m_) return nullptr;
-    if (!packs_when_needed()) return panel_at(kept, panel, input_packs_);
-    T* const own = panel_at(kept, slice.rank, input_packs_);
-    pack_panel(p_.weights[slice.direction].w_ih, size_.inputs, panel, own);
+    if (!packs_when_needed<stage>()) return product.packed(panel);
+    T* const own = product.packed(slice.rank);
+    product.pack(panel, own);
     return own;
   }
 
-  // Where the input gates of a panel lie for a row of the chunk.
-  T* input_gates(const Buffers& buffers, const Chunk& chunk, int64_t panel, int64_t row) const {
-    return buffers.input_gates + panel * Size::kPanelWidth * chunk.rows + row * size_.panel_vectors(panel) * kLanes;
-  }
-
-  // Makes tile[rows][panel width] = rows W^T + bias for one panel, with W packed unless M is small; `columns` are null or
-  // the same rows as columns.
-  template <class Rows>
-  SEQKERNELS_INLINE void gates_tile(const char* weight, const T* packed_panel, const T* bias, int64_t k_size,
-                                    const Rows& rows, const T* columns, int64_t count, int64_t panel, T* tile) const {
-    const int vectors = size_.panel_vectors(panel);
-    const int64_t width = vectors * kLanes;
-    const T* const panel_bias = panel_at(bias, panel, 1);
-    const auto out = Tile<T>::from_bias(tile, width, panel_bias);
-    if (small_m_) {
-      for (int v = 0; v < vectors; ++v) {
-        const int64_t unit = (panel * kUnitVectors + v / kGates) * kLanes, last = size_.hidden - 1 - unit;
-        const WeightRows<S> w{weight_row(weight, k_size, v % kGates, unit), k_size, last};
-        if constexpr (sizeof(S) == sizeof(E))
-          if (columns) {
-            gemm_columns<F>(count, columns, {w.first, k_size}, min(kLanes, last + 1), k_size, out.from(v * kLanes));
-            continue;
-          }
-        gemv<S, F>(count, rows, w, k_size, out.from(v * kLanes));
-      }
-      return;
-    }
-    if constexpr (kUnitVectors == 1) {
-      constexpr int kWidth = kProductVectors * kLanes;
-#pragma GCC unroll 2
-      for (int column = 0; column < kVectors * kLanes; column += kWidth)
-        gemm_rows<kProductVectors, F>(count, rows, packed_panel + column * packs<F>(k_size), kWidth, packs<F>(k_size),
-                                      out.from(column));
-    } else {
-      gemm<F>(count, vectors, rows, packed_panel, packs<F>(k_size), out);
-    }
+  // Where a stage's input gates of a panel lie for a row of the chunk.
+  template <int stage>
+  T* input_gates(int direction, const Chunk& chunk, int64_t panel, int64_t row) const {
+    return buffers_[direction].input_gates[stage] + panel * Product<stage>::kPanelWidth * chunk.rows +
+           row * hidden_product<stage>(direction).panel_width(panel);
   }
 
   // ---- a step ----
@@ -372,46 +341,49 @@ class ForwardLoop {
             p_.cells ? reinterpret_cast<T*>(p_.cells) + reserve : nullptr};
   }
 
-  void step(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk, int64_t i) const {
-    const Buffers& buffers = buffers_[slice.direction];
+  template <int stage>
+  void run_stage(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk, int64_t i) const {
     const Step step = step_at(slice, steps, chunk, i);
-    const Range panels = slice.units(size_.panels);
+    const auto product = hidden_product<stage>(slice.direction);
+    const Range panels = slice.units(product.panels());
     const int64_t sequences = slice.sequences(steps.active(steps.time(i)));
-    const RowTiles tiles = tiles_of(sequences);
-    const EvenRows<E> h{step.h_prev + slice.sequence(0) * h_stride_, h_stride_ * slice.split.batch_parts};
-    const T* const columns = pack_states(slice, h, sequences);
-    alignas(64) T tile[max(kMaxColumns<F>, max_rows_in_parts<F>(kProductVectors)) * Size::kPanelWidth];
+    const RowTiles tiles = tiles_of<stage>(sequences);
+    const E* const all = stage == 0 ? step.h_prev : buffers_[slice.direction].operands[max(stage - 1, 0)];
+    const EvenRows<E> operand{all + slice.sequence(0) * h_stride_, h_stride_ * slice.split.batch_parts};
+    const T* const columns = pack_operand(slice, operand, sequences);
+    constexpr int64_t kMaxRows = max(kMaxColumns<F>, max_rows_in_parts<F>(Product<stage>::kProductVectors));
+    alignas(64) T tile[kMaxRows * Product<stage>::kPanelWidth];
     for (int64_t n = 0; n < panels.size(); ++n) {
       // Alternating (serpentine) traversal: what the last step read last is what the cache still holds.
       const int64_t panel = i % 2 ? panels.end - 1 - n : panels.begin + n;
-      const int64_t width = size_.panel_vectors(panel) * kLanes;
+      const int64_t width = product.panel_width(panel);
       for (int64_t j = 0; j < tiles.count(); ++j) {
         const Range rows = tiles[j];
-        prefetch(step, chunk, slice, panel, rows);
-        gates_tile(p_.weights[slice.direction].w_hh, panel_at(buffers.w_hh, panel, hidden_packs_), buffers.b_hh,
-                   size_.hidden, h.from(rows.begin), columns, rows.size(), panel, tile);
+        prefetch<stage>(step, chunk, slice, panel, rows);
+        product.multiply(operand.from(rows.begin), columns, rows.size(), panel, product.packed(panel), tile);
         const auto cell_row = [&](int64_t r) {
           const int64_t b = slice.sequence(rows.begin + r);
-          return CellRow{b, input_gates(buffers, chunk, panel, step.chunk_row + b), tile + r * width};
+          return CellRow{b, input_gates<stage>(slice.direction, chunk, panel, step.chunk_row + b), tile + r * width};
         };
-        pointwise_rows(step, panel, {0, rows.size()}, cell_row);
+        pointwise_rows<stage>(step, panel, {0, rows.size()}, cell_row);
       }
     }
   }
 
   // What the cells of a tile will read and write, which its product leaves the time to fetch.
+  template <int stage>
   SEQKERNELS_INLINE void prefetch(const Step& step, const Chunk& chunk, const ThreadSlice& slice, int64_t panel,
                                   Range rows) const {
     const Buffers& buffers = buffers_[step.direction];
     constexpr int kLine = 64 / sizeof(T);
-    const int64_t unit = panel * kUnitVectors * kLanes;
+    const int64_t unit = panel * Product<stage>::kUnitVectors * kLanes;
     for (int64_t r = rows.begin; r < rows.end; ++r) {
       const int64_t b = slice.sequence(r);
-      const T* const row = input_gates(buffers, chunk, panel, step.chunk_row + b);
+      const T* const row = input_gates<stage>(step.direction, chunk, panel, step.chunk_row + b);
 #pragma GCC unroll 16
-      for (int i = 0; i < Size::kPanelWidth; i += kLine) __builtin_prefetch(row + i);
+      for (int i = 0; i < Product<stage>::kPanelWidth; i += kLine) __builtin_prefetch(row + i);
       if constexpr (Cell::kHasCellState) __builtin_prefetch(buffers.c + b * size_.padded + unit);
-      __builtin_prefetch(step.output + b * step.output_stride + unit, 1);
+      if constexpr (stage == kStages - 1) __builtin_prefetch(step.output + b * step.output_stride + unit, 1);
     }
   }
 
@@ -421,56 +393,82 @@ class ForwardLoop {
     const T *input, *hidden;  // gates [panel width]
   };
 
-  // The cell for the units of one panel of the rows [range) of a tile, kRows of them side by side while there are.
-  template <int kRows = kSideBySide, class Row>
+  // A stage of the cell for the units of one panel of the rows [range) of a tile, kRows of them side by side while there are.
+  template <int stage, int kRows = kSideBySide, class Row>
   SEQKERNELS_INLINE void pointwise_rows(const Step& step, int64_t panel, Range range, const Row& cell_row) const {
     for (; range.size() >= kRows; range.begin += kRows) {
       CellRow rows[kRows];
       for (int i = 0; i < kRows; ++i) rows[i] = cell_row(range.begin + i);
-      pointwise(step, panel, rows);
+      pointwise<stage>(step, panel, rows);
     }
-    if constexpr (kRows > 1) pointwise_rows<kRows - 1>(step, panel, range, cell_row);
+    if constexpr (kRows > 1) pointwise_rows<stage, kRows - 1>(step, panel, range, cell_row);
   }
 
-  template <int kRows>
+  template <int stage, int kRows>
   SEQKERNELS_INLINE void pointwise(const Step& step, int64_t panel, const CellRow (&rows)[kRows]) const {
     using Vectors = VecN<T, kRows>;
+    constexpr int kFirst = cells::first_gate<Cell>(stage), kStageGates = Cell::kStageGates[stage];
+    constexpr int kUnitVectors = Product<stage>::kUnitVectors;
     const Buffers& buffers = buffers_[step.direction];
-    for (int v = 0; v < size_.panel_unit_vectors(panel); ++v) {
-      const int64_t u = (panel * kUnitVectors + v) * kLanes, valid = size_.hidden - u;
+    const int unit_vectors = hidden_product<stage>(step.direction).panel_unit_vectors(panel);
+    for (int v = 0; v < unit_vectors; ++v) {
+      const int64_t u = (panel * kUnitVectors + v) * kLanes;
       const auto c = [&](int i) { return buffers.c + rows[i].b * size_.padded + u; };
+      const auto carried = [&](int i, int s) {
+        return buffers.carried + (rows[i].b * Cell::kCarried + s) * size_.padded + u;
+      };
       Vectors input_gates[kGates], hidden_gates[kGates], saved[Cell::kSaved + 1];
 #pragma GCC unroll 4
-      for (int g = 0; g < kGates; ++g) {
-        input_gates[g] = Vectors::each([&](int i) { return load(rows[i].input + (v * kGates + g) * kLanes); });
-        hidden_gates[g] = Vectors::each([&](int i) { return load(rows[i].hidden + (v * kGates + g) * kLanes); });
+      for (int g = 0; g < kStageGates; ++g) {
+        const int column = (v * kStageGates + g) * kLanes;
+        input_gates[kFirst + g] = Vectors::each([&](int i) { return load(rows[i].input + column); });
+        hidden_gates[kFirst + g] = Vectors::each([&](int i) { return load(rows[i].hidden + column); });
       }
       cells::State<Vectors> prev{Vectors::each([&](int i) { return load(step.h_prev + rows[i].b * h_stride_ + u); }),
                                  Vectors(0)};
       if constexpr (Cell::kHasCellState) prev.c = Vectors::each([&](int i) { return load(c(i)); });
+      if constexpr (stage > 0)
+        for (int s = 0; s < Cell::kCarried; ++s)
+          saved[s] = Vectors::each([&](int i) { return load(carried(i, s)); });
 
-      const cells::State<Vectors> state = Cell::forward(input_gates, hidden_gates, prev, saved);
+      const cells::State<Vectors> made =
+          Cell::forward(cells::Stage<stage>(), input_gates, hidden_gates, prev, saved);
 
 #pragma GCC unroll 4
       for (int i = 0; i < kRows; ++i) {
         const int64_t b = rows[i].b;
-        const V h = round_to<S>(state.h.part[i]);
-        // The padding stays zero where a pack reaches into it: there, infinity times the padding of W would be NaN.
-        store(step.h + b * h_stride_ + u, h, F::kPack == 1 ? kLanes : valid);
-        store(step.output + b * step.output_stride + u, h, valid);
-        if constexpr (Cell::kHasCellState) {
-          store(c(i), state.c.part[i]);
-          if (step.cells) save(step.cells + b * size_.padded, u, state.c.part[i]);
-        }
+        constexpr int kSavedFrom = cells::first_saved<Cell>(stage), kSavedTo = kSavedFrom + Cell::kStageSaved[stage];
         if constexpr (Cell::kSaved > 0)
           if (step.gates)
-            for (int s = 0; s < Cell::kSaved; ++s)
+            for (int s = kSavedFrom; s < kSavedTo; ++s)
               save(step.gates + (b * Cell::kSaved + s) * size_.padded, u, saved[s].part[i]);
-        if (b >= step.ending) {
-          store(state_row(p_.h_n, step.direction, b) + u, h, valid);
-          if constexpr (Cell::kHasCellState) store(state_row(p_.c_n, step.direction, b) + u, state.c.part[i], valid);
+        if constexpr (stage < kStages - 1) {
+          for (int s = kSavedFrom; s < min(kSavedTo, Cell::kCarried); ++s) store(carried(i, s), saved[s].part[i]);
+          store_operand(buffers.operands[stage] + b * h_stride_, u, round_to<S>(made.h.part[i]));
+        } else {
+          finish_step(step, b, u, {round_to<S>(made.h.part[i]), Cell::kHasCellState ? made.c.part[i] : V(0)});
         }
       }
+    }
+  }
+
+  // The padding stays zero where a pack reaches into it: there, infinity times the padding of W would be NaN.
+  SEQKERNELS_INLINE void store_operand(E* row, int64_t u, V value) const {
+    store(row + u, value, F::kPack == 1 ? kLanes : size_.hidden - u);
+  }
+
+  // What the last stage has made of sequence b.
+  SEQKERNELS_INLINE void finish_step(const Step& step, int64_t b, int64_t u, const cells::State<V>& state) const {
+    const int64_t valid = size_.hidden - u;
+    store_operand(step.h + b * h_stride_, u, state.h);
+    store(step.output + b * step.output_stride + u, state.h, valid);
+    if constexpr (Cell::kHasCellState) {
+      store(buffers_[step.direction].c + b * size_.padded + u, state.c);
+      if (step.cells) save(step.cells + b * size_.padded, u, state.c);
+    }
+    if (b >= step.ending) {
+      store(state_row(p_.h_n, step.direction, b) + u, state.h, valid);
+      if constexpr (Cell::kHasCellState) store(state_row(p_.c_n, step.direction, b) + u, state.c, valid);
     }
   }
 
@@ -485,10 +483,10 @@ class ForwardLoop {
 
   const ForwardArguments& p_;
   const LayerShape& shape_;
-  const Size size_;
+  const LayerSizes<S> size_;
   const int64_t rows_;  // R
   const bool small_m_;
-  const int64_t input_packs_, hidden_packs_;
+  const int64_t input_packs_;
   const int64_t chunk_rows_, h_stride_;
   const int64_t columns_rows_, h_columns_size_;
   Buffers buffers_[kMaxDirections];

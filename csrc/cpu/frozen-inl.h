@@ -1,8 +1,8 @@
 // A layer whose weights were packed once, for many calls of few rows. Compiled once per ISA.
 //
 // Nothing but the weights is large then, so all is arranged for reading them: a panel holds all gates of one vector of
-// units, and a step reads it from end to end, as one stream. h is read where the step before wrote it, in the output,
-// and c is kept in c_n, so there is no scratch memory.
+// units (those of one stage), and a step reads it from end to end, as one stream. h is read where the step before wrote it, in
+// the output, and c is kept in c_n, so cells of a single stage need no scratch memory.
 //
 // Type parameters: Cell is one of cells/*.h, W the type of the packed weights; sums and states are float32. A pack is
 // 32 bits of weights: kPack numbers that follow each other in K.
@@ -34,44 +34,48 @@ template <class Cell, class W>
 class FrozenForward {
   using V = VecF;
   using Raw = V::Raw;
-  static constexpr int kGates = Cell::kGates, kLanes = V::kLanes, kPack = PackedWeights<W>::kPack;
-  static constexpr int kMaxRows = int(min(4, max_rows(kGates)));
-  static constexpr int64_t kPackStride = kGates * kLanes;     // packs of all gates, from one k to the next
+  static constexpr int kLanes = V::kLanes, kPack = PackedWeights<W>::kPack, kStages = Cell::kStages;
   static constexpr int64_t kPrefetch = 2048 / sizeof(float);  // packs ahead
+  template <int stage>
+  static constexpr int kMaxRows = int(min(4, max_rows(Cell::kStageGates[stage])));
 
  public:
   explicit FrozenForward(const FrozenArguments& arguments)
       : p_(arguments),
         panels_(ceil_div(p_.hidden_size, kLanes)),
-        input_stride_(ceil_div(p_.input_size, kPack) * kPackStride),
-        panel_stride_((2 + ceil_div(p_.hidden_size, kPack)) * kPackStride + input_stride_) {}
+        input_packs_(ceil_div(p_.input_size, kPack)),
+        panel_packs_(2 + input_packs_ + ceil_div(p_.hidden_size, kPack)),
+        states_(p_.directions * p_.batch * p_.hidden_size) {}
 
   void run(Member member) const {
     const FlushDenormals flush;
     const Range own = share(p_.directions * panels_, member.rank, member.size);
-    const RowTiles tiles(p_.batch, kMaxRows);
-    for (int64_t i = 0; i < p_.seq_len; ++i) {
-      for (int64_t n = 0; n < own.size(); ++n) {
-        // Alternating (serpentine) traversal: what the last step read last is what the cache still holds.
-        const int64_t item = i % 2 ? own.end - 1 - n : own.begin + n;
-        for (int64_t j = 0; j < tiles.count(); ++j) rows(item / panels_, item % panels_, i, tiles[j]);
-      }
-      barrier_wait(p_.team, 0, member.size);
-    }
+    for (int64_t i = 0; i < p_.seq_len; ++i)
+      for_indices<kStages>([&](auto stage) {
+        const RowTiles tiles(p_.batch, kMaxRows<stage.value>);
+        for (int64_t n = 0; n < own.size(); ++n) {
+          // Alternating (serpentine) traversal: what the last step read last is what the cache still holds.
+          const int64_t item = i % 2 ? own.end - 1 - n : own.begin + n;
+          for (int64_t j = 0; j < tiles.count(); ++j) rows<stage.value>(item / panels_, item % panels_, i, tiles[j]);
+        }
+        barrier_wait(p_.team, 0, member.size);
+      });
   }
 
  private:
-  // Step i of one panel, for a tile of rows whose number is known at run time.
-  template <int kRows = kMaxRows>
+  // A stage of step i for one panel and a tile of rows whose number is known at run time.
+  template <int stage, int kRows = kMaxRows<stage>>
   SEQKERNELS_INLINE void rows(int64_t direction, int64_t panel, int64_t i, Range range) const {
     if constexpr (kRows > 0) {
-      if (range.size() == kRows) return step<kRows>(direction, panel, i, range.begin);
-      rows<kRows - 1>(direction, panel, i, range);
+      if (range.size() == kRows) return step<stage, kRows>(direction, panel, i, range.begin);
+      rows<stage, kRows - 1>(direction, panel, i, range);
     }
   }
 
-  template <int kRows>
+  template <int stage, int kRows>
   __attribute__((noinline)) void step(int64_t direction, int64_t panel, int64_t i, int64_t b) const {
+    constexpr int kFirst = cells::first_gate<Cell>(stage), kGates = Cell::kStageGates[stage];
+    constexpr int64_t kPackStride = kGates * kLanes;  // packs of all gates of the stage, from one k to the next
     const int64_t t = direction == 0 ? i : p_.seq_len - 1 - i, state = (direction * p_.batch + b) * p_.hidden_size;
     const RowTensor &in = p_.x, &out = p_.output;
     const EvenRows<float> x{row(in, t, b), in.batch_stride};
@@ -80,31 +84,47 @@ class FrozenForward {
     if (i == 0) h_prev = {p_.h0 ? p_.h0 + state : nullptr, p_.hidden_size};
     const float* const c_prev = i == 0 ? p_.c0 : p_.c_n;
 
-    const float* packs = p_.packed[direction] + panel * panel_stride_;
-    V input_gates[kRows][kGates], hidden_gates[kRows][kGates];
+    // Behind the panels of the stages before this one.
+    const float* packs = p_.packed[direction] + (panels_ * kFirst + panel * kGates) * panel_packs_ * kLanes;
+    V input_gates[kRows][Cell::kGates], hidden_gates[kRows][Cell::kGates];
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
       for (int g = 0; g < kGates; ++g) {
-        input_gates[r][g] = load(packs + g * kLanes);
-        hidden_gates[r][g] = load(packs + kPackStride + g * kLanes);
+        input_gates[r][kFirst + g] = load(packs + g * kLanes);
+        hidden_gates[r][kFirst + g] = load(packs + kPackStride + g * kLanes);
       }
     packs += 2 * kPackStride;
-    multiply_add<kRows>(input_gates, x.template make<kRows>(), packs, p_.input_size);
-    if (h_prev.data)
-      multiply_add<kRows>(hidden_gates, h_prev.template make<kRows>(), packs + input_stride_, p_.hidden_size);
+    multiply_add<stage, kRows>(input_gates, x.template make<kRows>(), packs, p_.input_size);
+    EvenRows<float> operand = h_prev;
+    if constexpr (stage > 0) operand = {p_.scratch + (stage - 1) * states_ + state, p_.hidden_size};
+    if (operand.data)
+      multiply_add<stage, kRows>(hidden_gates, operand.template make<kRows>(), packs + input_packs_ * kPackStride,
+                                 p_.hidden_size);
 
     const int64_t u = panel * kLanes, valid = p_.hidden_size - u;
+    float* const operands = p_.scratch + state + u;
+    float* const carried = operands + (kStages - 1) * states_;
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      const int64_t unit = state + r * p_.hidden_size + u;
+      const int64_t row = r * p_.hidden_size, unit = state + row + u;
       V saved[Cell::kSaved + 1];
+      if constexpr (stage > 0)
+        for (int s = 0; s < Cell::kCarried; ++s) saved[s] = load(carried + s * states_ + row, valid);
       const cells::State<V> prev{h_prev.data ? load(h_prev.data + r * h_prev.stride + u, valid) : V(0),
                                  Cell::kHasCellState && c_prev ? load(c_prev + unit, valid) : V(0)};
-      const cells::State<V> next = Cell::forward(input_gates[r], hidden_gates[r], prev, saved);
-      store(h + r * out.batch_stride + u, next.h, valid);
-      if (i == p_.seq_len - 1) store(p_.h_n + unit, next.h, valid);
-      if constexpr (Cell::kHasCellState) store(p_.c_n + unit, next.c, valid);
+      const cells::State<V> made =
+          Cell::forward(cells::Stage<stage>(), input_gates[r], hidden_gates[r], prev, saved);
+      if constexpr (stage < kStages - 1) {
+        store(operands + stage * states_ + row, made.h, valid);
+        constexpr int kSavedFrom = cells::first_saved<Cell>(stage), kSavedTo = kSavedFrom + Cell::kStageSaved[stage];
+        for (int s = kSavedFrom; s < min(kSavedTo, Cell::kCarried); ++s)
+          store(carried + s * states_ + row, saved[s], valid);
+      } else {
+        store(h + r * out.batch_stride + u, made.h, valid);
+        if (i == p_.seq_len - 1) store(p_.h_n + unit, made.h, valid);
+        if constexpr (Cell::kHasCellState) store(p_.c_n + unit, made.c, valid);
+      }
     }
   }
 
@@ -112,10 +132,12 @@ class FrozenForward {
     return reinterpret_cast<float*>(tensor.data) + t * tensor.step_stride + b * tensor.batch_stride;
   }
 
-  // Adds row r times the weights of gate g, over all of K, to total[r][g].
-  template <int kRows>
-  SEQKERNELS_INLINE static void multiply_add(V (&total)[kRows][kGates], const RowsOperand<float, kRows>& v,
+  // Adds row r times the weights of the stage's gate g, over all of K, to the totals of r and that gate.
+  template <int stage, int kRows>
+  SEQKERNELS_INLINE static void multiply_add(V (&total)[kRows][Cell::kGates], const RowsOperand<float, kRows>& v,
                                              const float* packs, int64_t k_size) {
+    constexpr int kFirst = cells::first_gate<Cell>(stage), kGates = Cell::kStageGates[stage];
+    constexpr int64_t kPackStride = kGates * kLanes;
     // Few sums would wait for the latency of the multiply-add: then several sets take turns.
     constexpr int kSets = kRows * kGates >= 8 ? 1 : kRows * kGates >= 4 ? 2 : kRows * kGates >= 2 ? 4 : 8;
     constexpr int kTurn = int(max(kSets, kPack));  // numbers along K from one turn of the sets to the next
@@ -126,10 +148,10 @@ class FrozenForward {
       for (int set = 0; set < kTurn; set += kPack, packs += kPackStride) {
 #pragma GCC unroll 4
         for (int line = 0; line < kPackStride; line += 16) __builtin_prefetch(packs + kPrefetch + line);
-        multiply_add_pack<kRows, kSets>(sum, set, v, k + set, packs, kPack);
+        multiply_add_pack<kGates, kRows, kSets>(sum, set, v, k + set, packs, kPack);
       }
     for (; k < k_size; k += kPack, packs += kPackStride)
-      multiply_add_pack<kRows, kSets>(sum, 0, v, k, packs, int(min(kPack, k_size - k)));
+      multiply_add_pack<kGates, kRows, kSets>(sum, 0, v, k, packs, int(min(kPack, k_size - k)));
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
@@ -137,12 +159,12 @@ class FrozenForward {
         Raw all = sum[0][r][g];
 #pragma GCC unroll 8
         for (int set = 1; set < kSets; ++set) all += sum[set][r][g];
-        total[r][g] = total[r][g] + V(all);
+        total[r][kFirst + g] = total[r][kFirst + g] + V(all);
       }
   }
 
   // One pack of every gate: `count` weights from k on, each into the next set.
-  template <int kRows, int kSets>
+  template <int kGates, int kRows, int kSets>
   SEQKERNELS_INLINE static void multiply_add_pack(Raw (&sum)[kSets][kRows][kGates], int set,
                                                   const RowsOperand<float, kRows>& v, int64_t k, const float* packs,
                                                   int count) {
@@ -163,7 +185,8 @@ class FrozenForward {
   }
 
   const FrozenArguments& p_;
-  const int64_t panels_, input_stride_, panel_stride_;
+  const int64_t panels_, input_packs_, panel_packs_;  // packs of one gate
+  const int64_t states_;                              // numbers of a state
 };
 
 }  // namespace seqkernels::SEQKERNELS_ISA

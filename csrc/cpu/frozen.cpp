@@ -46,23 +46,31 @@ void Frozen::each(void* const* parameters, const Move& move) const {
 template <class W, class Move>
 void Frozen::each_weight(const PackedDirection& direction, void* const* parameters, const Move& move) const {
   constexpr int64_t kPack = sizeof(float) / sizeof(W);
-  const int64_t lanes = kernels_.lanes, gates = cell_info(cell_).gates, hidden = sizes_.hidden_size;
-  const int64_t stride = gates * lanes;  // packs of all gates, from one along K to the next
+  const CellInfo& cell = cell_info(cell_);
+  const int64_t lanes = kernels_.lanes, hidden = sizes_.hidden_size;
   const int64_t input_packs = ceil_div(direction.input_size, kPack), packs = input_packs + ceil_div(hidden, kPack);
-  for (int64_t u = 0; u < hidden; ++u)
-    for (int64_t g = 0; g < gates; ++g) {
-      float* const biases = packed() + direction.begin + u / lanes * (2 + packs) * stride + g * lanes + u % lanes;
-      const int64_t row = g * hidden + u;
-      const auto move_row = [&](void* weight, int64_t size, int64_t first) {
-        W* const plain = static_cast<W*>(weight) + row * size;
-        W* const packed = reinterpret_cast<W*>(biases + (2 + first) * stride);
-        for (int64_t k = 0; k < size; ++k) move(packed[k / kPack * stride * kPack + k % kPack], plain[k]);
-      };
-      move_row(parameters[0], direction.input_size, 0);
-      move_row(parameters[1], hidden, input_packs);
-      for (int side = 0; side < 2; ++side)
-        if (void* const bias = parameters[2 + side]) move(biases[side * stride], static_cast<float*>(bias)[row]);
-    }
+  float* panels = packed() + direction.begin;  // of a stage
+  int64_t first_row = 0;                       // of its gates
+  for (int stage = 0; stage < cell.stages; ++stage) {
+    const int64_t gates = cell.stage_gates[stage];
+    const int64_t stride = gates * lanes;  // packs of all gates of the stage, from one along K to the next
+    for (int64_t u = 0; u < hidden; ++u)
+      for (int64_t g = 0; g < gates; ++g) {
+        float* const biases = panels + u / lanes * (2 + packs) * stride + g * lanes + u % lanes;
+        const int64_t row = first_row + g * hidden + u;
+        const auto move_row = [&](void* weight, int64_t size, int64_t first) {
+          W* const plain = static_cast<W*>(weight) + row * size;
+          W* const packed = reinterpret_cast<W*>(biases + (2 + first) * stride);
+          for (int64_t k = 0; k < size; ++k) move(packed[k / kPack * stride * kPack + k % kPack], plain[k]);
+        };
+        move_row(parameters[0], direction.input_size, 0);
+        move_row(parameters[1], hidden, input_packs);
+        for (int side = 0; side < 2; ++side)
+          if (void* const bias = parameters[2 + side]) move(biases[side * stride], static_cast<float*>(bias)[row]);
+      }
+    panels += ceil_div(hidden, lanes) * (2 + packs) * stride;
+    first_row += gates * hidden;
+  }
 }
 
 double Frozen::work(int64_t rows) const {
@@ -74,6 +82,9 @@ void Frozen::run(const StackCall& call) const {
   const auto kernel = weights_ == DType::kBFloat16 ? kernels.bfloat16 : kernels.float32;
   const auto floats = [](char* data) { return reinterpret_cast<float*>(data); };
   const Stack stack(call);
+  const CellInfo& cell = cell_info(cell_);
+  const int64_t handed_on = (cell.stages - 1 + cell.carried) * sizes_.directions * call.batch * sizes_.hidden_size;
+  const Scratch scratch(handed_on * int64_t(sizeof(float)));
   run_team(team_threads(work(call.seq_len * call.batch)), 1, [&](Team* team, Member member) {
     stack.for_layers([&](const LayerCall& layer) {
       FrozenArguments p{};
@@ -83,6 +94,7 @@ void Frozen::run(const StackCall& call) const {
         p.packed[d] = packed() + directions_[static_cast<size_t>(layer.index * sizes_.directions + d)].begin;
       p.x = layer.x, p.output = layer.output;
       p.h0 = floats(layer.h0), p.c0 = floats(layer.c0), p.h_n = floats(layer.h_n), p.c_n = floats(layer.c_n);
+      p.scratch = floats(scratch.get());
       p.team = team;
       kernel(p, member);
     });

@@ -81,9 +81,9 @@ struct BackwardArguments : LayerArguments {
 };
 
 // A layer with packed weights; float32 tensors. `packed` is, per direction, 32-bit packs in panels of `lanes` hidden
-// units: [panels][2 + packs of I + packs of H][G][lanes]. The first two of a panel are b_ih and b_hh as float32; a pack
-// of the rest is one float32 weight or, low half first, two bfloat16 weights that follow each other in K. Padding is
-// zero.
+// units: of each stage, one after another, [panels][2 + packs of I + packs of H][gates of the stage][lanes]. The first two of
+// a panel are b_ih and b_hh as float32; a pack of the rest is one float32 weight or, low half first, two bfloat16 weights that
+// follow each other in K. Padding is zero.
 struct FrozenArguments {
   int64_t seq_len, batch, input_size, hidden_size, directions;
   const float* packed[2];
@@ -93,6 +93,7 @@ struct FrozenArguments {
   const float* c0;   // [D, B, H] or null: zeros
   float* h_n;        // [D, B, H]; may be the output
   float* c_n;        // [D, B, H]; not used by a cell without cell state
+  float* scratch;    // what stages hand on: operands [stages - 1, D, B, H], then carried values [carried, D, B, H]
   Team* team;
 };
 

@@ -42,8 +42,9 @@ class Spares {
  public:
   // The smallest that is large enough, or none.
   Spare take(int64_t bytes) {
+    if (bytes == 0) return {};
     const std::unique_lock lock(mutex_, std::try_to_lock);
-    if (!lock || bytes == 0) return {};
+    if (!lock) return {};
     Spare* best = nullptr;
     for (Spare& spare : spares_)
       if (spare.bytes >= bytes && (!best || spare.bytes < best->bytes)) best = &spare;
@@ -53,8 +54,9 @@ class Spares {
   }
 
   void give(Spare spare) {
+    if (spare.bytes == 0) return;
     const std::unique_lock lock(mutex_, std::try_to_lock);
-    if (!lock || spare.bytes == 0 || bytes_ + spare.bytes > kKeptBytes) return;
+    if (!lock || bytes_ + spare.bytes > kKeptBytes) return;
     Spare& smallest = *std::min_element(spares_.begin(), spares_.end(), is_smaller);
     remove(smallest);
     bytes_ += spare.bytes;

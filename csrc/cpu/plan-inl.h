@@ -39,7 +39,7 @@ struct SplitRequest {
   int gates;        // of a unit, which the cell makes or reads
 };
 
-// What a member's part of one step takes, in cycles of a server core.
+// What a member's part of one stage of a step takes, in cycles of a server core.
 struct StepCost {
   static constexpr double kBarrierCycles = 1000;
   double arithmetic;  // multiply-adds and cells
@@ -65,15 +65,18 @@ SEQKERNELS_INLINE StepCost step_cost(const Limits& limits, const SplitRequest& r
   return {arithmetic, stream, split.unit_parts > 1};
 }
 
-// The split whose step takes the fewest cycles. Fewer parts of the units come first, then fewer of the batch, and what
-// comes later must win by 2 %.
-template <class Limits>
-SEQKERNELS_INLINE Split fastest_split(const Limits& limits, const SplitRequest& request) {
+// The split whose step takes the fewest cycles, all its stages together; members and batch are those of the first one. Fewer
+// parts of the units come first, then fewer of the batch, and what comes later must win by 2 %.
+template <class Limits, int kStages>
+SEQKERNELS_INLINE Split fastest_split(const Limits (&limits)[kStages], const SplitRequest (&requests)[kStages]) {
+  const int members = requests[0].members;
   Split best{1, 1};
   double best_cost = 1e300;
-  for (int unit_parts = 1; unit_parts <= request.members; ++unit_parts)
-    for (int batch_parts = 1; batch_parts * unit_parts <= request.members; ++batch_parts) {
-      const double cost = step_cost(limits, request, {batch_parts, unit_parts}).cycles();
+  for (int unit_parts = 1; unit_parts <= members; ++unit_parts)
+    for (int batch_parts = 1; batch_parts * unit_parts <= members; ++batch_parts) {
+      double cost = 0;
+      for (int i = 0; i < kStages; ++i)
+        cost += step_cost(limits[i], requests[i], {batch_parts, unit_parts}).cycles();
       if (cost < best_cost * 0.98) best_cost = cost, best = {batch_parts, unit_parts};
     }
   return best;

@@ -113,11 +113,26 @@ struct FormatLimits {
   }
 };
 
-// The split whose step takes the fewest cycles, for a product of `panels` panels, `vectors` wide and with `k_packs`
-// packs of K.
+// A stage's product with W_hh or its transpose, and the pointwise part that follows it.
 template <class F>
-Split choose_split(int members, int64_t batch, int64_t panels, int vectors, int64_t k_packs, int gates) {
-  return fastest_split(FormatLimits<F>{vectors}, {members, batch, panels, vectors, k_packs, gates});
+struct StageProduct {
+  int64_t panels;
+  int vectors;      // of a panel
+  int64_t k_packs;  // K of the product, in packs
+  int gates;        // of a unit, which the cell makes or reads
+};
+
+// The split whose step takes the fewest cycles.
+template <class F, int kStages>
+Split choose_split(int members, int64_t batch, const StageProduct<F> (&products)[kStages]) {
+  FormatLimits<F> limits[kStages];
+  SplitRequest requests[kStages];
+  for (int i = 0; i < kStages; ++i) {
+    const StageProduct<F>& product = products[i];
+    limits[i] = {product.vectors};
+    requests[i] = {members, batch, product.panels, product.vectors, product.k_packs, product.gates};
+  }
+  return fastest_split(limits, requests);
 }
 
 // What one thread of a direction works on: its rank in the products that are shared out, its part of the recurrence.
@@ -163,26 +178,16 @@ SEQKERNELS_INLINE void for_directions(const LayerShape& shape, Member member, co
   }
 }
 
-// Sizes of a layer of that cell with storage type S on this ISA.
-template <class Cell, class S>
+// Sizes of a layer with storage type S on this ISA.
+template <class S>
 struct LayerSizes {
-  using T = Compute<S>;
-  static constexpr int kLanes = Vec<T>::kLanes;
-  // A panel holds all gates of one vector of units, or, of a cell with a single gate, several vectors of units.
-  static constexpr int kUnitVectors = Cell::kGates == 1 ? kPanelVectors : 1;
-  static constexpr int kPanelWidth = Cell::kGates * kUnitVectors * kLanes;
-
   explicit LayerSizes(const LayerShape& shape)
       : inputs(shape.input_size),
         hidden(shape.hidden_size),
         padded(round_up(shape.hidden_size, kUnitPadding)),
-        unit_vectors(ceil_div(shape.hidden_size, kLanes)),
-        panels(ceil_div(unit_vectors, kUnitVectors)) {}
+        unit_vectors(ceil_div(shape.hidden_size, Vec<Compute<S>>::kLanes)) {}
 
-  int64_t inputs, hidden, padded, unit_vectors, panels;
-
-  int panel_unit_vectors(int64_t panel) const { return int(min(kUnitVectors, unit_vectors - panel * kUnitVectors)); }
-  int panel_vectors(int64_t panel) const { return Cell::kGates * panel_unit_vectors(panel); }
+  int64_t inputs, hidden, padded, unit_vectors;
 };
 
 }  // namespace seqkernels::SEQKERNELS_ISA

@@ -197,7 +197,7 @@ struct Forward {
       input_gates[g] = inputs.gates[g] + biases.input[g];
       hidden_gates[g] = adds_up(g) ? product[g] : product[g] + biases.hidden[g];
     }
-    const cells::State<V> now = Cell::forward(input_gates, hidden_gates, cells::State<V>{state.h, state.c}, saved);
+    const cells::State<V> now = Cell::forward(cells::Stage<0>(), input_gates, hidden_gates, cells::State<V>{state.h, state.c}, saved);
     Results results{};
     published[0] = state.h = to_real(from_real<T>(now.h.v));
     if constexpr (Cell::kHasCellState) state.c = now.c.v;
@@ -358,7 +358,7 @@ struct Backward {
     SEQKERNELS_UNROLL
     for (int k = 0; k < kSaved; ++k) saved[k] = inputs.saved[k];
     const cells::State<V> grad{state.h + product[0] + inputs.grad_output, state.c};
-    const cells::State<V> grad_prev = Cell::backward(saved, inputs.prev, inputs.now, grad, dgates);
+    const cells::State<V> grad_prev = Cell::backward(cells::Stage<0>(), saved, inputs.prev, inputs.now, grad, dgates);
     state.h = grad_prev.h.v;
     if constexpr (Cell::kHasCellState) state.c = grad_prev.c.v;
     Results results{};

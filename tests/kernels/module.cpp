@@ -65,13 +65,13 @@ void math(const std::string& isa, const std::string& function, const py::buffer&
 std::vector<std::tuple<int, int, double>> splits(int members, int64_t batch, int64_t panels, int vectors,
                                                  int64_t k_packs, int gates, int vector_bytes, int multiply_adds,
                                                  int tile_rows) {
-  const planned::ProductLimits limits{vector_bytes, multiply_adds, 0, tile_rows, tile_rows};
-  const planned::SplitRequest request{members, batch, panels, vectors, k_packs, gates};
+  const planned::ProductLimits limits[]{{vector_bytes, multiply_adds, 0, tile_rows, tile_rows}};
+  const planned::SplitRequest requests[]{{members, batch, panels, vectors, k_packs, gates}};
   std::vector<std::tuple<int, int, double>> found;
   const auto add = [&](planned::Split split) {
-    found.emplace_back(split.batch_parts, split.unit_parts, planned::step_cost(limits, request, split).cycles());
+    found.emplace_back(split.batch_parts, split.unit_parts, planned::step_cost(limits[0], requests[0], split).cycles());
   };
-  add(planned::fastest_split(limits, request));
+  add(planned::fastest_split(limits, requests));
   for (int units = 1; units <= members; ++units)
     for (int batch_parts = 1; batch_parts * units <= members; ++batch_parts) add({batch_parts, units});
   return found;
