@@ -17,16 +17,18 @@ class Cell:
     """What is the same for every layer of a cell.
 
     Attributes:
-        name: Its name everywhere: "lstm", "gru", "rnn_tanh", "rnn_relu".
+        name: Its name everywhere: "lstm", "gru", "gru_reset_before", "rnn_tanh", "rnn_relu".
         gates: Blocks of H rows in w_ih and w_hh.
         saved: Values per hidden unit and step that forward saves for backward.
         has_cell_state: Whether the state has a second part, c.
+        stages: Products of a step, one after another.
     """
 
     name: str
     gates: int
     saved: int
     has_cell_state: bool
+    stages: int = 1
 
     @property
     def states(self) -> int:

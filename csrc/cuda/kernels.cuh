@@ -31,7 +31,9 @@ PassKernels with_persistent() {
 
 template <class Cell, class Element, class Operand = void>
 CellKernels both_passes() {
-  if constexpr (std::is_void_v<Operand>)
+  if constexpr (Cell::kStages > 1)
+    return {};  // not written
+  else if constexpr (std::is_void_v<Operand>)
     return {stepwise_only<Forward<Cell, Element>>(), stepwise_only<Backward<Cell, Element>>()};
   else
     return {with_persistent<Forward<Cell, Element>, Operand>(), with_persistent<Backward<Cell, Element>, Operand>()};

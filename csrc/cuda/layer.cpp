@@ -100,8 +100,14 @@ void input_gradients(const Layer& layer, const Tensor& dgates, const Tensor& gra
 
 }  // namespace
 
+// Cells of several stages run by the reference on a GPU; this is for who calls the op itself.
+void check_cell(const Layer& layer) {
+  if (layer.info().stages > 1) fail(layer.info().name, " has no CUDA kernels");
+}
+
 LayerOutputs layer_forward_cuda(const LayerInputs& inputs, bool save_for_backward) {
   const Layer layer(inputs);
+  check_cell(layer);
   const Device device(layer.x());
   LayerOutputs out = layer.new_outputs(save_for_backward);
   if (layer.batch() == 0) return out;
@@ -133,6 +139,7 @@ InputGradients layer_backward_cuda(const LayerInputs& inputs, const LayerGradien
                                    const std::optional<Tensor>& gates, const std::optional<Tensor>& cells,
                                    const std::vector<bool>& needs_grad) {
   const Layer layer(inputs);
+  check_cell(layer);
   const Device device(layer.x());
   LayerBackwardTensors tensors(layer, grads, output, gates, cells, needs_grad);
   const std::optional<Tensor> offsets = device_offsets(device, layer);

@@ -45,6 +45,7 @@ std::vector<pybind11::dict> list_cells() {
     described["gates"] = cell.gates;
     described["saved"] = cell.saved;
     described["has_cell_state"] = cell.has_cell_state;
+    described["stages"] = cell.stages;
     list.push_back(std::move(described));
   }
   return list;
