@@ -56,7 +56,12 @@ def for_scripting(module: torch.nn.Module, like: type[torch.nn.Module]) -> torch
 
     torch puts it into the model that it is called with, where nothing says afterwards that it is done.
     """
-    kind = type(module)
+    kind: Any = type(module)
+    if option := module._beyond_torch:
+        raise RuntimeError(
+            f"{kind.__name__} cannot be scripted with {option}: torch.jit.script compiles "
+            f"torch.nn.{like.__name__} in its place, which does not know it"
+        )
     if parametrize.is_parametrized(module):
         raise RuntimeError(
             f"{kind.__name__} cannot be scripted: torch.jit.script knows no parametrizations, which "

@@ -124,6 +124,8 @@ def supports(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Seque
         return False
     if x.layout is not torch.strided or has_projection(spec, weights):
         return False
+    if device.type == "cuda" and spec.info.stages > 1:
+        return False
     for t in state:
         if t.dtype is not dtype or t.device != device or t.layout is not torch.strided:
             return False
@@ -146,6 +148,8 @@ def not_supported_reasons(
         reasons.append(f"device {x.device.type} (the kernels run on cpu and cuda)")
     layouts = {t.layout: None for t in (x, *state) if t.layout is not torch.strided}
     reasons += [f"layout {layout} (the kernels take strided tensors)" for layout in layouts]
+    if x.device.type == "cuda" and spec.info.stages > 1:
+        reasons.append(f"{spec.cell} (its kernels run on the CPU alone)")
     if has_projection(spec, weights):
         reasons.append("proj_size > 0 (projections have no kernel yet)")
     if any(t is None for t in weights):

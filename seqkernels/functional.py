@@ -98,12 +98,14 @@ def gru(
     bidirectional: bool = False,
     batch_first: bool = False,
     reset_mask: Tensor | None = None,
+    reset_after: bool = True,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """A stack of GRU layers: `(output, h_n)`.
 
-    As `lstm`, with h0 [L*D, B, H], weights of 3H rows in the gate order r, z, n, and no projection. Under
-    autocast on a CPU, the output has the wider dtype of autocast's and h0's, as in torch.
+    As `lstm`, with h0 [L*D, B, H], weights of 3H rows in the gate order r, z, n, and no projection;
+    `reset_after` as for `seqkernels.FusedGRU`. Under autocast on a CPU, the output has the wider dtype of
+    autocast's and h0's, as in torch.
 
     Example:
         >>> weights = [torch.randn(48, 8), torch.randn(48, 16), torch.randn(48), torch.randn(48)]
@@ -112,7 +114,7 @@ def gru(
         torch.Size([5, 3, 16])
     """
     options = (num_layers, bias, bidirectional, batch_first, dropout, training, backend)
-    spec = LayerSpec("gru", *options, batch_sizes, reset_mask)
+    spec = LayerSpec(_gru(reset_after), *options, batch_sizes, reset_mask)
     return run(spec, x, (h0,), weights)  # type: ignore[return-value]
 
 
@@ -189,16 +191,19 @@ def gru_cell(
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
     *,
+    reset_after: bool = True,
     backend: str = "auto",
 ) -> Tensor:
     """One step of a GRU: the new h. As `lstm_cell`, with weights of 3H rows in the gate order r, z, n.
+
+    `reset_after` is that of `seqkernels.FusedGRU`.
 
     Example:
         >>> x, h = torch.randn(3, 8), torch.zeros(3, 16)
         >>> seqkernels.functional.gru_cell(x, h, torch.randn(48, 8), torch.randn(48, 16)).shape
         torch.Size([3, 16])
     """
-    return run_cell(LayerSpec("gru", backend=backend), x, (h,), w_ih, w_hh, b_ih, b_hh)[0]
+    return run_cell(LayerSpec(_gru(reset_after), backend=backend), x, (h,), w_ih, w_hh, b_ih, b_hh)[0]
 
 
 def rnn_cell(
@@ -401,7 +406,7 @@ def _with_autocast(
     if result is None:
         with compat.without_autocast(device_type):
             result = run(spec, *args)
-    by_steps = spec.cell == "gru" or (spec.cell == "lstm" and (run is _run_step or not _by_onednn(x)))
+    by_steps = spec.cell.startswith("gru") or (spec.cell == "lstm" and (run is _run_step or not _by_onednn(x)))
     if device_type == "cpu" and by_steps:
         wide = torch.promote_types(result[-1].dtype, state[-1].dtype)
         result = tuple([t.to(wide) for t in result])
@@ -473,6 +478,11 @@ def _check_cell(x: Tensor, state: State, w_ih: Tensor, w_hh: Tensor) -> None:
             raise RuntimeError(
                 f"hidden{n} has inconsistent hidden_size: got {s.size(1)}, expected {w_hh.size(1)}"
             )
+
+
+def _gru(reset_after: bool) -> str:
+    """The name of the cell."""
+    return "gru" if reset_after else "gru_reset_before"
 
 
 def _check_nonlinearity(nonlinearity: str) -> None:

@@ -63,6 +63,8 @@ def fuse(model: Model, backend: str = "auto") -> Model:
 def unfuse(model: Model) -> Model:
     """Make every fused layer and cell in `model` one of torch.nn again, in place: undoes `fuse`.
 
+    What torch.nn would compute otherwise, a GRU with `reset_after=False`, is left alone; a warning says so.
+
     Example:
         >>> model = seqkernels.unfuse(torch.nn.Sequential(seqkernels.FusedLSTM(8, 16)))
         >>> type(model[0]).__name__
@@ -71,7 +73,11 @@ def unfuse(model: Model) -> Model:
     for module in model.modules():
         kind = parametrize.type_before_parametrizations(module)
         plain = plain_class(kind)
-        if plain is not None:
+        if plain is not None and (option := getattr(module, "_beyond_torch", "")):
+            warnings.warn(
+                f"unfuse leaves {kind.__name__} alone: torch.nn has no {option}", stacklevel=2
+            )
+        elif plain is not None:
             _change_class(module, plain)
             _tools.forget_options(module)
             if isinstance(module, torch.nn.RNNBase):

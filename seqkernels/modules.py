@@ -48,6 +48,7 @@ class _Fused(torch.nn.Module):
 
     _like: type[torch.nn.Module]  # the class of torch.nn
     _fastpath_supported = True  # unless a subclass has changed part of what the fast path does by itself
+    _beyond_torch = ""  # the option, if one is set, with which torch.nn's class would compute something else
 
     def __init__(self, *args: Any, backend: str = "auto", **kwargs: Any) -> None:
         dispatch.check_backend(backend)
@@ -85,8 +86,8 @@ class _Fused(torch.nn.Module):
         if node is not None:
             return node
         result = self._like.forward(self, input, hx)
-        if reset_mask is not None:
-            raise RuntimeError(f"{type(self).__name__} does not take these arguments with a reset_mask")
+        if option := "a reset_mask" if reset_mask is not None else self._beyond_torch:
+            raise RuntimeError(f"{type(self).__name__} does not take these arguments with {option}")
         return result
 
     def extra_repr(self) -> str:
@@ -250,6 +251,38 @@ class _ForgetBias(torch.nn.Module):
         return f"{shown}, forget_bias={self._forget_bias}" if self._forget_bias else shown
 
 
+class _ResetAfter(torch.nn.Module):
+    """The `reset_after` option of GRUs; the other bases are a fused class and its namesake in torch.nn."""
+
+    _cell = "gru"  # or, in an instance's own dictionary, "gru_reset_before"
+
+    def __init__(self, *args: Any, reset_after: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.reset_after = reset_after
+
+    @property
+    def reset_after(self) -> bool:
+        """Whether the reset gate acts on the product with W_hh, as in torch.nn, or on the state before it."""
+        return self._cell == "gru"
+
+    @reset_after.setter
+    def reset_after(self, reset_after: bool) -> None:
+        if not isinstance(reset_after, bool):
+            raise TypeError(f"reset_after must be True or False, got {reset_after!r}")
+        if reset_after:
+            self.__dict__.pop("_cell", None)
+        else:
+            self.__dict__["_cell"] = "gru_reset_before"
+
+    @property
+    def _beyond_torch(self) -> str:
+        return "" if self.reset_after else "reset_after=False"
+
+    def extra_repr(self) -> str:
+        shown = super().extra_repr()
+        return shown if self.reset_after else f"{shown}, reset_after=False"
+
+
 class FusedLSTM(_ForgetBias, _FusedLayer, torch.nn.LSTM):
     """`torch.nn.LSTM` on fused kernels: the same arguments, state_dict, inputs, outputs and errors.
 
@@ -288,21 +321,27 @@ class FusedLSTM(_ForgetBias, _FusedLayer, torch.nn.LSTM):
         return self._forward(input, hx, reset_mask)
 
 
-class FusedGRU(_FusedLayer, torch.nn.GRU):
+class FusedGRU(_ResetAfter, _FusedLayer, torch.nn.GRU):
     """`torch.nn.GRU` on fused kernels: the same arguments, state_dict, inputs, outputs and errors.
 
     Args:
         *args, **kwargs: As for `torch.nn.GRU`.
         backend: As for `FusedLSTM`, as is `reset_mask` of `forward`.
+        reset_after: True computes n = tanh(W_in x + b_in + r * (W_hn h + b_hn)), as torch.nn and cuDNN do:
+            Cho et al. 2014, https://arxiv.org/abs/1406.1078, version 1. False applies the reset gate before
+            the product, n = tanh(W_in x + b_in + W_hn (r * h) + b_hn): version 3 of the same paper, and what
+            Keras (`seqkernels.keras`) and ONNX know by that name and as linear_before_reset=0. Parameters
+            and state_dict are the same. May be set at any time. TypeError if it is no bool.
 
     Example:
         >>> output, h_n = seqkernels.FusedGRU(8, 16)(torch.randn(5, 3, 8))
         >>> output.shape
         torch.Size([5, 3, 16])
+        >>> seqkernels.FusedGRU(8, 16, reset_after=False)
+        FusedGRU(8, 16, reset_after=False)
     """
 
     _like = torch.nn.GRU
-    _cell = "gru"
 
     def forward(self, input: Any, hx: Any = None, *, reset_mask: Tensor | None = None) -> Any:
         return self._forward(input, hx, reset_mask)
@@ -397,12 +436,13 @@ class FusedLSTMCell(_ForgetBias, _FusedCell, torch.nn.LSTMCell):
         return self._forward("lstm", input, hx)
 
 
-class FusedGRUCell(_FusedCell, torch.nn.GRUCell):
+class FusedGRUCell(_ResetAfter, _FusedCell, torch.nn.GRUCell):
     """`torch.nn.GRUCell` on fused kernels: the same arguments, state_dict, inputs, outputs and errors.
 
     Args:
         *args, **kwargs: As for `torch.nn.GRUCell`.
         backend: As for `FusedLSTM`.
+        reset_after: As for `FusedGRU`.
 
     Example:
         >>> seqkernels.FusedGRUCell(8, 16)(torch.randn(3, 8)).shape
@@ -412,7 +452,7 @@ class FusedGRUCell(_FusedCell, torch.nn.GRUCell):
     _like = torch.nn.GRUCell
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Any:
-        return self._forward("gru", input, hx)
+        return self._forward(self._cell, input, hx)
 
 
 class FusedRNNCell(_FusedCell, torch.nn.RNNCell):

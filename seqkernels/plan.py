@@ -144,7 +144,7 @@ def _explain_frozen(module: Any, x: Any, hx: Any) -> Explanation:
         module._admit(x, hx)
     except (TypeError, ValueError, RuntimeError) as error:
         return _raises([str(error)])
-    kind = module.cell.split("_")[0]
+    kind = _kind(module.cell)
     return Explanation("frozen", f"cpu/{_C.cpu_isa()} {kind}, frozen", _slower_isa(module.dtype))
 
 
@@ -168,7 +168,7 @@ def _explain_layer(module: torch.nn.Module, x: Tensor | PackedSequence, hx: Stat
     if any(w is None for w in (call.weights if dims[1] == 3 else call.weights[:2])):
         return _raises(["weights that are None"])
     spec, data, device_type = call.spec, call.x, call.x.device.type
-    kind = spec.cell.split("_")[0]
+    kind = _kind(spec.cell)
     reasons = dispatch.not_supported_reasons(spec, data, call.state, call.weights)
     if spec.backend == "reference":
         reasons.insert(0, "backend='reference' (asked for)")
@@ -183,6 +183,11 @@ def _explain_layer(module: torch.nn.Module, x: Tensor | PackedSequence, hx: Stat
     if device_type != "cpu":
         return Explanation("native", f"{device_type} {kind}")
     return Explanation("native", f"cpu/{_C.cpu_isa()} {kind}", _slower_isa(data.dtype) + _slower_threads())
+
+
+def _kind(cell: str) -> str:
+    """A cell as explanations name it: with any nonlinearity, "rnn"."""
+    return "rnn" if cell in RNN_MODES.values() else cell
 
 
 @dataclass
@@ -229,7 +234,7 @@ def spec_of(module: torch.nn.Module) -> LayerSpec:
     backend = str(getattr(module, "backend", "auto"))
     for kinds, cell in (
         ((torch.nn.LSTM, torch.nn.LSTMCell), "lstm"),
-        ((torch.nn.GRU, torch.nn.GRUCell), "gru"),
+        ((torch.nn.GRU, torch.nn.GRUCell), getattr(module, "_cell", "gru")),
         ((torch.nn.RNN,), RNN_MODES.get(getattr(module, "mode", ""), "")),
         ((torch.nn.RNNCell,), f"rnn_{getattr(module, 'nonlinearity', None)}"),
     ):
