@@ -179,11 +179,10 @@ static void check(const char* isa, const LayerKernels& kernels, const Case& c, c
   const double error = squared_error(run<S>(kernels, c), expected) / (eps * eps);
   const bool right = error >= 0 && error <= tolerance * tolerance;
   failures += !right;
-  const char* const cells[] = {"lstm", "gru", "rnn_tanh", "rnn_relu"};
   int64_t root = 0;
   while (double(root * root) < error) ++root;
   print(right ? "passed " : "FAILED "), print(isa), print(sizeof(S) == 4 ? " float32 " : " bfloat16 ");
-  print(cells[int(c.cell)]);
+  print(cell_info(c.cell).name);
   for (int64_t n : {c.seq_len, c.batch, c.inputs, c.hidden, c.directions}) print(" "), print(n);
   print(": below "), print(root), print(" eps\n");
 }

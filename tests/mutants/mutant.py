@@ -11,7 +11,8 @@ SINGLE_STEPS = ("tests/test_single_steps.py", "-k", "test_results")
 FROZEN = ("tests/test_frozen.py", "-k", "test_sizes")
 
 VEC, CELLS = "cpu/vec-inl.h", "cells/"
-FORWARD, BACKWARD, PRODUCTS = "cpu/forward-inl.h", "cpu/backward-inl.h", "cpu/backward_products-inl.h"
+FORWARD, GATES = "cpu/forward-inl.h", "cpu/gate_product-inl.h"
+BACKWARD, PRODUCTS = "cpu/backward-inl.h", "cpu/backward_products-inl.h"
 SEQUENCE, FROZEN_LOOP = "cpu/sequence-inl.h", "cpu/frozen-inl.h"
 GEMM, REGISTERS, TILES = "cpu/gemm/gemm-inl.h", "cpu/gemm/register_kernel-inl.h", "cpu/gemm/amx_driver-inl.h"
 GEMV, COLUMNS, FORMATS = "cpu/gemm/gemv-inl.h", "cpu/gemm/columns-inl.h", "cpu/gemm/formats-inl.h"

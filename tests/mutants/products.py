@@ -7,6 +7,7 @@ from .mutant import (
     COLUMNS,
     FORMATS,
     FORWARD,
+    GATES,
     GEMM,
     GEMV,
     PRODUCTS,
@@ -95,8 +96,8 @@ MUTANTS = [
     Mutant(
         "rounded_differently_when_saved",
         FORWARD,
-        "const V h = «round_to<S>(state.h.part[i])»;",
-        "state.h.part[i]",
+        "finish_step(step, b, u, {«round_to<S>(made.h.part[i])», Cell",
+        "made.h.part[i]",
         "The next step reads h as it was before it was rounded to the storage type.",
         only="float16 bfloat16 baseline avx512",
     ),
@@ -156,7 +157,7 @@ MUTANTS = [
     ),
     Mutant(
         "few_rows_units",
-        FORWARD,
+        GATES,
         "const int64_t unit = (panel * kUnitVectors + «v / kGates») * kLanes, last",
         "0",
         "With few rows, a cell with one gate takes the first units of a panel for the others too.",
