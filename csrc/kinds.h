@@ -20,6 +20,7 @@ struct CellInfo {
   int64_t gates;
   int64_t saved;  // values per unit and step that forward saves for backward
   bool has_cell_state;
+  bool is_projected;       // whether h is a projection, of a size of its own
   bool has_hidden_dgates;  // gradients of the hidden gates that are not those of the input gates
   int stages;
   const int* stage_gates;  // [stages]
@@ -32,7 +33,8 @@ constexpr CellInfo info_of() {
           Cell::kGates,
           Cell::kSaved,
           Cell::kHasCellState,
-          Cell::kDgates > Cell::kGates,
+          Cell::kIsProjected,
+          !Cell::kIsProjected && Cell::kDgates > Cell::kGates,
           Cell::kStages,
           Cell::kStageGates,
           Cell::kCarried};

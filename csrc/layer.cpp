@@ -71,21 +71,27 @@ Layer::Layer(const LayerInputs& inputs)
 
   directions_ = inputs.h0.size(0);
   batch_ = inputs.h0.size(1);
-  hidden_size_ = inputs.h0.size(2);
-  if (hidden_size_ == 0) fail("h0 must have at least one hidden unit in its last dimension, got 0");
+  output_size_ = inputs.h0.size(2);
+  if (output_size_ == 0) fail("h0 must have at least one hidden unit in its last dimension, got 0");
+  hidden_size_ = output_size_;
+  if (info_.is_projected) {  // then c0 has the hidden units
+    if (inputs.c0->dim() != 3) fail("c0 must have 3 dimensions, got ", inputs.c0->dim());
+    hidden_size_ = inputs.c0->size(2);
+    if (hidden_size_ == 0) fail("c0 must have at least one hidden unit in its last dimension, got 0");
+  }
   input_size_ = x_.size(x_dim - 1);
   if (packed_)
     offsets_of(*inputs.spec.batch_sizes);
   else
     offsets_of(x_.size(0), x_.size(1));
 
-  if (!packed_) check_sizes(inputs.h0, Sizes{directions_, x_.size(1), hidden_size_}, "h0");
+  if (!packed_) check_sizes(inputs.h0, Sizes{directions_, x_.size(1), output_size_}, "h0");
   h0_ = alias_of(inputs.h0);
   check_like(h0_, x_, "h0");
   h0_ = as_contiguous(h0_);
   if (inputs.c0) {
     c0_ = alias_of(*inputs.c0);
-    check_sizes(*c0_, state_sizes(), "c0");
+    check_sizes(*c0_, c_sizes(), "c0");
     check_like(*c0_, x_, "c0");
     c0_ = as_contiguous(*c0_);
   }
@@ -120,19 +126,24 @@ void Layer::offsets_of(int64_t seq_len, int64_t batch) {
 void Layer::take_weights(const std::vector<Tensor>& weights) {
   const auto count = static_cast<int64_t>(weights.size());
   weights_per_direction_ = count / directions_;
-  if (count % directions_ != 0 || (weights_per_direction_ != 2 && weights_per_direction_ != 4))
-    fail("weights must be w_ih, w_hh and optionally b_ih, b_hh for each of ", directions_, " directions, got ", count,
-         " tensors");
+  const int64_t of_projection = info_.is_projected, without = weights_per_direction_ - of_projection;
+  if (count % directions_ != 0 || (without != 2 && without != 4))
+    fail("weights must be w_ih, w_hh and optionally b_ih, b_hh", info_.is_projected ? ", then w_hr," : "",
+         " for each of ", directions_, " directions, got ", count, " tensors");
   const int64_t gate_rows = info_.gates * hidden_size_;
-  static const char* const names[] = {"w_ih", "w_hh", "b_ih", "b_hh"};
+  static const char* const names[] = {"w_ih", "w_hh", "b_ih", "b_hh", "w_hr"};
   weights_.reserve(weights.size());
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t kind = i % weights_per_direction_;
+    const int64_t place = i % weights_per_direction_, kind = place < without ? place : int64_t{kProjection};
     const Tensor weight = alias_of(weights[static_cast<size_t>(i)]);
-    const std::array<int64_t, 2> expected{gate_rows, kind == 0 ? input_size_ : hidden_size_};
+    const std::array<int64_t, 2> expected{kind == kProjection ? output_size_ : gate_rows,
+                                          kind == kInputWeight    ? input_size_
+                                          : kind == kHiddenWeight ? output_size_
+                                                                  : hidden_size_};
+    const bool is_bias = kind == kInputBias || kind == kHiddenBias;
     const auto check = [&](auto... name) {
-      kind < 2 ? check_sizes(weight, expected, name...)
-               : check_sizes(weight, std::array<int64_t, 1>{gate_rows}, name...);
+      is_bias ? check_sizes(weight, std::array<int64_t, 1>{gate_rows}, name...)
+              : check_sizes(weight, expected, name...);
       check_like(weight, x_, name...);
     };
     check("weights[", i, "] (", names[kind], ")");
@@ -143,8 +154,8 @@ void Layer::take_weights(const std::vector<Tensor>& weights) {
 LayerOutputs Layer::new_outputs(bool save_for_backward) const {
   LayerOutputs out;
   out.output = new_tensor(output_sizes(), scalar_type(), x_);
-  out.h_n = new_tensor(state_sizes(), scalar_type(), x_);
-  if (info_.has_cell_state) out.c_n = new_tensor(state_sizes(), scalar_type(), x_);
+  out.h_n = new_tensor(h_sizes(), scalar_type(), x_);
+  if (info_.has_cell_state) out.c_n = new_tensor(c_sizes(), scalar_type(), x_);
   if (info_.saved > 0) out.gates = new_tensor(save_for_backward ? gates_sizes() : Sizes{0}, scalar_type(), x_);
   if (info_.has_cell_state) out.cells = new_tensor(save_for_backward ? cells_sizes() : Sizes{0}, compute_type(), x_);
   return out;
@@ -154,7 +165,6 @@ LayerBackwardTensors::LayerBackwardTensors(const Layer& layer, const LayerGradie
                                            const std::optional<Tensor>& gates_given,
                                            const std::optional<Tensor>& cells_given,
                                            const std::vector<bool>& needs_grad) {
-  const Sizes state = layer.state_sizes();
   const size_t states = layer.info().has_cell_state ? 2 : 1;
   if (needs_grad.size() != 1 + states + layer.weights().size())
     fail("needs_grad must have ", 1 + states + layer.weights().size(), " entries, got ", needs_grad.size());
@@ -176,8 +186,8 @@ LayerBackwardTensors::LayerBackwardTensors(const Layer& layer, const LayerGradie
     check_memory(*tensor, name);
     return as_contiguous(*tensor);
   };
-  grad_h_n = take(grads.h_n, "grad_h_n", state, layer.scalar_type());
-  grad_c_n = take(grads.c_n, "grad_c_n", state, layer.scalar_type());
+  grad_h_n = take(grads.h_n, "grad_h_n", layer.h_sizes(), layer.scalar_type());
+  grad_c_n = take(grads.c_n, "grad_c_n", layer.c_sizes(), layer.scalar_type());
   gates = take(gates_given, "gates (of a forward pass with save_for_backward=True)", layer.gates_sizes(),
                layer.scalar_type());
   cells = take(cells_given, "cells (of a forward pass with save_for_backward=True)", layer.cells_sizes(),
@@ -187,8 +197,8 @@ LayerBackwardTensors::LayerBackwardTensors(const Layer& layer, const LayerGradie
     return new_tensor(needed ? like : Sizes{0}, layer.scalar_type(), layer.x());
   };
   results.x = result(needs_grad[0], sizes_of(layer.x()));
-  results.h0 = result(needs_grad[1], state);
-  if (layer.info().has_cell_state) results.c0 = result(needs_grad[2], state);
+  results.h0 = result(needs_grad[1], layer.h_sizes());
+  if (layer.info().has_cell_state) results.c0 = result(needs_grad[2], layer.c_sizes());
   for (size_t i = 0; i < layer.weights().size(); ++i)
     results.weights.push_back(result(needs_grad[1 + states + i], sizes_of(layer.weights()[i])));
 }

@@ -23,14 +23,14 @@ struct LayerSpec {
 struct LayerInputs {
   LayerSpec spec;
   Tensor x;                     // [T, B, I] or packed [R, I]
-  Tensor h0;                    // [D, B, H]
+  Tensor h0;                    // [D, B, P]; P is H, but with a projection
   std::optional<Tensor> c0;     // [D, B, H]
-  std::vector<Tensor> weights;  // per direction w_ih, w_hh and, with biases, b_ih, b_hh
+  std::vector<Tensor> weights;  // per direction w_ih, w_hh and, with biases, b_ih, b_hh, and with a projection w_hr
 };
 
 struct LayerOutputs {
-  Tensor output;                // [T, B, D H] or packed [R, D H]
-  Tensor h_n;                   // [D, B, H]
+  Tensor output;                // [T, B, D P] or packed [R, D P]
+  Tensor h_n;                   // [D, B, P]
   std::optional<Tensor> c_n;    // [D, B, H], of a cell with cell state
   std::optional<Tensor> gates;  // [D, R, saved, Hp] or, not saved, [0]; of a cell that saves some
   std::optional<Tensor> cells;  // [D, R, Hp] or [0], of a cell with cell state
@@ -71,6 +71,9 @@ Tensor as_contiguous(const Tensor& tensor);
 // A tensor as kernels on the CPU read rows of it: only the feature stride must be 1.
 Tensor with_contiguous_rows(const Tensor& tensor);
 
+// What a weight of a direction is.
+enum WeightKind : int64_t { kInputWeight, kHiddenWeight, kInputBias, kHiddenBias, kProjection };
+
 // The inputs, checked, and the sizes read off them.
 class Layer {
  public:
@@ -80,20 +83,22 @@ class Layer {
   int64_t batch() const { return batch_; }
   int64_t input_size() const { return input_size_; }
   int64_t hidden_size() const { return hidden_size_; }
+  int64_t output_size() const { return output_size_; }  // P
   int64_t directions() const { return directions_; }
   int64_t rows() const { return offsets_.back(); }
   int64_t padded_hidden() const { return (hidden_size_ + kUnitPadding - 1) / kUnitPadding * kUnitPadding; }
   // Multiply-adds of a forward pass.
   double work() const {
-    return static_cast<double>(rows()) * static_cast<double>(directions_ * info_.gates * hidden_size_) *
-           static_cast<double>(input_size_ + hidden_size_);
+    const int64_t columns = info_.gates * (input_size_ + output_size_) + (info_.is_projected ? output_size_ : 0);
+    return static_cast<double>(rows()) * static_cast<double>(directions_ * hidden_size_) * static_cast<double>(columns);
   }
-  Sizes state_sizes() const { return {directions_, batch_, hidden_size_}; }
+  Sizes h_sizes() const { return {directions_, batch_, output_size_}; }
+  Sizes c_sizes() const { return {directions_, batch_, hidden_size_}; }
   Sizes gates_sizes() const { return {directions_, rows(), info_.saved, padded_hidden()}; }
   Sizes cells_sizes() const { return {directions_, rows(), padded_hidden()}; }
   Sizes output_sizes() const {
-    if (packed_) return {rows(), directions_ * hidden_size_};
-    return {seq_len(), batch_, directions_ * hidden_size_};
+    if (packed_) return {rows(), directions_ * output_size_};
+    return {seq_len(), batch_, directions_ * output_size_};
   }
 
   CellKind cell() const { return cell_; }
@@ -108,12 +113,19 @@ class Layer {
   const std::optional<Tensor>& c0() const { return c0_; }
   const std::vector<Tensor>& weights() const { return weights_; }
   int64_t weights_per_direction() const { return weights_per_direction_; }
-  // Weight `kind` (w_ih, w_hh, b_ih, b_hh) of a direction; a null pointer for a bias that is not there.
-  char* weight(int64_t direction, int64_t kind) const {
-    return kind < weights_per_direction_ ? data(weight_tensor(direction, kind)) : nullptr;
+  // A weight of a direction; a null pointer for one that is not there.
+  char* weight(int64_t direction, WeightKind kind) const {
+    return has_weight(kind) ? data(weight_tensor(direction, kind)) : nullptr;
   }
-  const Tensor& weight_tensor(int64_t direction, int64_t kind) const {
-    return weights_[static_cast<size_t>(direction * weights_per_direction_ + kind)];
+  const Tensor& weight_tensor(int64_t direction, WeightKind kind) const { return weights_[place_of(direction, kind)]; }
+  bool has_weight(WeightKind kind) const {
+    return kind == kProjection ? info_.is_projected : kind <= kHiddenWeight || has_biases();
+  }
+  bool has_biases() const { return weights_per_direction_ >= 4; }
+  // Where it is among the weights.
+  size_t place_of(int64_t direction, WeightKind kind) const {
+    const int64_t of_direction = kind == kProjection ? weights_per_direction_ - 1 : int64_t{kind};
+    return static_cast<size_t>(direction * weights_per_direction_ + of_direction);
   }
 
   LayerOutputs new_outputs(bool save_for_backward) const;
@@ -127,7 +139,7 @@ class Layer {
   const CellInfo& info_;
   const bool packed_;
   DType dtype_;
-  int64_t batch_, input_size_, hidden_size_, directions_;
+  int64_t batch_, input_size_, hidden_size_, output_size_, directions_;
   Tensor x_, h0_;
   std::optional<Tensor> c0_;
   std::vector<Tensor> weights_;
@@ -145,12 +157,12 @@ struct LayerBackwardTensors {
                        const std::optional<Tensor>& gates, const std::optional<Tensor>& cells,
                        const std::vector<bool>& needs_grad);
 
-  const Tensor& weight_tensor(const Layer& layer, int64_t direction, int64_t kind) const {
-    return results.weights[static_cast<size_t>(direction * layer.weights_per_direction() + kind)];
+  const Tensor& weight_tensor(const Layer& layer, int64_t direction, WeightKind kind) const {
+    return results.weights[layer.place_of(direction, kind)];
   }
-  // The gradient of weight `kind` of a direction; null where there is nothing to compute.
-  char* weight(const Layer& layer, int64_t direction, int64_t kind) const {
-    return kind < layer.weights_per_direction() ? result_data(weight_tensor(layer, direction, kind)) : nullptr;
+  // The gradient of a weight of a direction; null where there is nothing to compute.
+  char* weight(const Layer& layer, int64_t direction, WeightKind kind) const {
+    return layer.has_weight(kind) ? result_data(weight_tensor(layer, direction, kind)) : nullptr;
   }
 };
 

@@ -2,7 +2,8 @@
 //
 // An op runs one layer in all its directions (D = h0.size(0)). Shapes: x [T, B, I], or packed [R, I] with batch_sizes
 // [T]; h0, c0 [D, B, H]; weights per direction w_ih [G H, I], w_hh [G H, H] and, with biases, b_ih, b_hh [G H];
-// output [T, B, D H] or [R, D H]. `gates` and `cells` are what backward needs, in the layout of the device.
+// output [T, B, D H] or [R, D H]. With a projection to P features, h0 is [D, B, P], output [T, B, D P], w_hh [G H, P], and a last
+// weight w_hr [P, H] belongs to each direction. `gates` and `cells` are what backward needs, in the layout of the device.
 // Backward returns an empty tensor for each gradient that needs_grad (x, the states, each weight) does not ask for.
 //
 // Of a cell without cell state, arguments and results named c are left out, and `cells`; `gates` of one that saves none.

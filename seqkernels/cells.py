@@ -17,11 +17,13 @@ class Cell:
     """What is the same for every layer of a cell.
 
     Attributes:
-        name: Its name everywhere: "lstm", "gru", "gru_reset_before", "rnn_tanh", "rnn_relu".
+        name: Its name everywhere: "lstm", "lstm_projected", "gru", "gru_reset_before", "rnn_tanh" or
+            "rnn_relu".
         gates: Blocks of H rows in w_ih and w_hh.
         saved: Values per hidden unit and step that forward saves for backward.
         has_cell_state: Whether the state has a second part, c.
         stages: Products of a step, one after another.
+        is_projected: Whether h is a projection, of a size P of its own, and a direction has a weight w_hr.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Cell:
     saved: int
     has_cell_state: bool
     stages: int = 1
+    is_projected: bool = False
 
     @property
     def states(self) -> int:

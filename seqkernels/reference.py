@@ -97,6 +97,7 @@ def rnn_step(
 # The step of every cell, by its name.
 STEPS: dict[str, Step] = {
     "lstm": lstm_step,
+    "lstm_projected": lstm_step,
     "gru": gru_step,
     "gru_reset_before": gru_reset_before_step,
     "rnn_tanh": partial(rnn_step, activation=torch.tanh),

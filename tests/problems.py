@@ -37,9 +37,10 @@ class Problem:
     dtype: torch.dtype = torch.float32
     device: torch.device | str = "cpu"
     seed: int = 0
+    proj_size: int = 0  # of a cell with a projection; 0: two thirds of the hidden units
 
     x: Tensor = field(init=False)  # [T, B, I], packed [rows, I]
-    states: list[Tensor] = field(init=False)  # h0 or h0, c0; each [D, B, H]
+    states: list[Tensor] = field(init=False)  # h0 [D, B, P] or h0, c0 [D, B, H]
     weights: list[Tensor] = field(init=False)
     batch_sizes: Tensor | None = field(init=False, default=None)
     grads: list[Tensor | None] = field(init=False)  # of output and the final states
@@ -52,13 +53,15 @@ class Problem:
             return values.to(self.dtype).to(self.device)
 
         d, h, gates = self.directions, self.hidden_size, REGISTRY[self.cell].gates * self.hidden_size
+        is_projected, p = REGISTRY[self.cell].is_projected, self.output_size
         x = random(self.seq_len, self.batch, self.input_size)
         if self.lengths is not None:
             packed = pack_padded_sequence(x, torch.tensor(self.lengths))
             x, self.batch_sizes = packed.data, packed.batch_sizes
         self.x = x
-        self.states = [random(d, self.batch, h) for _ in FINALS[self.cell]]
-        shapes = [(gates, self.input_size), (gates, h)] + [(gates,), (gates,)] * self.bias
+        self.states = [random(d, self.batch, n) for n in self.state_sizes]
+        shapes = [(gates, self.input_size), (gates, p)] + [(gates,), (gates,)] * self.bias
+        shapes += [(p, h)] * is_projected
         # torch.nn's own deviation, or less for an input that would saturate gates: a step's gain is below 1.
         fans = [max(h, self.input_size)] + [h] * (len(shapes) - 1)
         self.weights = [
@@ -66,7 +69,19 @@ class Problem:
             for _ in range(d)
             for shape, fan in zip(shapes, fans, strict=True)
         ]
-        self.grads = [random(*x.shape[:-1], d * h), *(random(d, self.batch, h) for _ in self.states)]
+        self.grads = [random(*x.shape[:-1], d * p), *(random(d, self.batch, n) for n in self.state_sizes)]
+
+    @property
+    def output_size(self) -> int:
+        """Units of h."""
+        if not REGISTRY[self.cell].is_projected:
+            return self.hidden_size
+        return self.proj_size or (2 * self.hidden_size + 2) // 3
+
+    @property
+    def state_sizes(self) -> list[int]:
+        """Units of each state."""
+        return [self.output_size, self.hidden_size][: len(FINALS[self.cell])]
 
     @property
     def inputs(self) -> list[Tensor]:
@@ -77,6 +92,7 @@ class Problem:
     def names(self) -> list[str]:
         """Of `inputs`."""
         own = ["w_ih", "w_hh", "b_ih", "b_hh"][: 4 if self.bias else 2]
+        own += ["w_hr"] * REGISTRY[self.cell].is_projected
         weights = [f"{name}[{d}]" for d in range(self.directions) for name in own]
         return ["x", *["h0", "c0"][: len(self.states)], *weights]
 

@@ -18,6 +18,8 @@
 //   kStageGates      gates of each stage, whose rows of W_hh its product takes: the first ones belong to the first stage
 //   kStageSaved      values that each stage saves, likewise
 //   kCarried         so many saved values, the first ones, are read by the stages after the one that makes them
+//   kIsProjected     whether the last stage is a projection: a product with W_hr [P, H] instead of rows of W_hh, without input
+//                    gates and biases, which makes the P units of h. It alone has h then, the other stages have c.
 //
 // The first stage multiplies h_prev, each later one the operand that the stage before it has made.
 //
@@ -53,6 +55,7 @@ template <int gates, int saved>
 struct OneStage {
   static constexpr int kGates = gates, kSaved = saved;
   static constexpr int kStages = 1, kStageGates[] = {gates}, kStageSaved[] = {saved}, kCarried = 0;
+  static constexpr bool kIsProjected = false;
 };
 
 // The first gate of a stage, and its first saved value.
@@ -64,12 +67,18 @@ template <class Cell>
 constexpr int first_saved(int stage) {
   return stage == 0 ? 0 : first_saved<Cell>(stage - 1) + Cell::kStageSaved[stage - 1];
 }
-// The stage that gate g belongs to.
 template <class Cell>
-constexpr int stage_of(int gate) {
-  int stage = 0;
-  while (gate >= first_gate<Cell>(stage + 1)) ++stage;
-  return stage;
+constexpr bool is_projection(int stage) {
+  return Cell::kIsProjected && stage == Cell::kStages - 1;
+}
+// Whether a stage has units of h, and of c.
+template <class Cell>
+constexpr bool has_h(int stage) {
+  return !Cell::kIsProjected || is_projection<Cell>(stage);
+}
+template <class Cell>
+constexpr bool has_c(int stage) {
+  return Cell::kHasCellState && !is_projection<Cell>(stage);
 }
 
 }  // namespace seqkernels::cells

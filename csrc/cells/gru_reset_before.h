@@ -16,7 +16,7 @@ struct GruResetBefore {
   // The first stage makes r and z, the second one n. Saved are [z, r | n]: the second stage reads z.
   static constexpr int kGates = 3, kSaved = 3, kDgates = 3;
   static constexpr int kStages = 2, kStageGates[] = {2, 1}, kStageSaved[] = {2, 1}, kCarried = 1;
-  static constexpr bool kHasCellState = false, kBackwardReadsH = true;
+  static constexpr bool kIsProjected = false, kHasCellState = false, kBackwardReadsH = true;
   SEQKERNELS_INLINE static constexpr int input_dgate(int gate) { return gate; }
   SEQKERNELS_INLINE static constexpr int hidden_dgate(int gate) { return gate; }
 
@@ -40,7 +40,7 @@ struct GruResetBefore {
 
   // What the second stage multiplies.
   template <class V>
-  SEQKERNELS_INLINE static V operand(Stage<1>, const V* saved, const State<V>& prev) {
+  SEQKERNELS_INLINE static V operand(Stage<1>, const V* saved, const State<V>& prev, const State<V>&) {
     return saved[1] * prev.h;
   }
 

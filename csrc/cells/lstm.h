@@ -44,4 +44,40 @@ struct Lstm : OneStage<4, 4> {
   }
 };
 
+// With h a projection of what the cell makes, as torch.nn.LSTM's proj_size: h = (o tanh(c)) W_hr^T.
+//   Sak, Senior, Beaufays, "Long Short-Term Memory Based Recurrent Neural Network Architectures for Large Vocabulary Speech
+//   Recognition", 2014 (arXiv:1402.1128), without peephole connections.
+struct LstmProjected : Lstm {
+  static constexpr const char* kName = "lstm_projected";
+  // The last block of dgates is the gradient of h, that of the projection's product.
+  static constexpr int kDgates = 5;
+  static constexpr int kStages = 2, kStageGates[] = {4, 1}, kStageSaved[] = {4, 0};
+  static constexpr bool kIsProjected = true;
+  using Lstm::backward, Lstm::forward;
+
+  template <class V>
+  SEQKERNELS_INLINE static State<V> forward(Stage<1>, const V*, const V* hidden_gates, const State<V>&, V*) {
+    return {hidden_gates[4], V()};
+  }
+
+  // What is projected.
+  template <class V>
+  SEQKERNELS_INLINE static V operand(Stage<1>, const V* saved, const State<V>&, const State<V>& state) {
+    return saved[3] * tanh(state.c);
+  }
+
+  template <class V>
+  SEQKERNELS_INLINE static State<V> backward(Stage<1>, const V*, const State<V>&, const State<V>&,
+                                             const State<V>& grad, V* dgates) {
+    dgates[4] = grad.h;
+    return {V(0), V()};
+  }
+
+  template <class V>
+  SEQKERNELS_INLINE static State<V> backward(Stage<0>, const V* saved, const State<V>& prev, const State<V>& state,
+                                             const State<V>& grad, const V& grad_operand, V* dgates) {
+    return backward(Stage<0>(), saved, prev, state, State<V>{grad_operand, grad.c}, dgates);
+  }
+};
+
 }  // namespace seqkernels::cells

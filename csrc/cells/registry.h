@@ -19,6 +19,6 @@ template <class A>
 constexpr bool kIsSame<A, A> = true;
 
 // The build reads this line: it compiles cuda/cell.cu once for each name.
-using Registry = CellList<Lstm, Gru, GruResetBefore, RnnTanh, RnnRelu>;
+using Registry = CellList<Lstm, LstmProjected, Gru, GruResetBefore, RnnTanh, RnnRelu>;
 
 }  // namespace seqkernels::cells

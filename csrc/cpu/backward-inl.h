@@ -22,7 +22,7 @@ class BackwardLoop {
   using V = Vec<T>;
   static constexpr int kGates = Cell::kGates, kDgates = Cell::kDgates, kLanes = V::kLanes;
   static constexpr int kStages = Cell::kStages, kSides = 1 + kStages;
-  static_assert(kStages == 1 || kDgates == kGates, "every stage writes the dgates of its own gates");
+  static_assert(kStages == 1 || kDgates == cells::first_gate<Cell>(kStages), "a stage writes its own gates' dgates");
   static constexpr int kTileRows = max_rows_in_parts<F>(kPanelVectors);
   static constexpr bool kMixedPrecision = sizeof(S) != sizeof(T);  // computes in wider numbers than it stores
   // K of the weight gradients' products: enough that adding to dW costs little beside them.
@@ -33,13 +33,13 @@ class BackwardLoop {
   static_assert(F::kInTiles || kTileRows <= kSlack);
   static_assert(kSlack <= kUnitPadding && kLanes <= kUnitPadding, "rows of dgates end in kUnitPadding spare values");
 
-  // One of the products of a step, with W_ih or with a stage's rows of W_hh: which dgates blocks it reads and the weight it
-  // multiplies them with. Side 0 is the input side, side 1 + i that of stage i.
+  // One of the products of a step, with W_ih, with a stage's rows of W_hh or with W_hr: which dgates blocks it reads and the
+  // weight it multiplies them with. Side 0 is the input side, side 1 + i that of stage i.
   struct Side {
-    const char* weight;  // [gates H, columns]
+    const char* weight;  // [gates units, columns]
     char* grad;          // the same, or null
-    char* bias_grad;     // [gates H] or null
-    int64_t columns;
+    char* bias_grad;     // [gates units] or null
+    int64_t units, columns;
     int first_gate, gates;
     int dgates[kGates];  // the block of each of its gates
     int first_dgate;     // the lowest of them
@@ -52,10 +52,10 @@ class BackwardLoop {
   struct Buffers {
     T* w[kSides];        // panels of [packs of a side][panel width], rows in the order of dgates
     T* operand[kSides];  // x, h_prev and what stages make, of the chunk: panels of [packs of chunk rows][panel width]
-    T* grad_w[kSides];   // [gates H, columns], only where S is not T and chunks add up
-    T* grad_b[kSides];   // [gates H], only where S is not T
+    T* grad_w[kSides];   // [gates units, columns], only where S is not T and chunks add up
+    T* grad_b[kSides];   // [gates units], only where S is not T
     E* dgates;           // [chunk rows][dgates_stride], each gate in a block of whole packs
-    T* dh;               // [B][padded]
+    T* dh;               // [B][outputs_padded]
     T* dc;               // [B][padded]
     T* grad_operand;     // [B][padded], of a stage's operand
     S* operand_row;      // [threads][padded], one row of it
@@ -68,7 +68,7 @@ class BackwardLoop {
         shape_(arguments.shape),
         size_(arguments.shape),
         rows_(shape_.offsets[shape_.seq_len]),
-        block_(packs<F>(size_.hidden) * F::kPack),
+        block_(packs<F>(max(size_.hidden, size_.outputs)) * F::kPack),
         chunk_rows_(chunk_capacity(shape_, kChunkRows)),
         dgates_stride_(row_stride<F>(kDgates * block_)) {
     Arena arena(workspace);
@@ -79,7 +79,7 @@ class BackwardLoop {
         const Side& side = sides_[d][s] = side_of(d, s);
         const bool packed = needs_product(s) && !side.in_place(rows_);
         const int64_t panels = packs_when_needed(s) ? p_.threads : side.panels().count();
-        const int64_t gate_rows = side.gates * size_.hidden;
+        const int64_t gate_rows = side.gates * side.units;
         buffers.w[s] = arena.take<T>(packed ? panels * Panels<T>::kWidth * packs_of(side) : 0);
         buffers.operand[s] = arena.take<T>(side.grad ? side.panels().size(packs<F>(chunk_rows_)) : 0);
         buffers.grad_w[s] =
@@ -87,7 +87,7 @@ class BackwardLoop {
         buffers.grad_b[s] = kMixedPrecision ? arena.take<T>(side.bias_grad ? gate_rows : 0) : (T*)side.bias_grad;
       }
       buffers.dgates = arena.take<E>(chunk_rows_ * dgates_stride_);
-      buffers.dh = arena.take<T>(batch * size_.padded);
+      buffers.dh = arena.take<T>(batch * size_.outputs_padded);
       buffers.dc = arena.take<T>(Cell::kHasCellState ? batch * size_.padded : 0);
       buffers.grad_operand = arena.take<T>(kStages > 1 ? batch * size_.padded : 0);
       buffers.operand_row = arena.take<S>(kStages > 1 ? p_.threads * size_.padded : 0);
@@ -104,7 +104,7 @@ class BackwardLoop {
     for_directions(shape_, member, [&](int d, int rank, int size) {
       StageProduct<F> products[kStages];
       for (int i = 0; i < kStages; ++i)
-        products[i] = {hidden_panels().count(), kPanelVectors, packs_of(sides_[d][1 + i]),
+        products[i] = {sides_[d][1 + i].panels().count(), kPanelVectors, packs_of(sides_[d][1 + i]),
                        kStages == 1 ? kDgates : Cell::kStageGates[i]};
       run_direction({d, rank, size, choose_split(size, shape_.batch, products)}, member.size);
     });
@@ -118,14 +118,18 @@ class BackwardLoop {
   Side side_of(int direction, int s) const {
     const Weights& weights = p_.weights[direction];
     const WeightGrads& grads = p_.grads[direction];
-    Side side{weights.w_ih, grads.w_ih, grads.b_ih, size_.inputs, 0, kGates, {}, kDgates};
+    Side side{weights.w_ih, grads.w_ih, grads.b_ih, size_.hidden, size_.inputs, 0, kGates, {}, kDgates};
     if (s > 0) {
-      const int first = cells::first_gate<Cell>(s - 1);
+      const int stage = s - 1, first = cells::first_gate<Cell>(stage), gates = Cell::kStageGates[stage];
       const auto from = [&](auto* p, int64_t columns) {
         return p ? p + first * size_.hidden * columns * int64_t(sizeof(S)) : nullptr;
       };
-      side = {from(weights.w_hh, size_.hidden), from(grads.w_hh, size_.hidden), from(grads.b_hh, 1), size_.hidden,
-              first, Cell::kStageGates[s - 1], {}, kDgates};
+      const int64_t units = size_.units(stage), columns = size_.operands(stage);
+      if (cells::is_projection<Cell>(stage))
+        side = {weights.w_hr, grads.w_hr, nullptr, units, columns, first, gates, {}, kDgates};
+      else
+        side = {from(weights.w_hh, columns), from(grads.w_hh, columns), from(grads.b_hh, 1), units, columns, first,
+                gates, {}, kDgates};
     }
     for (int g = 0; g < side.gates; ++g) {
       side.dgates[g] = s == 0 ? Cell::input_dgate(g) : Cell::hidden_dgate(side.first_gate + g);
@@ -133,11 +137,10 @@ class BackwardLoop {
     }
     return side;
   }
-  // K of a side's product with dgates, in packs.
-  int64_t packs_of(const Side& side) const { return side.gates * packs<F>(size_.hidden); }
-
-  // The panels over hidden units; dh is padded, but w_hh is packed for the hidden units alone.
-  Panels<T> hidden_panels() const { return {size_.hidden}; }
+  // K of a side's product with dgates, in packs: whole blocks, and of the last one its units.
+  int64_t packs_of(const Side& side) const {
+    return (side.gates - 1) * (block_ / F::kPack) + packs<F>(side.units);
+  }
 
   // Whether W of that side is multiplied with dgates at all: for dx, for dh of every step but the first, and for what a later
   // stage gives to the one before it.
@@ -176,7 +179,7 @@ class BackwardLoop {
           });
         }
       barrier_wait(p_.team, all, slice.size);
-      weight_gradients(slice, chunk);
+      for_indices<kStages>([&](auto stage) { weight_gradients<stage.value>(slice, chunk); });
       for (int s = 0; s < kSides; ++s) bias_gradient(slice, chunk, s);
       input_gradient(slice, chunk);
       barrier_wait(p_.team, all, slice.size);
@@ -191,7 +194,7 @@ class BackwardLoop {
     for (int s = 0; s < kSides; ++s) {
       const Side& side = sides_[slice.direction][s];
       if (!needs_product(s) || side.in_place(rows_) || packs_when_needed(s)) continue;
-      const Range own = share_of_packs<F>(size_.hidden, slice.rank, slice.size);
+      const Range own = share_of_packs<F>(side.units, slice.rank, slice.size);
       T* const packed = buffers_[slice.direction].w[s];
       for (int64_t u = own.begin; u < own.end; u += F::kPack)
         for (int g = 0; g < side.gates; ++g)
@@ -204,48 +207,47 @@ class BackwardLoop {
 
   // The row of W for gate g of unit u.
   const S* weight_row(const Side& side, int g, int64_t u) const {
-    return reinterpret_cast<const S*>(side.weight) + (g * size_.hidden + u) * side.columns;
+    return reinterpret_cast<const S*>(side.weight) + (g * side.units + u) * side.columns;
   }
   // Where that row goes in K.
   int64_t k_of(const Side& side, int g, int64_t u) const { return (side.dgates[g] - side.first_dgate) * block_ + u; }
   // The packs of gate g that have no unit.
   Range k_padding(const Side& side, int g) const {
-    return {ceil_div(k_of(side, g, size_.hidden), F::kPack), k_of(side, g, block_) / F::kPack};
+    return {ceil_div(k_of(side, g, side.units), F::kPack), min(k_of(side, g, block_) / F::kPack, packs_of(side))};
   }
 
-  // The row of sequence b in a [D, B, H] state or its gradient.
-  const S* state_row(const char* state, int direction, int64_t b) const {
-    return reinterpret_cast<const S*>(state) + (direction * shape_.batch + b) * size_.hidden;
+  // The row of sequence b in a [D, B, units] state or its gradient: `outputs` units of h, `hidden` of c.
+  const S* state_row(const char* state, int64_t units, int direction, int64_t b) const {
+    return reinterpret_cast<const S*>(state) + (direction * shape_.batch + b) * units;
   }
-  S* state_row(char* state, int direction, int64_t b) const {
-    return const_cast<S*>(state_row(const_cast<const char*>(state), direction, b));
+  S* state_row(char* state, int64_t units, int direction, int64_t b) const {
+    return const_cast<S*>(state_row(const_cast<const char*>(state), units, direction, b));
   }
-
-  const S* initial(const char* state, int direction, int64_t b) const { return state_row(state, direction, b); }
+  const S* initial_h(int direction, int64_t b) const { return state_row(p_.h0, size_.outputs, direction, b); }
 
   void start_gradients(const ThreadSlice& slice) const {
     const Buffers& buffers = buffers_[slice.direction];
     const Range own = share(shape_.batch, slice.rank, slice.size);
-    const auto start = [&](T* buffer, const char* grad, int64_t b) {
-      for (int64_t u = 0; u < size_.padded; u += kLanes)
-        store(buffer + b * size_.padded + u,
-              grad ? load(state_row(grad, slice.direction, b) + u, size_.hidden - u) : V(0));
+    const auto start = [&](T* row, const char* grad, int64_t units, int64_t b) {
+      for (int64_t u = 0; u < round_up(units, kUnitPadding); u += kLanes)
+        store(row + u, grad ? load(state_row(grad, units, slice.direction, b) + u, units - u) : V(0));
     };
     for (int64_t b = own.begin; b < own.end; ++b) {
-      start(buffers.dh, p_.grad_h_n, b);
-      if (Cell::kHasCellState) start(buffers.dc, p_.grad_c_n, b);
+      start(buffers.dh + b * size_.outputs_padded, p_.grad_h_n, size_.outputs, b);
+      if (Cell::kHasCellState) start(buffers.dc + b * size_.padded, p_.grad_c_n, size_.hidden, b);
     }
     // No step writes what fills the last packs of a gate.
     const Range rows = share(chunk_rows_, slice.rank, slice.size);
-    for (int64_t row = rows.begin; row < rows.end && block_ > size_.hidden; ++row)
+    const int64_t fewest = min(size_.hidden, size_.outputs);
+    for (int64_t row = rows.begin; row < rows.end && block_ > fewest; ++row)
       for (int g = 0; g < kDgates; ++g)
-        for (int64_t u = size_.hidden; u < block_; ++u) buffers.dgates[row * dgates_stride_ + g * block_ + u] = E{};
+        for (int64_t u = fewest; u < block_; ++u) buffers.dgates[row * dgates_stride_ + g * block_ + u] = E{};
     if (rows_ > 0) return;
     // Without rows, no product writes the gradients of weights.
     for (int s = 0; s < kSides && slice.rank == 0; ++s) {
       const Side& side = sides_[slice.direction][s];
-      if (side.grad) zero(buffers.grad_w[s], side.gates * size_.hidden * side.columns);
-      if (side.bias_grad) zero(buffers.grad_b[s], side.gates * size_.hidden);
+      if (side.grad) zero(buffers.grad_w[s], side.gates * side.units * side.columns);
+      if (side.bias_grad) zero(buffers.grad_b[s], side.gates * side.units);
     }
     barrier_wait(p_.team, direction_barrier(slice.direction), slice.size);
   }
@@ -257,20 +259,20 @@ class BackwardLoop {
   void finish(const ThreadSlice& slice) const {
     const Buffers& buffers = buffers_[slice.direction];
     const Range own = share(shape_.batch, slice.rank, slice.size);
-    const auto write = [&](char* grad, const T* buffer, int64_t b) {
-      for (int64_t u = 0; u < size_.hidden; u += kLanes)
-        store(state_row(grad, slice.direction, b) + u, load(buffer + b * size_.padded + u), size_.hidden - u);
+    const auto write = [&](char* grad, const T* row, int64_t units, int64_t b) {
+      for (int64_t u = 0; u < units; u += kLanes)
+        store(state_row(grad, units, slice.direction, b) + u, load(row + u), units - u);
     };
     for (int64_t b = own.begin; b < own.end; ++b) {
-      if (p_.grad_h0) write(p_.grad_h0, buffers.dh, b);
-      if (p_.grad_c0) write(p_.grad_c0, buffers.dc, b);
+      if (p_.grad_h0) write(p_.grad_h0, buffers.dh + b * size_.outputs_padded, size_.outputs, b);
+      if (p_.grad_c0) write(p_.grad_c0, buffers.dc + b * size_.padded, size_.hidden, b);
     }
     if constexpr (kMixedPrecision)
       for (int s = 0; s < kSides; ++s) {
         const Side& side = sides_[slice.direction][s];
         if (side.grad && adds_up())
-          narrow_all(slice, buffers.grad_w[s], side.grad, side.gates * size_.hidden * side.columns);
-        if (side.bias_grad) narrow_all(slice, buffers.grad_b[s], side.bias_grad, side.gates * size_.hidden);
+          narrow_all(slice, buffers.grad_w[s], side.grad, side.gates * side.units * side.columns);
+        if (side.bias_grad) narrow_all(slice, buffers.grad_b[s], side.bias_grad, side.gates * side.units);
       }
   }
 
@@ -291,7 +293,7 @@ class BackwardLoop {
 
   // ---- the recurrence ----
 
-  // What the cell reads and writes of one sequence at one step, from hidden unit 0 on.
+  // What the cell reads and writes of one sequence at one step, from its first unit on.
   struct CellRow {
     const S* saved;                     // [kSaved][padded]
     const S *h_prev, *h, *grad_output;  // the last one may be null
@@ -309,20 +311,20 @@ class BackwardLoop {
     const auto cells = [&](int64_t r) { return reinterpret_cast<const T*>(p_.cells) + (d * rows_ + r) * size_.padded; };
     CellRow result{};
     result.saved = reinterpret_cast<const S*>(p_.gates) + (d * rows_ + row) * Cell::kSaved * size_.padded;
-    if (p_.grad_output.data) result.grad_output = row_of<const S>(p_.grad_output, shape_, t, b) + d * size_.hidden;
+    if (p_.grad_output.data) result.grad_output = row_of<const S>(p_.grad_output, shape_, t, b) + d * size_.outputs;
     if constexpr (Cell::kBackwardReadsH) {
-      result.h_prev = starts ? initial(p_.h0, d, b) : output_row(previous, b, d);
+      result.h_prev = starts ? initial_h(d, b) : output_row(previous, b, d);
       result.h = output_row(t, b, d);
     }
     if constexpr (Cell::kHasCellState) {
       if (starts)
-        result.c0 = initial(p_.c0, d, b);
+        result.c0 = state_row(p_.c0, size_.hidden, d, b);
       else
         result.c_prev = cells(steps.first_row(previous) + b);
       result.c = cells(row);
       result.dc = buffers.dc + b * size_.padded;
     }
-    result.dh = buffers.dh + b * size_.padded;
+    result.dh = buffers.dh + b * size_.outputs_padded;
     result.grad_operand = buffers.grad_operand + b * size_.padded;
     result.dgates = buffers.dgates + (row - chunk.first_row) * dgates_stride_;
     return result;
@@ -332,8 +334,9 @@ class BackwardLoop {
   // thread.
   template <int stage>
   void pointwise_step(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk, int64_t t) const {
-    const Range panels = slice.units(hidden_panels().count());
-    const Range vectors{panels.begin * kPanelVectors, min(panels.end * kPanelVectors, size_.unit_vectors)};
+    const Range panels = slice.units(Panels<T>{size_.units(stage)}.count());
+    const Range vectors{panels.begin * kPanelVectors,
+                        min(panels.end * kPanelVectors, ceil_div(size_.units(stage), kLanes))};
     const int64_t count = slice.sequences(steps.active(t));
     for (int64_t r = 0; r < count; ++r)
       pointwise_vectors<stage>(cell_row(slice.direction, steps, chunk, t, slice.sequence(r)), vectors);
@@ -351,19 +354,23 @@ class BackwardLoop {
     using Vectors = VecN<T, kVectors>;
     // Padded rows are read and written whole, tensors up to their last unit.
     const auto read = [&](const auto* p) { return Vectors::each([&](int i) { return load(p + u + i * kLanes); }); };
+    const int64_t units = size_.units(stage);
     const auto read_units = [&](const S* p) {
-      return Vectors::each([&](int i) { return load(p + u + i * kLanes, size_.hidden - u - i * kLanes); });
+      return Vectors::each([&](int i) { return load(p + u + i * kLanes, units - u - i * kLanes); });
     };
     const auto write = [&](T* p, const Vectors& v) {
 #pragma GCC unroll 4
       for (int i = 0; i < kVectors; ++i) store(p + u + i * kLanes, v.part[i]);
     };
+    constexpr bool kHasH = cells::has_h<Cell>(stage), kHasC = cells::has_c<Cell>(stage);
     Vectors saved[Cell::kSaved + 1], dgates[kDgates];
-    for (int s = 0; s < Cell::kSaved; ++s) saved[s] = read(row.saved + s * size_.padded);
-    cells::State<Vectors> prev{Vectors(0), Vectors(0)}, state{Vectors(0), Vectors(0)}, grad{read(row.dh), Vectors(0)};
+    if constexpr (!cells::is_projection<Cell>(stage))
+      for (int s = 0; s < Cell::kSaved; ++s) saved[s] = read(row.saved + s * size_.padded);
+    cells::State<Vectors> prev{Vectors(0), Vectors(0)}, state{Vectors(0), Vectors(0)}, grad{Vectors(0), Vectors(0)};
+    if constexpr (kHasH) grad.h = read(row.dh);
     if (stage == kStages - 1 && row.grad_output) grad.h = grad.h + read_units(row.grad_output);
     if constexpr (Cell::kBackwardReadsH) prev.h = read_units(row.h_prev), state.h = read_units(row.h);
-    if constexpr (Cell::kHasCellState) {
+    if constexpr (kHasC) {
       prev.c = row.c0 ? read_units(row.c0) : read(row.c_prev);
       state.c = read(row.c);
       grad.c = read(row.dc);
@@ -375,19 +382,19 @@ class BackwardLoop {
     else
       left = Cell::backward(cells::Stage<stage>(), saved, prev, state, grad, read(row.grad_operand), dgates);
 
-    write(row.dh, left.h);
-    if constexpr (Cell::kHasCellState) write(row.dc, left.c);
+    if constexpr (kHasH) write(row.dh, left.h);
+    if constexpr (kHasC) write(row.dc, left.c);
     constexpr int kFirst = cells::first_gate<Cell>(stage);
     for (int g = kFirst; g < (kStages == 1 ? kDgates : kFirst + Cell::kStageGates[stage]); ++g)
 #pragma GCC unroll 4
       for (int i = 0; i < kVectors; ++i) {
         const int64_t unit = u + i * kLanes;
-        store(row.dgates + g * block_ + unit, dgates[g].part[i], size_.hidden - unit);
+        store(row.dgates + g * block_ + unit, dgates[g].part[i], units - unit);
       }
   }
 
   const S* output_row(int64_t t, int64_t b, int direction) const {
-    return row_of<const S>(p_.output, shape_, t, b) + direction * size_.hidden;
+    return row_of<const S>(p_.output, shape_, t, b) + direction * size_.outputs;
   }
 
   // Makes tile = start + dgates W for one panel of a side's weight, of which `columns` columns may be written.
@@ -400,7 +407,7 @@ class BackwardLoop {
         const T* const weight = reinterpret_cast<const T*>(side.weight) + panel * Panels<T>::kWidth;
         for (int g = 0; g < side.gates; ++g)
           gemm<F>(rows, vectors, EvenRows<E>{dgates.data + side.dgates[g] * block_, dgates.stride},
-                  weight + g * size_.hidden * side.columns, side.columns, size_.hidden,
+                  weight + g * side.units * side.columns, side.columns, side.units,
                   g == 0 ? tile : Tile<T>::accumulate(tile.data, tile.stride));
         return;
       }
@@ -414,7 +421,7 @@ class BackwardLoop {
   void operand_gradient(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk, int64_t t) const {
     const Buffers& buffers = buffers_[slice.direction];
     const Side& side = sides_[slice.direction][1 + stage];
-    const Range panels = slice.units(hidden_panels().count());
+    const Range panels = slice.units(side.panels().count());
     const RowTiles tiles = row_tiles<F>(slice.sequences(steps.active(t)), kPanelVectors);
     if (tiles.count() == 0) return;
     const E* const dgates = buffers.dgates + (steps.first_row(t) - chunk.first_row) * dgates_stride_;
@@ -425,10 +432,11 @@ class BackwardLoop {
       for (int64_t j = 0; j < tiles.count(); ++j) {
         const Range rows = tiles[j];
         const int64_t b = slice.sequence(rows.begin), stride = slice.split.batch_parts;
-        const int64_t at = b * size_.padded + panel * Panels<T>::kWidth, row_stride = stride * size_.padded;
+        const int64_t padded = stage == 0 ? size_.outputs_padded : size_.padded;
+        const int64_t at = b * padded + panel * Panels<T>::kWidth;
         multiply(side, w, rows.size(), panel, Panels<T>::kWidth, {dgates + b * dgates_stride_, stride * dgates_stride_},
-                 stage == 0 ? Tile<T>::accumulate(buffers.dh + at, row_stride)
-                            : Tile<T>::from_zero(buffers.grad_operand + at, row_stride));
+                 stage == 0 ? Tile<T>::accumulate(buffers.dh + at, stride * padded)
+                            : Tile<T>::from_zero(buffers.grad_operand + at, stride * padded));
       }
     }
   }
@@ -438,6 +446,7 @@ class BackwardLoop {
   template <int stage>
   const S* operand_row(const ThreadSlice& slice, const CellRow& row) const;
   void pack_operands(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk) const;
+  template <int stage>
   void weight_gradients(const ThreadSlice& slice, const Chunk& chunk) const;
   static auto left_operand(const T* block, int64_t k_size);
   void pack_dgates(const E* dgates, int64_t k_size, int64_t columns, T* block) const;
@@ -454,7 +463,7 @@ class BackwardLoop {
 
   const BackwardArguments& p_;
   const LayerShape& shape_;
-  const LayerSizes<S> size_;
+  const LayerSizes<Cell> size_;
   const int64_t rows_;   // R
   const int64_t block_;  // units of a gate in dgates, padded to whole packs
   const int64_t chunk_rows_, dgates_stride_;

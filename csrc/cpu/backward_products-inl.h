@@ -15,9 +15,10 @@ inline const S* BackwardLoop<Cell, S, F>::operand_row(const ThreadSlice& slice, 
   for (int64_t u = 0; u < size_.hidden; u += kLanes) {
     V saved[Cell::kSaved + 1];
     for (int s = 0; s < Cell::kSaved; ++s) saved[s] = load(row.saved + s * size_.padded + u);
-    cells::State<V> prev{V(0), V(0)};
+    cells::State<V> prev{V(0), V(0)}, state{V(0), V(0)};
     if constexpr (Cell::kBackwardReadsH) prev.h = load(row.h_prev + u, size_.hidden - u);
-    store(made + u, Cell::operand(cells::Stage<stage>(), saved, prev));
+    if constexpr (Cell::kHasCellState) state.c = load(row.c + u);
+    store(made + u, Cell::operand(cells::Stage<stage>(), saved, prev, state));
   }
   return made;
 }
@@ -34,7 +35,7 @@ inline void BackwardLoop<Cell, S, F>::pack_operands(const ThreadSlice& slice, co
     if (!side.grad) return;
     for_rows(shape_, steps, chunk, own, true, [&](int64_t t, int64_t b, int64_t row) {
       const S* source = row_of<const S>(p_.x, shape_, t, b);
-      if constexpr (s == 1) source = b >= steps.starting(t) ? initial(p_.h0, d, b) : output_row(steps.previous(t), b, d);
+      if constexpr (s == 1) source = b >= steps.starting(t) ? initial_h(d, b) : output_row(steps.previous(t), b, d);
       if constexpr (s > 1) source = operand_row<s - 1>(slice, cell_row(d, steps, chunk, t, b));
       pack_row<S, F>(source, row, side.panels(), packs<F>(chunk.rows), buffers_[d].operand[s]);
     });
@@ -44,28 +45,32 @@ inline void BackwardLoop<Cell, S, F>::pack_operands(const ThreadSlice& slice, co
   });
 }
 
-// Adds dgates^T [x | operands] to dW, shared out by rows of dW.
+// Adds dgates^T [x | operand] of a stage's gates to dW, shared out by rows of dW.
 template <class Cell, class S, class F>
+template <int stage>
 inline void BackwardLoop<Cell, S, F>::weight_gradients(const ThreadSlice& slice, const Chunk& chunk) const {
   const Side* const sides = sides_[slice.direction];
-  if (!sides[0].grad && !sides[1].grad) return;  // all stages have their gradients in one tensor
-  const RowTiles tiles = row_tiles<F>(size_.hidden, kPanelVectors);
+  constexpr int kFirstSide = cells::is_projection<Cell>(stage) ? 1 + stage : 0;  // no product with x, or one
+  if (!sides[kFirstSide].grad && !sides[1 + stage].grad) return;
+  const int64_t units = size_.units(stage);
+  const RowTiles tiles = row_tiles<F>(units, kPanelVectors);
   alignas(64) T block[kTileRows * packs<F>(kMaxK) + kSlack];
-  for_items(share(kGates * tiles.count(), slice.rank, slice.size), tiles.count(), [&](int64_t g, int64_t j) {
+  const Range own = share(Cell::kStageGates[stage] * tiles.count(), slice.rank, slice.size);
+  for_items(own, tiles.count(), [&](int64_t g, int64_t j) {
     const Range rows = tiles[j];
     for (int64_t k0 = 0; k0 < chunk.rows; k0 += kMaxK) {
       const int64_t k_size = min(kMaxK, chunk.rows - k0);
       int packed = -1;  // which gate's dgates are in the block
-      const int sides_of_gate[] = {0, 1 + cells::stage_of<Cell>(int(g))};
-      for (const int s : sides_of_gate) {
-        if (!sides[s].grad) continue;
-        const int64_t gate = g - sides[s].first_gate;
-        const int dgate = sides[s].dgates[gate];
+      for (int s = kFirstSide; s <= 1 + stage; s += 1 + stage) {
+        const Side& side = sides[s];
+        if (!side.grad) continue;
+        const int64_t gate = cells::first_gate<Cell>(stage) + g - side.first_gate;  // of the side
+        const int dgate = side.dgates[gate];
         if (dgate != packed)
           pack_dgates(buffers_[slice.direction].dgates + k0 * dgates_stride_ + dgate * block_ + rows.begin, k_size,
                       rows.size(), block);
         packed = dgate;
-        weight_gradient(slice, chunk, s, gate * size_.hidden + rows.begin, rows.size(), k0, k_size, block);
+        weight_gradient(slice, chunk, s, gate * units + rows.begin, rows.size(), k0, k_size, block);
       }
     }
   });
@@ -162,20 +167,20 @@ inline void BackwardLoop<Cell, S, F>::bias_gradient(const ThreadSlice& slice, co
   const Buffers& buffers = buffers_[slice.direction];
   constexpr int kBlocks = 4;  // vectors of units side by side: one would wait for the latency of its sum
   using Vectors = VecN<T, kBlocks>;
-  const int64_t blocks = ceil_div(size_.hidden, kBlocks * kLanes);
+  const int64_t blocks = ceil_div(side.units, kBlocks * kLanes);
   for_items(share(side.gates * blocks, slice.rank, slice.size), blocks, [&](int64_t g, int64_t block) {
     const int64_t u = block * kBlocks * kLanes;
     const E* const dgates = buffers.dgates + side.dgates[g] * block_ + u;
-    T* const grad = buffers.grad_b[s] + g * size_.hidden + u;
+    T* const grad = buffers.grad_b[s] + g * side.units + u;
     const auto read = [&](const auto* p) {
       return Vectors::each([&](int i) {
-        const int64_t valid = size_.hidden - u - i * kLanes;
+        const int64_t valid = side.units - u - i * kLanes;
         return valid > 0 ? load(p + i * kLanes, valid) : V(0);
       });
     };
     Vectors sum = chunk.begin == 0 ? Vectors(0) : read(grad);
     for (int64_t row = 0; row < chunk.rows; ++row) sum = sum + read(dgates + row * dgates_stride_);
-    for (int i = 0; i < kBlocks; ++i) store(grad + i * kLanes, sum.part[i], size_.hidden - u - i * kLanes);
+    for (int i = 0; i < kBlocks; ++i) store(grad + i * kLanes, sum.part[i], side.units - u - i * kLanes);
   });
 }
 
@@ -189,9 +194,9 @@ inline const Compute<S>* BackwardLoop<Cell, S, F>::weight_panel(const ThreadSlic
   T* const own = side.panels().at(kept, slice.rank, packs_of(side));
   constexpr int64_t kAhead = 32;  // rows, between which the hardware does not prefetch
   for (int g = 0; g < side.gates; ++g) {
-    for (int64_t u = 0; u < size_.hidden; u += F::kPack) {
+    for (int64_t u = 0; u < side.units; u += F::kPack) {
       const S* const part = weight_row(side, g, u) + panel * Panels<T>::kWidth;
-      const int64_t rows = min(F::kPack, size_.hidden - u);
+      const int64_t rows = min(F::kPack, side.units - u);
       for (int64_t r = 0; r < rows; ++r) {
         const S* const ahead = part + (kAhead + r) * side.columns;
         for (int64_t i = 0; i < Panels<T>::kWidth; i += 64 / int64_t(sizeof(S))) __builtin_prefetch(ahead + i);

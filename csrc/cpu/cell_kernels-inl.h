@@ -2,7 +2,7 @@
 #pragma once
 #include "backward-inl.h"
 #include "backward_products-inl.h"
-#include "forward-inl.h"
+#include "forward_inputs-inl.h"
 
 namespace seqkernels::SEQKERNELS_ISA {
 

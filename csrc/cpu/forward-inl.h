@@ -5,6 +5,7 @@
 //   1. input_gates = x W_ih^T + b_ih for all its rows, into a buffer that stays in cache;
 //   2. step by step and stage by stage, hidden_gates = operand W_hh^T + b_hh for one tile of rows and one panel, and at once
 //      the cell. The operand of the first stage is h_prev, that of any later one what the stage before it has made.
+// What is done for a chunk is in forward_inputs-inl.h.
 //
 // Type parameters: Cell is one of cells/*.h, S the storage type of tensors, F the format of operands
 // (gemm/formats-inl.h). In the class T = Compute<S> is the type of sums and states, V a vector of them, E = F::Element
@@ -28,21 +29,24 @@ class ForwardLoop {
   using V = Vec<T>;
   template <int stage>
   using Product = GateProduct<Cell::kStageGates[stage], S, F>;
-  static constexpr int kGates = Cell::kGates, kLanes = V::kLanes, kStages = Cell::kStages, kOperands = kStages - 1;
+  static constexpr int kLanes = V::kLanes, kStages = Cell::kStages, kOperands = kStages - 1;
+  // Gates of all stages, and those that have a product with x.
+  static constexpr int kGates = cells::first_gate<Cell>(kStages), kInputGates = Cell::kGates;
+  static constexpr int kInputStages = kStages - Cell::kIsProjected;
 
   // Scratch of one direction.
   struct Buffers {
-    GateWeights<S> w_ih[kStages];  // packed: [panels or threads], see packs_when_needed
-    GateWeights<S> w_hh[kStages];
-    T* input_gates[kStages];     // [panels][chunk rows][panel width]
-    E* h[2];                     // [B][h_stride], previous and current step in turn
-    E* operands[kOperands + 1];  // [B][h_stride], of the stages after the first one
-    T* carried;                  // [B][kCarried][padded], from stage to stage
-    T* c;                        // [B][padded]
-    const E** x_rows;            // [chunk rows]
-    E* x_copy;                   // [chunk rows][x_stride], where x is not read where it lies
-    T* x_columns;                // the chunk's rows of x as columns, if that is how they are multiplied
-    T* h_columns;                // [threads][h_columns_size], likewise rows of an operand
+    GateWeights<S> w_ih[kStages];  // packed: [panels or threads], see packs_when_needed; not of a projection
+    GateWeights<S> w_hh[kStages];  // or W_hr, of a projection
+    T* input_gates[kStages];       // [panels][chunk rows][panel width]
+    E* h[2];                       // [B][h_stride], previous and current step in turn
+    E* operands[kOperands + 1];    // [B][operand_stride], of the stages after the first one
+    T* carried;                    // [B][kCarried][padded], from stage to stage
+    T* c;                          // [B][padded]
+    const E** x_rows;              // [chunk rows]
+    E* x_copy;                     // [chunk rows][x_stride], where x is not read where it lies
+    T* x_columns;                  // the chunk's rows of x as columns, if that is how they are multiplied
+    T* h_columns;                  // [threads][h_columns_size], likewise rows of an operand
   };
 
  public:
@@ -54,32 +58,17 @@ class ForwardLoop {
         small_m_(is_small_m()),
         input_packs_(packs<F>(size_.inputs)),
         chunk_rows_(chunk_capacity(shape_, target_rows())),
-        h_stride_(row_stride<F>(size_.hidden)),
+        h_stride_(row_stride<F>(size_.outputs)),
+        operand_stride_(row_stride<F>(size_.hidden)),
         columns_rows_(small_m_ && has_columns() && rows_ >= kMinColumns<F> ? rows_ : 0),
-        h_columns_size_(columns_size<F>(min(columns_rows_, shape_.batch), size_.hidden)) {
+        h_columns_size_(columns_size<F>(min(columns_rows_, shape_.batch), max(size_.outputs, size_.hidden))) {
     Arena arena(workspace);
     const int64_t batch = shape_.batch;
     for (int d = 0; d < shape_.directions; ++d) {
       Buffers& buffers = buffers_[d];
-      for_indices<kStages>([&](auto stage) {
-        constexpr int i = stage.value;
-        const int64_t panels = Product<i>::panels(size_.hidden), columns = panels * Product<i>::kPanelWidth;
-        const auto take = [&](const char* weight, const char* bias, int64_t k_size, int64_t kept_panels) {
-          const int64_t row = int64_t(cells::first_gate<Cell>(i)) * size_.hidden, width = Product<i>::kPanelWidth;
-          GateWeights<S> taken{reinterpret_cast<const S*>(weight) + row * k_size,
-                               bias ? reinterpret_cast<const S*>(bias) + row : nullptr, k_size, nullptr, nullptr};
-          taken.packed = arena.take<T>(small_m_ ? 0 : kept_panels * width * packs<F>(k_size));
-          taken.packed_bias = arena.take<T>(columns);
-          return taken;
-        };
-        const Weights& weights = p_.weights[d];
-        buffers.w_ih[i] =
-            take(weights.w_ih, weights.b_ih, size_.inputs, packs_when_needed<i>() ? p_.threads : panels);
-        buffers.w_hh[i] = take(weights.w_hh, weights.b_hh, size_.hidden, panels);
-        buffers.input_gates[i] = arena.take<T>(columns * chunk_rows_);
-      });
+      for_indices<kStages>([&](auto stage) { take_stage<stage.value>(arena, p_.weights[d], buffers); });
       for (E*& h : buffers.h) h = arena.take<E>(batch * h_stride_);
-      for (int i = 0; i < kOperands; ++i) buffers.operands[i] = arena.take<E>(batch * h_stride_);
+      for (int i = 0; i < kOperands; ++i) buffers.operands[i] = arena.take<E>(batch * operand_stride_);
       buffers.carried = arena.take<T>(batch * Cell::kCarried * size_.padded);
       buffers.c = arena.take<T>(Cell::kHasCellState ? batch * size_.padded : 0);
       buffers.x_rows = arena.take<const E*>(chunk_rows_);
@@ -99,8 +88,8 @@ class ForwardLoop {
       StageProduct<F> products[kStages];
       for_indices<kStages>([&](auto stage) {
         using Of = Product<stage.value>;
-        products[stage.value] = {Of::panels(size_.hidden), Of::kVectors, packs<F>(size_.hidden),
-                                 Cell::kStageGates[stage.value]};
+        products[stage.value] = {Of::panels(size_.units(stage.value)), Of::kVectors,
+                                 packs<F>(size_.operands(stage.value)), Cell::kStageGates[stage.value]};
       });
       run_direction({d, rank, size, choose_split(size, shape_.batch, products)}, member.size);
     });
@@ -120,7 +109,7 @@ class ForwardLoop {
         pack_inputs(slice, chunk);
         barrier_wait(p_.team, all, slice.size);
       }
-      for_indices<kStages>([&](auto stage) { project_inputs<stage.value>(slice, chunk); });
+      for_indices<kInputStages>([&](auto stage) { project_inputs<stage.value>(slice, chunk); });
       barrier_wait(p_.team, all, slice.size);
       if (slice.recurs())
         for (int64_t i = chunk.begin; i < chunk.end; ++i)
@@ -135,6 +124,28 @@ class ForwardLoop {
 
   // ---- set-up ----
 
+  // Takes a stage's weights and the memory that they need.
+  template <int stage>
+  void take_stage(Arena& arena, const Weights& weights, Buffers& buffers) const {
+    constexpr bool kIsProjection = cells::is_projection<Cell>(stage);
+    constexpr int kWidth = Product<stage>::kPanelWidth;
+    const int64_t panels = Product<stage>::panels(size_.units(stage));
+    const int64_t first_row = kIsProjection ? 0 : cells::first_gate<Cell>(stage) * size_.hidden;
+    const auto take = [&](const char* weight, const char* bias, int64_t k_size, int64_t kept_panels) {
+      GateWeights<S> taken{reinterpret_cast<const S*>(weight) + first_row * k_size,
+                           bias ? reinterpret_cast<const S*>(bias) + first_row : nullptr, k_size, nullptr, nullptr};
+      taken.packed = arena.take<T>(small_m_ ? 0 : kept_panels * kWidth * packs<F>(k_size));
+      taken.packed_bias = arena.take<T>(panels * kWidth);
+      return taken;
+    };
+    const char* const b_hh = kIsProjection ? nullptr : weights.b_hh;
+    buffers.w_hh[stage] = take(kIsProjection ? weights.w_hr : weights.w_hh, b_hh, size_.operands(stage), panels);
+    if (kIsProjection) return;
+    const int64_t input_panels = packs_when_needed<stage>() ? p_.threads : panels;
+    buffers.w_ih[stage] = take(weights.w_ih, weights.b_ih, size_.inputs, input_panels);
+    buffers.input_gates[stage] = arena.take<T>(panels * kWidth * chunk_rows_);
+  }
+
   // Whether weights are read where they lie instead of being packed: there are so few rows that packing would take longer
   // than it saves. They are multiplied as columns (gemm/columns-inl.h), or each row's sums are transposed, which takes
   // longer than to transpose the weights once there are more rows than vectors along K, or widens them each time.
@@ -142,13 +153,13 @@ class ForwardLoop {
     if (sizeof(S) != sizeof(E)) return rows_ <= 8;
     if (F::kInTiles)
       return (has_columns() && fill_columns<F>(rows_)) || (rows_ <= 8 && shape_.batch <= kMinTileRegisterRows);
-    if (rows_ <= max(8, min(kMaxGemvRows, size_.hidden / (kLanes * F::kPack)))) return true;
+    if (rows_ <= max(8, min(kMaxGemvRows, size_.outputs / (kLanes * F::kPack)))) return true;
     return has_columns() && shape_.seq_len == 1 && (F::kPack == 1 || fill_columns<F>(rows_));
   }
   // Whether rows are multiplied as columns, if they are enough: there are weights enough to spare.
   bool has_columns() const {
     return sizeof(S) == sizeof(E) && rows_ <= kMaxColumns<F> &&
-           kGates * size_.hidden * (size_.inputs + size_.hidden) * int64_t(sizeof(S)) > kColumnsBytes<F>;
+           kInputGates * size_.hidden * (size_.inputs + size_.outputs) * int64_t(sizeof(S)) > kColumnsBytes<F>;
   }
   bool as_columns(int64_t rows) const {
     return small_m_ && has_columns() && (rows > kMaxGemvRows || fill_columns<F>(rows));
@@ -160,22 +171,16 @@ class ForwardLoop {
     return as_columns(rows) ? RowTiles(rows, kMaxColumns<F>) : row_tiles<F>(rows, Product<stage>::kProductVectors);
   }
 
-  // The chunk's rows of x as columns.
-  void pack_inputs(const ThreadSlice& slice, const Chunk& chunk) const {
-    const Buffers& buffers = buffers_[slice.direction];
-    const Range own = share(ceil_div(chunk.rows, kLanes), slice.rank, slice.size);
-    pack_columns<F>(chunk.rows, own, input_rows(buffers, 0), size_.inputs, buffers.x_columns);
-  }
   // A member's rows of an operand as columns of its own, if that is how they are multiplied, else null.
-  const T* pack_operand(const ThreadSlice& slice, const EvenRows<E>& operand, int64_t rows) const {
+  const T* pack_operand(const ThreadSlice& slice, const EvenRows<E>& operand, int64_t rows, int64_t k_size) const {
     if (!as_columns(rows)) return nullptr;
     T* const columns = buffers_[slice.direction].h_columns + slice.rank * h_columns_size_;
-    pack_columns<F>(rows, {0, ceil_div(rows, kLanes)}, operand, size_.hidden, columns);
+    pack_columns<F>(rows, {0, ceil_div(rows, kLanes)}, operand, k_size, columns);
     return columns;
   }
 
   int64_t target_rows() const {
-    const int64_t row_bytes = kGates * size_.padded * int64_t(sizeof(T));
+    const int64_t row_bytes = kInputGates * size_.padded * int64_t(sizeof(T));
     return max(kMinChunkRows, max(kInputGatesBytes / row_bytes, input_packs_));
   }
 
@@ -195,31 +200,30 @@ class ForwardLoop {
   }
   template <int stage>
   Product<stage> hidden_product(int direction) const {
-    return {buffers_[direction].w_hh[stage], size_.hidden, small_m_};
+    return {buffers_[direction].w_hh[stage], size_.units(stage), small_m_};
   }
 
   void pack_weights(const ThreadSlice& slice) const {
     for_indices<kStages>([&](auto stage) {
-      const auto input = input_product<stage.value>(slice.direction);
-      const auto hidden = hidden_product<stage.value>(slice.direction);
-      const Range own = share(hidden.panels(), slice.rank, slice.size);
-      for (int64_t panel = own.begin; panel < own.end; ++panel) {
-        if (!small_m_) {
-          if (!packs_when_needed<stage.value>()) input.pack(panel, input.packed(panel));
-          hidden.pack(panel, hidden.packed(panel));
+      const auto pack = [&](const auto& product, bool keeps) {
+        const Range own = share(product.panels(), slice.rank, slice.size);
+        for (int64_t panel = own.begin; panel < own.end; ++panel) {
+          if (keeps && !small_m_) product.pack(panel, product.packed(panel));
+          product.pack_bias(panel);
         }
-        input.pack_bias(panel);
-        hidden.pack_bias(panel);
-      }
+      };
+      if constexpr (stage.value < kInputStages)
+        pack(input_product<stage.value>(slice.direction), !packs_when_needed<stage.value>());
+      pack(hidden_product<stage.value>(slice.direction), true);
     });
   }
 
-  // The row of sequence b in a [D, B, H] tensor.
-  S* state_row(char* state, int direction, int64_t b) const {
-    return reinterpret_cast<S*>(state) + (direction * shape_.batch + b) * size_.hidden;
+  // The row of sequence b in a [D, B, units] tensor: `outputs` units of h, `hidden` of c.
+  S* state_row(char* state, int64_t units, int direction, int64_t b) const {
+    return reinterpret_cast<S*>(state) + (direction * shape_.batch + b) * units;
   }
-  V initial(char* state, int direction, int64_t b, int64_t u) const {
-    return state ? load(state_row(state, direction, b) + u, size_.hidden - u) : V(0);
+  V initial(char* state, int64_t units, int direction, int64_t b, int64_t u) const {
+    return state ? load(state_row(state, units, direction, b) + u, units - u) : V(0);
   }
 
   void start_states(const ThreadSlice& slice) const {
@@ -227,12 +231,14 @@ class ForwardLoop {
     const Range own = share(shape_.batch, slice.rank, slice.size);
     for (int64_t b = own.begin; b < own.end; ++b) {
       for (int64_t u = 0; u < h_stride_; u += kLanes) {
-        const V h = initial(p_.h0, slice.direction, b, u);
+        const V h = initial(p_.h0, size_.outputs, slice.direction, b, u);
         for (E* buffer : buffers.h) store(buffer + b * h_stride_ + u, h);
-        for (int i = 0; i < kOperands; ++i) store(buffers.operands[i] + b * h_stride_ + u, V(0));
       }
+      for (int i = 0; i < kOperands; ++i)
+        for (int64_t u = 0; u < operand_stride_; u += kLanes)
+          store(buffers.operands[i] + b * operand_stride_ + u, V(0));
       for (int64_t u = 0; Cell::kHasCellState && u < size_.padded; u += kLanes)
-        store(buffers.c + b * size_.padded + u, initial(p_.c0, slice.direction, b, u));
+        store(buffers.c + b * size_.padded + u, initial(p_.c0, size_.hidden, slice.direction, b, u));
     }
   }
 
@@ -240,69 +246,24 @@ class ForwardLoop {
   void copy_states(const ThreadSlice& slice) const {
     const Range own = share(shape_.batch, slice.rank, slice.size);
     for (int64_t b = own.begin; b < own.end; ++b) {
-      const size_t bytes = size_t(size_.hidden) * sizeof(S);
-      const auto copy_state = [&](char* from, char* to) {
-        __builtin_memcpy(state_row(to, slice.direction, b), state_row(from, slice.direction, b), bytes);
+      const auto copy_state = [&](char* from, char* to, int64_t units) {
+        const S* const row = state_row(from, units, slice.direction, b);
+        __builtin_memcpy(state_row(to, units, slice.direction, b), row, size_t(units) * sizeof(S));
       };
-      copy_state(p_.h0, p_.h_n);
-      if (Cell::kHasCellState) copy_state(p_.c0, p_.c_n);
+      copy_state(p_.h0, p_.h_n, size_.outputs);
+      if (Cell::kHasCellState) copy_state(p_.c0, p_.c_n, size_.hidden);
     }
   }
 
-  // ---- a chunk ----
+  // ---- a chunk (forward_inputs-inl.h) ----
 
-  void gather_inputs(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk) const {
-    const Buffers& buffers = buffers_[slice.direction];
-    for_rows(shape_, steps, chunk, share(chunk.rows, slice.rank, slice.size), false,
-             [&](int64_t t, int64_t b, int64_t row) {
-               const S* const x = row_of<const S>(p_.x, shape_, t, b);
-               if constexpr (sizeof(S) == sizeof(E))
-                 if (reads_x_in_place()) {
-                   buffers.x_rows[row] = x;
-                   return;
-                 }
-               E* const copy = buffers.x_copy + row * x_stride();
-               for (int64_t i = 0; i < input_packs_ * F::kPack; i += kLanes)
-                 store(copy + i, load(x + i, size_.inputs - i));
-               buffers.x_rows[row] = copy;
-             });
-  }
-
+  void gather_inputs(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk) const;
+  void pack_inputs(const ThreadSlice& slice, const Chunk& chunk) const;
+  auto input_rows(const Buffers& buffers, int64_t row) const;
   template <int stage>
-  void project_inputs(const ThreadSlice& slice, const Chunk& chunk) const {
-    const Buffers& buffers = buffers_[slice.direction];
-    const auto product = input_product<stage>(slice.direction);
-    const RowTiles tiles = tiles_of<stage>(chunk.rows);
-    const T* const columns = as_columns(chunk.rows) ? buffers.x_columns : nullptr;
-    // Panel by panel, so that a split by units makes what it will use; by rows where it splits the batch.
-    for_items(
-        share(product.panels() * tiles.count(), slice.rank, slice.size), tiles.count(),
-        [&](int64_t panel) { return input_panel<stage>(slice, panel); },
-        [&](const T* w, int64_t panel, int64_t j) {
-          const Range rows = tiles[j];
-          product.multiply(input_rows(buffers, rows.begin), columns, rows.size(), panel, w,
-                           input_gates<stage>(slice.direction, chunk, panel, rows.begin));
-        });
-  }
-
-  // The chunk's rows of x from `row` on.
-  auto input_rows(const Buffers& buffers, int64_t row) const {
-    if constexpr (F::kInTiles)
-      return EvenRows<E>{buffers.x_copy + row * x_stride(), x_stride()};
-    else
-      return RowPointers<E>{buffers.x_rows + row};
-  }
-
-  // A panel of W_ih, packed now if it is not kept; null where it is read where it lies.
+  const T* input_panel(const ThreadSlice& slice, int64_t panel) const;
   template <int stage>
-  const T* input_panel(const ThreadSlice& slice, int64_t panel) const {
-    const auto product = input_product<stage>(slice.direction);
-    if (small_m_) return nullptr;
-    if (!packs_when_needed<stage>()) return product.packed(panel);
-    T* const own = product.packed(slice.rank);
-    product.pack(panel, own);
-    return own;
-  }
+  void project_inputs(const ThreadSlice& slice, const Chunk& chunk) const;
 
   // Where a stage's input gates of a panel lie for a row of the chunk.
   template <int stage>
@@ -335,7 +296,7 @@ class ForwardLoop {
             steps.ending(t),
             buffers.h[i % 2],
             buffers.h[(i + 1) % 2],
-            row_of<S>(p_.output, shape_, t, 0) + slice.direction * size_.hidden,
+            row_of<S>(p_.output, shape_, t, 0) + slice.direction * size_.outputs,
             p_.output.batch_stride,
             p_.gates ? reinterpret_cast<S*>(p_.gates) + reserve * Cell::kSaved : nullptr,
             p_.cells ? reinterpret_cast<T*>(p_.cells) + reserve : nullptr};
@@ -349,8 +310,9 @@ class ForwardLoop {
     const int64_t sequences = slice.sequences(steps.active(steps.time(i)));
     const RowTiles tiles = tiles_of<stage>(sequences);
     const E* const all = stage == 0 ? step.h_prev : buffers_[slice.direction].operands[max(stage - 1, 0)];
-    const EvenRows<E> operand{all + slice.sequence(0) * h_stride_, h_stride_ * slice.split.batch_parts};
-    const T* const columns = pack_operand(slice, operand, sequences);
+    const int64_t row_stride = stage == 0 ? h_stride_ : operand_stride_;
+    const EvenRows<E> operand{all + slice.sequence(0) * row_stride, row_stride * slice.split.batch_parts};
+    const T* const columns = pack_operand(slice, operand, sequences, size_.operands(stage));
     constexpr int64_t kMaxRows = max(kMaxColumns<F>, max_rows_in_parts<F>(Product<stage>::kProductVectors));
     alignas(64) T tile[kMaxRows * Product<stage>::kPanelWidth];
     for (int64_t n = 0; n < panels.size(); ++n) {
@@ -363,7 +325,10 @@ class ForwardLoop {
         product.multiply(operand.from(rows.begin), columns, rows.size(), panel, product.packed(panel), tile);
         const auto cell_row = [&](int64_t r) {
           const int64_t b = slice.sequence(rows.begin + r);
-          return CellRow{b, input_gates<stage>(slice.direction, chunk, panel, step.chunk_row + b), tile + r * width};
+          const T* input = nullptr;
+          if constexpr (stage < kInputStages)
+            input = input_gates<stage>(slice.direction, chunk, panel, step.chunk_row + b);
+          return CellRow{b, input, tile + r * width};
         };
         pointwise_rows<stage>(step, panel, {0, rows.size()}, cell_row);
       }
@@ -379,10 +344,12 @@ class ForwardLoop {
     const int64_t unit = panel * Product<stage>::kUnitVectors * kLanes;
     for (int64_t r = rows.begin; r < rows.end; ++r) {
       const int64_t b = slice.sequence(r);
-      const T* const row = input_gates<stage>(step.direction, chunk, panel, step.chunk_row + b);
+      if constexpr (stage < kInputStages) {
+        const T* const row = input_gates<stage>(step.direction, chunk, panel, step.chunk_row + b);
 #pragma GCC unroll 16
-      for (int i = 0; i < Product<stage>::kPanelWidth; i += kLine) __builtin_prefetch(row + i);
-      if constexpr (Cell::kHasCellState) __builtin_prefetch(buffers.c + b * size_.padded + unit);
+        for (int i = 0; i < Product<stage>::kPanelWidth; i += kLine) __builtin_prefetch(row + i);
+      }
+      if constexpr (cells::has_c<Cell>(stage)) __builtin_prefetch(buffers.c + b * size_.padded + unit);
       if constexpr (stage == kStages - 1) __builtin_prefetch(step.output + b * step.output_stride + unit, 1);
     }
   }
@@ -421,12 +388,14 @@ class ForwardLoop {
 #pragma GCC unroll 4
       for (int g = 0; g < kStageGates; ++g) {
         const int column = (v * kStageGates + g) * kLanes;
-        input_gates[kFirst + g] = Vectors::each([&](int i) { return load(rows[i].input + column); });
+        if constexpr (stage < kInputStages)
+          input_gates[kFirst + g] = Vectors::each([&](int i) { return load(rows[i].input + column); });
         hidden_gates[kFirst + g] = Vectors::each([&](int i) { return load(rows[i].hidden + column); });
       }
-      cells::State<Vectors> prev{Vectors::each([&](int i) { return load(step.h_prev + rows[i].b * h_stride_ + u); }),
-                                 Vectors(0)};
-      if constexpr (Cell::kHasCellState) prev.c = Vectors::each([&](int i) { return load(c(i)); });
+      cells::State<Vectors> prev{Vectors(0), Vectors(0)};
+      if constexpr (cells::has_h<Cell>(stage))
+        prev.h = Vectors::each([&](int i) { return load(step.h_prev + rows[i].b * h_stride_ + u); });
+      if constexpr (cells::has_c<Cell>(stage)) prev.c = Vectors::each([&](int i) { return load(c(i)); });
       if constexpr (stage > 0)
         for (int s = 0; s < Cell::kCarried; ++s)
           saved[s] = Vectors::each([&](int i) { return load(carried(i, s)); });
@@ -442,34 +411,34 @@ class ForwardLoop {
           if (step.gates)
             for (int s = kSavedFrom; s < kSavedTo; ++s)
               save(step.gates + (b * Cell::kSaved + s) * size_.padded, u, saved[s].part[i]);
+        const V h = round_to<S>(made.h.part[i]);
         if constexpr (stage < kStages - 1) {
           for (int s = kSavedFrom; s < min(kSavedTo, Cell::kCarried); ++s) store(carried(i, s), saved[s].part[i]);
-          store_operand(buffers.operands[stage] + b * h_stride_, u, round_to<S>(made.h.part[i]));
+          store_operand(buffers.operands[stage] + b * operand_stride_, u, size_.hidden, h);
         } else {
-          finish_step(step, b, u, {round_to<S>(made.h.part[i]), Cell::kHasCellState ? made.c.part[i] : V(0)});
+          finish_h(step, b, u, h);
         }
+        if constexpr (Cell::kHasCellState && stage == kInputStages - 1) finish_c(step, b, u, made.c.part[i]);
       }
     }
   }
 
   // The padding stays zero where a pack reaches into it: there, infinity times the padding of W would be NaN.
-  SEQKERNELS_INLINE void store_operand(E* row, int64_t u, V value) const {
-    store(row + u, value, F::kPack == 1 ? kLanes : size_.hidden - u);
+  SEQKERNELS_INLINE static void store_operand(E* row, int64_t u, int64_t units, V value) {
+    store(row + u, value, F::kPack == 1 ? kLanes : units - u);
   }
 
-  // What the last stage has made of sequence b.
-  SEQKERNELS_INLINE void finish_step(const Step& step, int64_t b, int64_t u, const cells::State<V>& state) const {
-    const int64_t valid = size_.hidden - u;
-    store_operand(step.h + b * h_stride_, u, state.h);
-    store(step.output + b * step.output_stride + u, state.h, valid);
-    if constexpr (Cell::kHasCellState) {
-      store(buffers_[step.direction].c + b * size_.padded + u, state.c);
-      if (step.cells) save(step.cells + b * size_.padded, u, state.c);
-    }
-    if (b >= step.ending) {
-      store(state_row(p_.h_n, step.direction, b) + u, state.h, valid);
-      if constexpr (Cell::kHasCellState) store(state_row(p_.c_n, step.direction, b) + u, state.c, valid);
-    }
+  // The new state of sequence b.
+  SEQKERNELS_INLINE void finish_h(const Step& step, int64_t b, int64_t u, V h) const {
+    const int64_t valid = size_.outputs - u;
+    store_operand(step.h + b * h_stride_, u, size_.outputs, h);
+    store(step.output + b * step.output_stride + u, h, valid);
+    if (b >= step.ending) store(state_row(p_.h_n, size_.outputs, step.direction, b) + u, h, valid);
+  }
+  SEQKERNELS_INLINE void finish_c(const Step& step, int64_t b, int64_t u, V c) const {
+    store(buffers_[step.direction].c + b * size_.padded + u, c);
+    if (step.cells) save(step.cells + b * size_.padded, u, c);
+    if (b >= step.ending) store(state_row(p_.c_n, size_.hidden, step.direction, b) + u, c, size_.hidden - u);
   }
 
   // Stores the units [u, u + kLanes) of a padded row; the last ones with the padding, which is zero.
@@ -483,11 +452,11 @@ class ForwardLoop {
 
   const ForwardArguments& p_;
   const LayerShape& shape_;
-  const LayerSizes<S> size_;
+  const LayerSizes<Cell> size_;
   const int64_t rows_;  // R
   const bool small_m_;
   const int64_t input_packs_;
-  const int64_t chunk_rows_, h_stride_;
+  const int64_t chunk_rows_, h_stride_, operand_stride_;
   const int64_t columns_rows_, h_columns_size_;
   Buffers buffers_[kMaxDirections];
   int64_t workspace_;

@@ -35,6 +35,7 @@ class FrozenForward {
   using V = VecF;
   using Raw = V::Raw;
   static constexpr int kLanes = V::kLanes, kPack = PackedWeights<W>::kPack, kStages = Cell::kStages;
+  static constexpr int kAllGates = cells::first_gate<Cell>(kStages);  // with that of a projection
   static constexpr int64_t kPrefetch = 2048 / sizeof(float);  // packs ahead
   template <int stage>
   static constexpr int kMaxRows = int(min(4, max_rows(Cell::kStageGates[stage])));
@@ -42,27 +43,50 @@ class FrozenForward {
  public:
   explicit FrozenForward(const FrozenArguments& arguments)
       : p_(arguments),
-        panels_(ceil_div(p_.hidden_size, kLanes)),
+        outputs_(Cell::kIsProjected ? p_.output_size : p_.hidden_size),
         input_packs_(ceil_div(p_.input_size, kPack)),
-        panel_packs_(2 + input_packs_ + ceil_div(p_.hidden_size, kPack)),
         states_(p_.directions * p_.batch * p_.hidden_size) {}
 
   void run(Member member) const {
     const FlushDenormals flush;
-    const Range own = share(p_.directions * panels_, member.rank, member.size);
     for (int64_t i = 0; i < p_.seq_len; ++i)
       for_indices<kStages>([&](auto stage) {
+        const int64_t panels = ceil_div(units<stage.value>(), kLanes);
+        const Range own = share(p_.directions * panels, member.rank, member.size);
         const RowTiles tiles(p_.batch, kMaxRows<stage.value>);
         for (int64_t n = 0; n < own.size(); ++n) {
           // Alternating (serpentine) traversal: what the last step read last is what the cache still holds.
           const int64_t item = i % 2 ? own.end - 1 - n : own.begin + n;
-          for (int64_t j = 0; j < tiles.count(); ++j) rows<stage.value>(item / panels_, item % panels_, i, tiles[j]);
+          for (int64_t j = 0; j < tiles.count(); ++j) rows<stage.value>(item / panels, item % panels, i, tiles[j]);
         }
         barrier_wait(p_.team, 0, member.size);
       });
   }
 
  private:
+  // Units that a stage makes, those of what it multiplies, and packs of one gate in its panels.
+  template <int stage>
+  int64_t units() const {
+    return cells::is_projection<Cell>(stage) ? outputs_ : p_.hidden_size;
+  }
+  template <int stage>
+  int64_t operands() const {
+    return stage == 0 ? outputs_ : p_.hidden_size;
+  }
+  template <int stage>
+  int64_t panel_packs() const {
+    return ceil_div(operands<stage>(), kPack) + (cells::is_projection<Cell>(stage) ? 0 : 2 + input_packs_);
+  }
+  // The first panel of a stage.
+  template <int stage>
+  const float* first_panel(int64_t direction) const {
+    if constexpr (stage == 0)
+      return p_.packed[direction];
+    else
+      return first_panel<stage - 1>(direction) + ceil_div(units<stage - 1>(), kLanes) * panel_packs<stage - 1>() *
+                                                     Cell::kStageGates[stage - 1] * kLanes;
+  }
+
   // A stage of step i for one panel and a tile of rows whose number is known at run time.
   template <int stage, int kRows = kMaxRows<stage>>
   SEQKERNELS_INLINE void rows(int64_t direction, int64_t panel, int64_t i, Range range) const {
@@ -76,55 +100,62 @@ class FrozenForward {
   __attribute__((noinline)) void step(int64_t direction, int64_t panel, int64_t i, int64_t b) const {
     constexpr int kFirst = cells::first_gate<Cell>(stage), kGates = Cell::kStageGates[stage];
     constexpr int64_t kPackStride = kGates * kLanes;  // packs of all gates of the stage, from one k to the next
-    const int64_t t = direction == 0 ? i : p_.seq_len - 1 - i, state = (direction * p_.batch + b) * p_.hidden_size;
+    const int64_t t = direction == 0 ? i : p_.seq_len - 1 - i, sequence = direction * p_.batch + b;
     const RowTensor &in = p_.x, &out = p_.output;
     const EvenRows<float> x{row(in, t, b), in.batch_stride};
-    float* const h = row(out, t, b) + direction * p_.hidden_size;
+    float* const h = row(out, t, b) + direction * outputs_;
     EvenRows<float> h_prev{h + (direction == 0 ? -1 : 1) * out.step_stride, out.batch_stride};
-    if (i == 0) h_prev = {p_.h0 ? p_.h0 + state : nullptr, p_.hidden_size};
+    if (i == 0) h_prev = {p_.h0 ? p_.h0 + sequence * outputs_ : nullptr, outputs_};
     const float* const c_prev = i == 0 ? p_.c0 : p_.c_n;
 
-    // Behind the panels of the stages before this one.
-    const float* packs = p_.packed[direction] + (panels_ * kFirst + panel * kGates) * panel_packs_ * kLanes;
-    V input_gates[kRows][Cell::kGates], hidden_gates[kRows][Cell::kGates];
+    const float* packs = first_panel<stage>(direction) + panel * panel_packs<stage>() * kPackStride;
+    V input_gates[kRows][kAllGates], hidden_gates[kRows][kAllGates];
+    if constexpr (cells::is_projection<Cell>(stage)) {
 #pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r)
+      for (int r = 0; r < kRows; ++r) hidden_gates[r][kFirst] = V(0);
+    } else {
 #pragma GCC unroll 4
-      for (int g = 0; g < kGates; ++g) {
-        input_gates[r][kFirst + g] = load(packs + g * kLanes);
-        hidden_gates[r][kFirst + g] = load(packs + kPackStride + g * kLanes);
-      }
-    packs += 2 * kPackStride;
-    multiply_add<stage, kRows>(input_gates, x.template make<kRows>(), packs, p_.input_size);
+      for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+        for (int g = 0; g < kGates; ++g) {
+          input_gates[r][kFirst + g] = load(packs + g * kLanes);
+          hidden_gates[r][kFirst + g] = load(packs + kPackStride + g * kLanes);
+        }
+      packs += 2 * kPackStride;
+      multiply_add<stage, kRows>(input_gates, x.template make<kRows>(), packs, p_.input_size);
+      packs += input_packs_ * kPackStride;
+    }
     EvenRows<float> operand = h_prev;
+    const int64_t state = sequence * p_.hidden_size;  // of one with the hidden units
     if constexpr (stage > 0) operand = {p_.scratch + (stage - 1) * states_ + state, p_.hidden_size};
     if (operand.data)
-      multiply_add<stage, kRows>(hidden_gates, operand.template make<kRows>(), packs + input_packs_ * kPackStride,
-                                 p_.hidden_size);
+      multiply_add<stage, kRows>(hidden_gates, operand.template make<kRows>(), packs, operands<stage>());
 
-    const int64_t u = panel * kLanes, valid = p_.hidden_size - u;
-    float* const operands = p_.scratch + state + u;
-    float* const carried = operands + (kStages - 1) * states_;
+    const int64_t u = panel * kLanes, valid = units<stage>() - u;
+    float* const handed_on = p_.scratch + state + u;
+    float* const carried = handed_on + (kStages - 1) * states_;
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const int64_t row = r * p_.hidden_size, unit = state + row + u;
       V saved[Cell::kSaved + 1];
       if constexpr (stage > 0)
         for (int s = 0; s < Cell::kCarried; ++s) saved[s] = load(carried + s * states_ + row, valid);
-      const cells::State<V> prev{h_prev.data ? load(h_prev.data + r * h_prev.stride + u, valid) : V(0),
-                                 Cell::kHasCellState && c_prev ? load(c_prev + unit, valid) : V(0)};
+      cells::State<V> prev{V(0), V(0)};
+      if (cells::has_h<Cell>(stage) && h_prev.data) prev.h = load(h_prev.data + r * h_prev.stride + u, valid);
+      if (cells::has_c<Cell>(stage) && c_prev) prev.c = load(c_prev + unit, valid);
       const cells::State<V> made =
           Cell::forward(cells::Stage<stage>(), input_gates[r], hidden_gates[r], prev, saved);
       if constexpr (stage < kStages - 1) {
-        store(operands + stage * states_ + row, made.h, valid);
+        store(handed_on + stage * states_ + row, made.h, valid);
         constexpr int kSavedFrom = cells::first_saved<Cell>(stage), kSavedTo = kSavedFrom + Cell::kStageSaved[stage];
         for (int s = kSavedFrom; s < min(kSavedTo, Cell::kCarried); ++s)
           store(carried + s * states_ + row, saved[s], valid);
       } else {
         store(h + r * out.batch_stride + u, made.h, valid);
-        if (i == p_.seq_len - 1) store(p_.h_n + unit, made.h, valid);
-        if constexpr (Cell::kHasCellState) store(p_.c_n + unit, made.c, valid);
+        if (i == p_.seq_len - 1) store(p_.h_n + (sequence + r) * outputs_ + u, made.h, valid);
       }
+      if constexpr (Cell::kHasCellState && stage == kStages - 1 - Cell::kIsProjected)
+        store(p_.c_n + unit, made.c, valid);
     }
   }
 
@@ -134,7 +165,7 @@ class FrozenForward {
 
   // Adds row r times the weights of the stage's gate g, over all of K, to the totals of r and that gate.
   template <int stage, int kRows>
-  SEQKERNELS_INLINE static void multiply_add(V (&total)[kRows][Cell::kGates], const RowsOperand<float, kRows>& v,
+  SEQKERNELS_INLINE static void multiply_add(V (&total)[kRows][kAllGates], const RowsOperand<float, kRows>& v,
                                              const float* packs, int64_t k_size) {
     constexpr int kFirst = cells::first_gate<Cell>(stage), kGates = Cell::kStageGates[stage];
     constexpr int64_t kPackStride = kGates * kLanes;
@@ -185,8 +216,9 @@ class FrozenForward {
   }
 
   const FrozenArguments& p_;
-  const int64_t panels_, input_packs_, panel_packs_;  // packs of one gate
-  const int64_t states_;                              // numbers of a state
+  const int64_t outputs_;  // units of h
+  const int64_t input_packs_;
+  const int64_t states_;  // numbers of a state with the hidden units
 };
 
 }  // namespace seqkernels::SEQKERNELS_ISA

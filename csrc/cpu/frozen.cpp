@@ -2,6 +2,7 @@
 #include "frozen.h"
 
 #include <algorithm>
+#include <array>
 
 #include "dispatch.h"
 #include "run.h"
@@ -11,16 +12,33 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// What the panels of a stage hold, of weights with `pack` numbers to a pack.
+struct PanelSizes {
+  int64_t units, gates;
+  int64_t biases, input_packs, operand_packs;  // of a gate
+
+  PanelSizes(const CellInfo& cell, int stage, const StackSizes& sizes, int64_t input_size, int64_t pack) {
+    const bool is_projection = cell.is_projected && stage == cell.stages - 1;
+    units = is_projection ? sizes.output_size : sizes.hidden_size;
+    gates = cell.stage_gates[stage];
+    biases = is_projection ? 0 : 2;
+    input_packs = is_projection ? 0 : ceil_div(input_size, pack);
+    operand_packs = ceil_div(stage == 0 ? sizes.output_size : sizes.hidden_size, pack);
+  }
+  int64_t packs() const { return biases + input_packs + operand_packs; }
+  int64_t size(int64_t lanes) const { return ceil_div(units, lanes) * packs() * gates * lanes; }
+};
+
 }  // namespace
 
 Frozen::Frozen(CellKind cell, DType weights, const StackSizes& sizes, const std::vector<const void*>& parameters)
     : kernels_(cpu_kernels()), cell_(cell), weights_(weights), sizes_(sizes) {
-  const int64_t pack = weights == DType::kBFloat16 ? 2 : 1, panels = ceil_div(sizes.hidden_size, kernels_.lanes);
+  const int64_t pack = weights == DType::kBFloat16 ? 2 : 1;
   for (int64_t i = 0; i < sizes.layers * sizes.directions; ++i) {
-    const int64_t input_size = i < sizes.directions ? sizes.input_size : sizes.directions * sizes.hidden_size;
+    const int64_t input_size = i < sizes.directions ? sizes.input_size : sizes.directions * sizes.output_size;
     directions_.push_back({input_size, packs_});
-    packs_ += panels * (2 + ceil_div(input_size, pack) + ceil_div(sizes.hidden_size, pack)) * cell_info(cell).gates *
-              kernels_.lanes;
+    for (int stage = 0; stage < cell_info(cell).stages; ++stage)
+      packs_ += PanelSizes(cell_info(cell), stage, sizes, input_size, pack).size(kernels_.lanes);
   }
   packed_ = new_memory(packs_ * int64_t(sizeof(float)));
   std::fill_n(packed(), packs_, 0.0f);
@@ -39,7 +57,7 @@ void Frozen::each(void* const* parameters, const Move& move) const {
       each_weight<Bf16>(direction, parameters, move);
     else
       each_weight<float>(direction, parameters, move);
-    parameters += 4;
+    parameters += frozen_parameters(cell_);
   }
 }
 
@@ -47,29 +65,33 @@ template <class W, class Move>
 void Frozen::each_weight(const PackedDirection& direction, void* const* parameters, const Move& move) const {
   constexpr int64_t kPack = sizeof(float) / sizeof(W);
   const CellInfo& cell = cell_info(cell_);
-  const int64_t lanes = kernels_.lanes, hidden = sizes_.hidden_size;
-  const int64_t input_packs = ceil_div(direction.input_size, kPack), packs = input_packs + ceil_div(hidden, kPack);
+  const int64_t lanes = kernels_.lanes;
+  const auto [w_ih, w_hh, b_ih, b_hh] = std::array{parameters[0], parameters[1], parameters[2], parameters[3]};
   float* panels = packed() + direction.begin;  // of a stage
   int64_t first_row = 0;                       // of its gates
   for (int stage = 0; stage < cell.stages; ++stage) {
-    const int64_t gates = cell.stage_gates[stage];
-    const int64_t stride = gates * lanes;  // packs of all gates of the stage, from one along K to the next
-    for (int64_t u = 0; u < hidden; ++u)
-      for (int64_t g = 0; g < gates; ++g) {
-        float* const biases = panels + u / lanes * (2 + packs) * stride + g * lanes + u % lanes;
-        const int64_t row = first_row + g * hidden + u;
+    const PanelSizes sizes(cell, stage, sizes_, direction.input_size, kPack);
+    const bool is_projection = sizes.biases == 0;
+    const int64_t stride = sizes.gates * lanes;  // packs of all gates of the stage, from one along K to the next
+    for (int64_t u = 0; u < sizes.units; ++u)
+      for (int64_t g = 0; g < sizes.gates; ++g) {
+        float* const column = panels + u / lanes * sizes.packs() * stride + g * lanes + u % lanes;
+        const int64_t row = (is_projection ? 0 : first_row) + g * sizes.units + u;
         const auto move_row = [&](void* weight, int64_t size, int64_t first) {
           W* const plain = static_cast<W*>(weight) + row * size;
-          W* const packed = reinterpret_cast<W*>(biases + (2 + first) * stride);
+          W* const packed = reinterpret_cast<W*>(column + (sizes.biases + first) * stride);
           for (int64_t k = 0; k < size; ++k) move(packed[k / kPack * stride * kPack + k % kPack], plain[k]);
         };
-        move_row(parameters[0], direction.input_size, 0);
-        move_row(parameters[1], hidden, input_packs);
-        for (int side = 0; side < 2; ++side)
-          if (void* const bias = parameters[2 + side]) move(biases[side * stride], static_cast<float*>(bias)[row]);
+        if (!is_projection) {
+          if (b_ih) move(column[0], static_cast<float*>(b_ih)[row]);
+          if (b_hh) move(column[stride], static_cast<float*>(b_hh)[row]);
+          move_row(w_ih, direction.input_size, 0);
+        }
+        move_row(is_projection ? parameters[4] : w_hh, stage == 0 ? sizes_.output_size : sizes_.hidden_size,
+                 sizes.input_packs);
       }
-    panels += ceil_div(hidden, lanes) * (2 + packs) * stride;
-    first_row += gates * hidden;
+    panels += sizes.size(lanes);
+    first_row += sizes.gates * sizes.units;
   }
 }
 
@@ -89,7 +111,8 @@ void Frozen::run(const StackCall& call) const {
     stack.for_layers([&](const LayerCall& layer) {
       FrozenArguments p{};
       p.seq_len = call.seq_len, p.batch = call.batch;
-      p.input_size = layer.input_size, p.hidden_size = sizes_.hidden_size, p.directions = sizes_.directions;
+      p.input_size = layer.input_size, p.directions = sizes_.directions;
+      p.hidden_size = sizes_.hidden_size, p.output_size = sizes_.output_size;
       for (int64_t d = 0; d < sizes_.directions; ++d)
         p.packed[d] = packed() + directions_[static_cast<size_t>(layer.index * sizes_.directions + d)].begin;
       p.x = layer.x, p.output = layer.output;

@@ -3,8 +3,8 @@
 // One call runs one layer in all its directions. A team of threads enters the same kernel together, each as a Member;
 // what they share (weights, gradients, scratch) is in the arguments they are handed.
 //
-// Sizes: T steps, B sequences, I inputs, H hidden units, G gates, D directions, R = rows, the (step, sequence) pairs:
-// T B of them, or fewer in a packed sequence. Row offsets[t] + b is sequence b at step t.
+// Sizes: T steps, B sequences, I inputs, H hidden units, P units of h (H without a projection), G gates, D directions, R =
+// rows, the (step, sequence) pairs: T B of them, or fewer in a packed sequence. Row offsets[t] + b is sequence b at step t.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -29,16 +29,17 @@ struct RowTensor {
 };
 
 struct LayerShape {
-  int64_t seq_len, batch, input_size, hidden_size, directions;
+  int64_t seq_len, batch, input_size, hidden_size, output_size, directions;
   const int64_t* offsets;  // [T + 1] first row of every step
   bool packed;
 };
 
 struct Weights {     // of one direction; contiguous
   const char* w_ih;  // [G H, I]
-  const char* w_hh;  // [G H, H]
+  const char* w_hh;  // [G H, P]
   const char* b_ih;  // [G H] or null
   const char* b_hh;  // [G H] or null
+  const char* w_hr;  // [P, H]; null without a projection
 };
 
 struct WeightGrads {  // as Weights; null where not asked for
@@ -46,6 +47,7 @@ struct WeightGrads {  // as Weights; null where not asked for
   char* w_hh;
   char* b_ih;
   char* b_hh;
+  char* w_hr;
 };
 
 struct Team;
@@ -54,8 +56,8 @@ struct Team;
 struct LayerArguments {
   LayerShape shape;
   RowTensor x;       // [.., I]
-  RowTensor output;  // [.., D H]; written by forward, read by backward
-  char* h0;          // [D, B, H]; forward: or null, zeros
+  RowTensor output;  // [.., D P]; written by forward, read by backward
+  char* h0;          // [D, B, P]; forward: or null, zeros
   char* c0;          // [D, B, H]; forward: or null, zeros; null without cell state
   Weights weights[2];
   char* gates;      // [D, R, kSaved, Hp] or null: nothing is saved
@@ -66,16 +68,16 @@ struct LayerArguments {
 };
 
 struct ForwardArguments : LayerArguments {
-  char* h_n;  // [D, B, H]
+  char* h_n;  // [D, B, P]
   char* c_n;  // [D, B, H] or null
 };
 
 struct BackwardArguments : LayerArguments {
-  RowTensor grad_output;  // [.., D H]
-  char* grad_h_n;         // [D, B, H] or null
+  RowTensor grad_output;  // [.., D P]
+  char* grad_h_n;         // [D, B, P] or null
   char* grad_c_n;         // [D, B, H] or null
   char* grad_x;           // [R, I] or null
-  char* grad_h0;          // [D, B, H] or null
+  char* grad_h0;          // [D, B, P] or null
   char* grad_c0;          // [D, B, H] or null
   WeightGrads grads[2];
 };
@@ -83,15 +85,15 @@ struct BackwardArguments : LayerArguments {
 // A layer with packed weights; float32 tensors. `packed` is, per direction, 32-bit packs in panels of `lanes` hidden
 // units: of each stage, one after another, [panels][2 + packs of I + packs of H][gates of the stage][lanes]. The first two of
 // a panel are b_ih and b_hh as float32; a pack of the rest is one float32 weight or, low half first, two bfloat16 weights that
-// follow each other in K. Padding is zero.
+// follow each other in K. Padding is zero. Panels of a projection have neither biases nor packs of I. K of W_hh is P.
 struct FrozenArguments {
-  int64_t seq_len, batch, input_size, hidden_size, directions;
+  int64_t seq_len, batch, input_size, hidden_size, output_size, directions;
   const float* packed[2];
   RowTensor x;       // [.., I]
-  RowTensor output;  // [.., D H]
-  const float* h0;   // [D, B, H] or null: zeros
+  RowTensor output;  // [.., D P]
+  const float* h0;   // [D, B, P] or null: zeros
   const float* c0;   // [D, B, H] or null: zeros
-  float* h_n;        // [D, B, H]; may be the output
+  float* h_n;        // [D, B, P]; may be the output
   float* c_n;        // [D, B, H]; not used by a cell without cell state
   float* scratch;    // what stages hand on: operands [stages - 1, D, B, H], then carried values [carried, D, B, H]
   Team* team;

@@ -15,13 +15,14 @@ RowTensor rows_of(const Tensor& tensor, bool packed) {
 template <class Arguments>
 Arguments arguments_of(const Layer& layer) {
   Arguments arguments{};
-  arguments.shape = {layer.seq_len(),    layer.batch(),          layer.input_size(), layer.hidden_size(),
-                     layer.directions(), layer.offsets().data(), layer.packed()};
+  arguments.shape = {layer.seq_len(),     layer.batch(),      layer.input_size(),     layer.hidden_size(),
+                     layer.output_size(), layer.directions(), layer.offsets().data(), layer.packed()};
   arguments.x = rows_of(layer.x(), layer.packed());
   arguments.h0 = data(layer.h0());
   arguments.c0 = data(layer.c0());
   for (int64_t d = 0; d < layer.directions(); ++d)
-    arguments.weights[d] = {layer.weight(d, 0), layer.weight(d, 1), layer.weight(d, 2), layer.weight(d, 3)};
+    arguments.weights[d] = {layer.weight(d, kInputWeight), layer.weight(d, kHiddenWeight), layer.weight(d, kInputBias),
+                            layer.weight(d, kHiddenBias), layer.weight(d, kProjection)};
   return arguments;
 }
 
@@ -63,8 +64,9 @@ InputGradients layer_backward_cpu(const LayerInputs& inputs, const LayerGradient
   arguments.grad_h0 = result_data(tensors.results.h0);
   if (tensors.results.c0) arguments.grad_c0 = result_data(*tensors.results.c0);
   for (int64_t d = 0; d < layer.directions(); ++d)
-    arguments.grads[d] = {tensors.weight(layer, d, 0), tensors.weight(layer, d, 1), tensors.weight(layer, d, 2),
-                          tensors.weight(layer, d, 3)};
+    arguments.grads[d] = {tensors.weight(layer, d, kInputWeight), tensors.weight(layer, d, kHiddenWeight),
+                          tensors.weight(layer, d, kInputBias), tensors.weight(layer, d, kHiddenBias),
+                          tensors.weight(layer, d, kProjection)};
   const LayerKernels& kernels = kernels_of(layer);
   run_kernel(arguments, 2 * layer.work(), kernels.backward_workspace, kernels.backward);
   return tensors.results;

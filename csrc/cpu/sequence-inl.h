@@ -178,16 +178,21 @@ SEQKERNELS_INLINE void for_directions(const LayerShape& shape, Member member, co
   }
 }
 
-// Sizes of a layer with storage type S on this ISA.
-template <class S>
+// Sizes of a layer of that cell. Where h is a projection it has units of its own, `outputs`; else these are the hidden units.
+template <class Cell>
 struct LayerSizes {
   explicit LayerSizes(const LayerShape& shape)
       : inputs(shape.input_size),
         hidden(shape.hidden_size),
-        padded(round_up(shape.hidden_size, kUnitPadding)),
-        unit_vectors(ceil_div(shape.hidden_size, Vec<Compute<S>>::kLanes)) {}
+        outputs(Cell::kIsProjected ? shape.output_size : shape.hidden_size),
+        padded(round_up(hidden, kUnitPadding)),
+        outputs_padded(round_up(outputs, kUnitPadding)) {}
 
-  int64_t inputs, hidden, padded, unit_vectors;
+  int64_t inputs, hidden, outputs, padded, outputs_padded;
+
+  // Units that a stage makes, and those of what it multiplies.
+  int64_t units(int stage) const { return cells::is_projection<Cell>(stage) ? outputs : hidden; }
+  int64_t operands(int stage) const { return stage == 0 ? outputs : hidden; }
 };
 
 }  // namespace seqkernels::SEQKERNELS_ISA

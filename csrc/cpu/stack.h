@@ -9,7 +9,7 @@
 namespace seqkernels {
 
 struct StackSizes {
-  int64_t input_size, hidden_size, layers, directions;
+  int64_t input_size, hidden_size, output_size, layers, directions;  // output_size: units of h
 };
 
 // What a step of one sequence takes, in multiply-adds, added up over the layers and directions of a stack.
@@ -20,12 +20,12 @@ struct StackCall {
   DType dtype;
   int64_t seq_len, batch;
   RowTensor x;      // [T, B, I]
-  char *h0, *c0;    // [L D, B, H]; null: zeros
-  char* output;     // [T, B, D H]
-  char *h_n, *c_n;  // [L D, B, H]; c_n not used without cell state
+  char *h0, *c0;    // [L D, B, P] and [L D, B, H]; null: zeros
+  char* output;     // [T, B, D P]
+  char *h_n, *c_n;  // as h0 and c0; c_n not used without cell state
 };
 
-// One layer's part of a call; the states are those of the layer alone, [D, B, H].
+// One layer's part of a call; the states are those of the layer alone.
 struct LayerCall {
   int64_t index, input_size;
   RowTensor x, output;
@@ -46,7 +46,7 @@ class Stack {
   LayerCall layer_call(int64_t layer) const;
 
   const StackCall call_;
-  const int64_t width_, buffer_bytes_, state_bytes_;
+  const int64_t width_, buffer_bytes_, h_bytes_, c_bytes_;  // of a layer
   Memory between_;
 };
 

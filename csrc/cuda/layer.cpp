@@ -113,13 +113,13 @@ LayerOutputs layer_forward_cuda(const LayerInputs& inputs, bool save_for_backwar
   if (layer.batch() == 0) return out;
   const std::optional<Tensor> offsets = device_offsets(device, layer);
   std::optional<Tensor> c_carry;
-  if (layer.info().has_cell_state) c_carry = new_tensor(layer.state_sizes(), layer.compute_type(), layer.x());
+  if (layer.info().has_cell_state) c_carry = new_tensor(layer.c_sizes(), layer.compute_type(), layer.x());
 
   cuda::ForwardProblem problem{};
   problem.shape = shape_of(layer, offsets);
   for (int64_t d = 0; d < layer.directions(); ++d) {
-    problem.b_ih[d] = layer.weight(d, 2);
-    problem.b_hh[d] = layer.weight(d, 3);
+    problem.b_ih[d] = layer.weight(d, kInputBias);
+    problem.b_hh[d] = layer.weight(d, kHiddenBias);
   }
   problem.h0 = data(layer.h0());
   problem.c0 = data(layer.c0());
@@ -171,22 +171,22 @@ InputGradients layer_backward_cuda(const LayerInputs& inputs, const LayerGradien
   const Tensor x = as_rows(layer, layer.x(), layer.input_size());
   std::optional<Tensor> previous;
   for (int64_t d = 0; d < layer.directions(); ++d) {
-    const auto wants = [&](int64_t kind) { return tensors.weight(layer, d, kind) != nullptr; };
-    const auto result = [&](int64_t kind) -> const Tensor& { return tensors.weight_tensor(layer, d, kind); };
+    const auto wants = [&](WeightKind kind) { return tensors.weight(layer, d, kind) != nullptr; };
+    const auto result = [&](WeightKind kind) -> const Tensor& { return tensors.weight_tensor(layer, d, kind); };
     const Tensor to_input = of_direction(layer, input_dgates, d), to_hidden = of_direction(layer, hidden_dgates, d);
-    if (wants(0)) cuda::multiply(cuda::transposed(to_input), x, result(0));
-    if (wants(1)) {
+    if (wants(kInputWeight)) cuda::multiply(cuda::transposed(to_input), x, result(kInputWeight));
+    if (wants(kHiddenWeight)) {
       if (!previous) previous = previous_states(device, layer, problem.shape, states);
       const int64_t hidden = layer.hidden_size();
       cuda::multiply(cuda::transposed(to_hidden), window(*previous, {layer.rows(), hidden}, d * layer.rows() * hidden),
-                     result(1));
+                     result(kHiddenWeight));
     }
-    if (wants(2)) cuda::sum_rows(to_input, result(2));
-    if (wants(3) && wants(2) && !differ) {  // the same sums
-      Tensor of_hidden = result(3);
-      torch::stable::copy_(of_hidden, result(2));
-    } else if (wants(3)) {
-      cuda::sum_rows(to_hidden, result(3));
+    if (wants(kInputBias)) cuda::sum_rows(to_input, result(kInputBias));
+    if (wants(kHiddenBias) && wants(kInputBias) && !differ) {  // the same sums
+      Tensor of_hidden = result(kHiddenBias);
+      torch::stable::copy_(of_hidden, result(kInputBias));
+    } else if (wants(kHiddenBias)) {
+      cuda::sum_rows(to_hidden, result(kHiddenBias));
     }
   }
   return tensors.results;

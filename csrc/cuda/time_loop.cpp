@@ -98,7 +98,7 @@ void TimeLoop::run_persistent(Problem& problem) const {
   }
   const size_t bytes = static_cast<size_t>(layer_.weight_tensor(0, 1).numel()) * layer_.x().element_size();
   for (int64_t d = 0; d < layer_.directions(); ++d)
-    problem.weights[d] = weights_ ? data(*weights_) + static_cast<size_t>(d) * bytes : layer_.weight(d, 1);
+    problem.weights[d] = weights_ ? data(*weights_) + static_cast<size_t>(d) * bytes : layer_.weight(d, kHiddenWeight);
   SharedLayout layout = kernels_.layout(part);
   void* arguments[] = {&problem, &part, &layout};
   device_.launch(kernels_.persistent(part), launch_shape(plan_, layer_.directions()), arguments);
@@ -139,8 +139,8 @@ void TimeLoop::run_stepwise(Problem& problem, int64_t steps) const {
   const ScalarType real = layer_.compute_type();
   const Tensor product = new_tensor({directions, batch, wide}, real, layer_.x());
   const Tensor published = new_tensor({directions, batch, deep}, layer_.scalar_type(), layer_.x());
-  const Tensor h = new_tensor(layer_.state_sizes(), real, layer_.x()),
-               c = new_tensor(layer_.state_sizes(), real, layer_.x());
+  const Tensor h = new_tensor(layer_.h_sizes(), real, layer_.x()),
+               c = new_tensor(layer_.h_sizes(), real, layer_.x());
   check(cudaMemsetAsync(data(product), 0, static_cast<size_t>(product.numel()) * product.element_size(),
                         device_.stream()),
         "filling memory");

@@ -27,16 +27,16 @@ bool Call::read(const Form& form, PyObject* x, PyObject* hx, bool gradients) {
 }
 
 void Call::make_results() {
-  const auto [input_size, hidden, layers, directions] = form_.sizes;
+  const StackSizes& sizes = form_.sizes;
   const BorrowedTensor& like = has_state_ ? h0_ : x_;
-  const auto new_state = [&, hidden = hidden, states = layers * directions] {
-    if (form_.is_cell) return batched_ ? new_tensor({batch_, hidden}, like) : new_tensor({hidden}, like);
-    return batched_ ? new_tensor({states, batch_, hidden}, like) : new_tensor({states, hidden}, like);
+  const auto new_state = [&, states = sizes.layers * sizes.directions](int64_t units) {
+    if (form_.is_cell) return batched_ ? new_tensor({batch_, units}, like) : new_tensor({units}, like);
+    return batched_ ? new_tensor({states, batch_, units}, like) : new_tensor({states, units}, like);
   };
-  h_n_ = new_state();
-  if (form_.has_c()) c_n_ = new_state();
+  h_n_ = new_state(sizes.output_size);
+  if (form_.has_c()) c_n_ = new_state(sizes.hidden_size);
   if (form_.is_cell) return;
-  const int64_t width = directions * hidden;
+  const int64_t width = sizes.directions * sizes.output_size;
   const bool no_matter = seq_len_ == 1 || batch_ == 1;  // which of them comes first
   output_ = !batched_                        ? new_tensor({seq_len_, width}, h_n_)
             : form_.batch_first && no_matter ? new_tensor({batch_, seq_len_, width}, h_n_)
@@ -66,17 +66,18 @@ StackCall Call::stack() const {
 
 bool Call::read_states(PyObject* hx, bool gradients) {
   has_state_ = true;
-  if (!form_.has_c()) return read_state(hx, gradients, h0_);
+  const int64_t hidden = form_.sizes.hidden_size, outputs = form_.sizes.output_size;
+  if (!form_.has_c()) return read_state(hx, outputs, gradients, h0_);
   if (!(PyTuple_Check(hx) || PyList_Check(hx)) || PySequence_Fast_GET_SIZE(hx) != 2) return false;
   PyObject* const* const states = PySequence_Fast_ITEMS(hx);
-  return read_state(states[0], gradients, h0_) && read_state(states[1], gradients, c0_);
+  return read_state(states[0], outputs, gradients, h0_) && read_state(states[1], hidden, gradients, c0_);
 }
 
-bool Call::read_state(PyObject* object, bool gradients, BorrowedTensor& state) const {
+bool Call::read_state(PyObject* object, int64_t units, bool gradients, BorrowedTensor& state) const {
   if (!borrow(object, gradients, state) || state.dtype != x_.dtype || !state.is_contiguous()) return false;
-  const int64_t hidden = form_.sizes.hidden_size, layers = form_.sizes.layers * form_.sizes.directions;
-  if (form_.is_cell) return batched_ ? state.has_sizes({batch_, hidden}) : state.has_sizes({hidden});
-  return batched_ ? state.has_sizes({layers, batch_, hidden}) : state.has_sizes({layers, hidden});
+  const int64_t layers = form_.sizes.layers * form_.sizes.directions;
+  if (form_.is_cell) return batched_ ? state.has_sizes({batch_, units}) : state.has_sizes({units});
+  return batched_ ? state.has_sizes({layers, batch_, units}) : state.has_sizes({layers, units});
 }
 
 }  // namespace seqkernels

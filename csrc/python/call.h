@@ -36,7 +36,7 @@ class Call {
 
  private:
   bool read_states(PyObject* hx, bool gradients);
-  bool read_state(PyObject* object, bool gradients, BorrowedTensor& state) const;
+  bool read_state(PyObject* object, int64_t units, bool gradients, BorrowedTensor& state) const;
 
   Form form_;
   BorrowedTensor x_, h0_, c0_;

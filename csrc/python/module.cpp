@@ -46,6 +46,7 @@ std::vector<pybind11::dict> list_cells() {
     described["saved"] = cell.saved;
     described["has_cell_state"] = cell.has_cell_state;
     described["stages"] = cell.stages;
+    described["is_projected"] = cell.is_projected;
     list.push_back(std::move(described));
   }
   return list;

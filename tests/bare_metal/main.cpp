@@ -115,7 +115,7 @@ static Results<S> run(const LayerKernels& kernels, const Case& c) {
 
   const auto row_tensor = [&](char* data, int64_t n) { return RowTensor{data, c.batch * n, n}; };
   LayerArguments arguments{};
-  arguments.shape = {c.seq_len, c.batch, c.inputs, c.hidden, c.directions, offsets, false};
+  arguments.shape = {c.seq_len, c.batch, c.inputs, c.hidden, c.hidden, c.directions, offsets, false};
   arguments.x = row_tensor(randoms<S>(rows * c.inputs, 2), c.inputs);
   arguments.output = row_tensor(results.add(rows * width), width);
   arguments.h0 = randoms<S>(states, 1);
