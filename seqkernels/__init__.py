@@ -6,7 +6,7 @@
 `seqkernels.explain(module, x)` says which kernel runs; `python -m seqkernels` what this build can do.
 """
 
-from . import functional, init, models, reference
+from . import functional, init, keras, models, reference
 from ._flops import register_flop_formulas as _register_flop_formulas
 from ._torch_compat import let_dynamo_trace as _let_dynamo_trace
 from .dispatch import get_fastpath_enabled, set_fastpath_enabled
@@ -33,6 +33,7 @@ __all__ = [
     "fuse",
     "get_fastpath_enabled",
     "init",
+    "keras",
     "models",
     "reference",
     "set_fastpath_enabled",

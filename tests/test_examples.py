@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import seqkernels
-from seqkernels import functional, fusion, init, models, modules, plan
+from seqkernels import functional, fusion, init, keras, models, modules, plan
 
 
 @pytest.mark.parametrize(
-    "module", [seqkernels, functional, fusion, init, models, modules, plan], ids=lambda m: m.__name__
+    "module", [seqkernels, functional, fusion, init, keras, models, modules, plan], ids=lambda m: m.__name__
 )
 def test_docstrings(module: ModuleType) -> None:
     names = {"torch": torch, "seqkernels": seqkernels, "model": torch.nn.Sequential(torch.nn.GRU(3, 4))}
