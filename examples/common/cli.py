@@ -6,7 +6,7 @@ import argparse
 import inspect
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ class CommandLine:
         parser = self._commands.add_parser(
             name, help=text.splitlines()[0], description=text, formatter_class=_Help
         )
-        parser.set_defaults(function=function, comparison=False)
+        parser.set_defaults(function=function, comparison=False, cells_of=lambda options: ())
         folder = Path("out") / self.name
         parser.add_argument("--out", type=Path, default=folder, metavar="DIR", help="checkpoint and pictures")
         parser.add_argument("--device", type=device, default="cpu", help="cpu, cuda, cuda:1, …")
@@ -95,14 +95,20 @@ class CommandLine:
         batch: int,
         rate: float,
         cell: str | None = "lstm",
+        cells: Callable[[argparse.Namespace], Iterable[str]] = lambda options: [options.cell],
         clip: float = 1.0,
     ) -> argparse.ArgumentParser:
-        """Add `train` with the options of all trainings at these defaults; cell=None: no --cell."""
+        """Add `train` with the options of all trainings at these defaults; cell=None: no --cell.
+
+        `cells` tells from the options which cells will be trained, so that what --backend does not have is
+        refused before anything is trained.
+        """
         parser = self.command("train", function)
-        parser.set_defaults(comparison=True)
+        parser.set_defaults(comparison=True, cells_of=cells)
         add = parser.add_argument
         if cell is not None:
-            add("--cell", choices=layers.CELLS, default=cell, help="the recurrent layer")
+            help = "the recurrent layer; gru-before: GRU with the reset gate before the product"
+            add("--cell", choices=layers.CELLS, default=cell, help=help)
         choices = (*layers.BACKENDS, "both")
         add(
             "--backend", choices=choices, default="fused", help="seqkernels, torch.nn, or one after the other"
@@ -132,6 +138,8 @@ class CommandLine:
         options = self.parser.parse_args(arguments)
         torch.set_num_threads(options.threads)
         try:
+            for cell in options.cells_of(options):
+                layers.check(cell, options.backend)
             with distributed.session(options.device) as options.device:
                 if options.comparison and options.backend == "both":
                     _compare(options)

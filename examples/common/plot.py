@@ -17,6 +17,7 @@ COLOURS = (
     "#e69f00",
     "#56b4e9",
     "#555555",
+    "#000000",
 )  # told apart by everyone
 
 

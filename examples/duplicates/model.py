@@ -19,9 +19,9 @@ class Encoder(nn.Module):
     Args:
         vocabulary: How many tokens there are.
         embedding, hidden: Sizes of E's rows and of the vectors.
-        cell: "lstm", "gru" or "rnn"; or "none" for a ReLU layer in its place, h_t = relu(W E[w_t] + b), which
+        cell: One of `layers.CELLS`; or "none" for a ReLU layer in its place, h_t = relu(W E[w_t] + b), which
             makes the vector that of a bag of words.
-        backend: "fused" or "torch".
+        backend: "fused" or, where it has the cell, "torch".
     """
 
     def __init__(

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from ..common import checkpoint, cli, distributed, terminal
+from ..common import checkpoint, cli, distributed, layers, terminal
 from ..common.data import InputError
 from ..common.train import Diverged, History, fit
 from .model import VARIANTS, Network, gradient_norms, trial_loss
@@ -171,11 +171,19 @@ def predict(options: argparse.Namespace) -> None:
         raise InputError("TRIAL", None, expected, repr(options.trial))
 
 
+def cells(options: argparse.Namespace) -> list[str]:
+    """What the recurrent layers of the networks to train are made of."""
+    return [VARIANTS[model].cell for model in options.models]
+
+
 def main(arguments: list[str] | None = None) -> int:
     line = cli.CommandLine("gradients", __doc__)
-    add = line.training(train, epochs=4, batch=32, rate=3e-3, cell=None).add_argument
+    add = line.training(train, epochs=4, batch=32, rate=3e-3, cell=None, cells=cells).add_argument
     add("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="what to learn")
-    add("--models", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="networks to train")
+    # By default, what both backends have, so that --backend both needs no other option.
+    usual = [name for name, variant in VARIANTS.items() if variant.cell in layers.SHARED_CELLS]
+    help = "networks to train; gru-before: GRU with the reset gate before the product"
+    add("--models", nargs="+", choices=VARIANTS, default=usual, help=help)
     add(
         "--lengths",
         nargs="+",

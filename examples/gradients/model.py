@@ -38,6 +38,7 @@ VARIANTS = {
     "deep": Variant("6 layers", "rnn", "tanh", depth=6),
     "deep-residual": Variant("6 layers, residual", "rnn", "tanh", depth=6, skip="residual"),
     "deep-concat": Variant("6 layers, concatenating", "rnn", "tanh", depth=6, skip="concat"),
+    "gru-before": Variant("GRU, reset before", "gru-before"),
 }
 
 
@@ -50,13 +51,13 @@ class Network(nn.Module):
         variant: Which kind.
         task: What it is to learn.
         hidden: Features of a layer.
-        backend: "fused" or "torch".
+        backend: "fused" or, where it has the cell, "torch".
     """
 
     def __init__(self, variant: Variant, task: Task, hidden: int, backend: str = "fused") -> None:
         super().__init__()
         self.task = task
-        layer = layers.layer_class(variant.cell, backend)
+        layer = layers.maker(variant.cell, backend)
         kwargs: dict[str, Any] = {"nonlinearity": variant.nonlinearity} if variant.nonlinearity else {}
         self.recurrent = StackedRNN(layer, task.inputs, hidden, variant.depth, skip=variant.skip, **kwargs)
         if variant.identity:

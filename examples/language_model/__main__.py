@@ -132,21 +132,24 @@ def predict(options: argparse.Namespace) -> None:
     tokens = data.tokenize(options.text, config["level"])
     if not tokens:
         raise InputError("TEXT", None, "a beginning to go on from", repr(options.text))
+    width = max(map(len, models))
     for name, model in models.items():
         random = torch.Generator().manual_seed(options.seed)
         prompt = config["opening"] + vocabulary.ids(tokens)
         written = sample(model, prompt, options.count, temperature=options.temperature, generator=random)
         text = data.join([*tokens, *vocabulary.words(written)], config["level"])
-        terminal.console().print(f"[bold]{name:>7}[/bold]  {escape(text.strip())}")
+        terminal.console().print(f"[bold]{name:>{width}}[/bold]  {escape(text.strip())}")
 
 
 def main(arguments: list[str] | None = None) -> int:
     line = cli.CommandLine("language_model", __doc__)
-    add = line.training(train, epochs=6, batch=16, rate=5e-3, cell=None).add_argument
+    made = line.training(train, epochs=6, batch=16, rate=5e-3, cell=None, cells=lambda options: options.cells)
+    add = made.add_argument
     add("--data", type=Path, metavar="FILE", help="UTF-8 text; without it, text is generated")
     add("--probes", type=Path, metavar="TSV", help="beginning, right word, wrong word, distance")
     add("--level", choices=("word", "char"), default="word", help="what a token is")
-    add("--cells", nargs="+", choices=layers.CELLS, default=["rnn", "gru", "lstm"], help="networks to train")
+    help = "networks to train; gru-before: GRU with the reset gate before the product"
+    add("--cells", nargs="+", choices=layers.CELLS, default=["rnn", "gru", "lstm"], help=help)
     add(
         "--orders",
         nargs="+",

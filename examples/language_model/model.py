@@ -26,10 +26,10 @@ class RecurrentLM(nn.Module):
     Args:
         vocabulary: Number of different tokens.
         hidden: Features of embedding and layers.
-        cell: "lstm", "gru" or "rnn".
+        cell: One of `layers.CELLS`.
         depth: Number of layers.
         dropout: After the embedding, between the layers and before W.
-        backend: "fused" or "torch".
+        backend: "fused" or, where it has the cell, "torch".
     """
 
     def __init__(

@@ -27,8 +27,8 @@ class Tagger(nn.Module):
         vocabulary, tags: How many tokens and tags there are.
         embedding, hidden: Sizes of the embedding's rows and of the state of each direction.
         bidirectional: Whether it reads both ways.
-        cell: "lstm", "gru" or "rnn".
-        backend: "fused" or "torch".
+        cell: One of `layers.CELLS`.
+        backend: "fused" or, where it has the cell, "torch".
     """
 
     def __init__(

@@ -43,8 +43,8 @@ class RecurrentClassifier(nn.Module):
     Args:
         vocabulary, classes: How many tokens and classes there are.
         embedding, hidden: Sizes of E's rows and of the state.
-        cell: "gru", "lstm" or "rnn".
-        backend: "fused" or "torch".
+        cell: One of `layers.CELLS`.
+        backend: "fused" or, where it has the cell, "torch".
     """
 
     def __init__(

@@ -298,6 +298,36 @@ def test_wrong_options(arguments: list[str], message: str, capsys: pytest.Captur
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("backend", ["torch", "both"])
+def test_what_torch_does_not_have_is_refused(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is trained, and in one line."""
+
+    def run(options: object) -> History:
+        """Train."""
+        raise AssertionError("it was trained")
+
+    assert program(run)(["train", "--cell", "gru-before", "--backend", backend]) == 2
+    expected = (
+        f"error: --backend: expected fused for gru-before, which torch.nn does not have, found {backend}\n"
+    )
+    assert capsys.readouterr().err == expected
+    with pytest.raises(InputError, match="gru-before"):
+        layers.recurrent("gru-before", 3, 4, backend="torch")
+
+
+def test_a_reset_gate_before_the_product() -> None:
+    """One step: n = tanh(W_in x + b_in + W_hn (r * h) + b_hn), where "gru" has r * (W_hn h + b_hn)."""
+    gru, before = (layers.recurrent(cell, 3, 4).double() for cell in ("gru", "gru-before"))
+    before.load_state_dict(gru.state_dict())
+    x, h = torch.randn(1, 3, dtype=torch.float64), torch.randn(1, 4, dtype=torch.float64)
+    x_r, x_z, x_n = (x @ gru.weight_ih_l0.t() + gru.bias_ih_l0).chunk(3, 1)
+    w_r, w_z, w_n = gru.weight_hh_l0.chunk(3)
+    b_r, b_z, b_n = gru.bias_hh_l0.chunk(3)
+    r, z = (x_r + h @ w_r.t() + b_r).sigmoid(), (x_z + h @ w_z.t() + b_z).sigmoid()
+    for layer, product in ((gru, r * (h @ w_n.t() + b_n)), (before, (r * h) @ w_n.t() + b_n)):
+        assert_close(layer(x, h)[0], (1 - z) * (x_n + product).tanh() + z * h)
+
+
 @pytest.mark.parametrize("error", [InputError("a.csv", 3, "a tweet", "nothing"), Diverged("loss nan")])
 def test_one_line_instead_of_a_traceback(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     def run(options: object) -> History:

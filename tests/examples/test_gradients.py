@@ -5,15 +5,17 @@ from __future__ import annotations
 import doctest
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from examples.common import checkpoint
-from examples.common.train import Loss
+from examples.common.layers import SHARED_CELLS
+from examples.common.train import History, Loss
 from examples.gradients import model, tasks
-from examples.gradients.__main__ import main, measure, trained
+from examples.gradients.__main__ import build, main, measure, trained
 from examples.gradients.model import VARIANTS, Network, gradient_norms, trial_loss
 from examples.gradients.tasks import Adding, Copy, Stream, Trials
 from tests.conftest import assert_close
@@ -104,7 +106,7 @@ def test_gradient_of_one_tanh_unit() -> None:
     assert_close(gradient_norms(network, trials), expected)
 
 
-@pytest.mark.parametrize("variant", ["gru", "lstm", "deep", "deep-residual", "deep-concat"])
+@pytest.mark.parametrize("variant", ["gru", "gru-before", "lstm", "deep", "deep-residual", "deep-concat"])
 @pytest.mark.parametrize("task", [Adding(4), Copy(2)], ids=["adding", "copy"])
 def test_gradient_by_differences(variant: str, task: tasks.Task) -> None:
     """The loss changes with the state after the first step as its gradient says."""
@@ -140,7 +142,7 @@ def test_vanishing_before_training() -> None:
     assert 0.1 < ratios["identity"] < 10
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [name for name, own in VARIANTS.items() if own.cell in SHARED_CELLS])
 def test_backends_give_the_same(variant: str) -> None:
     task = Copy(6)
     fused, plain = (Network(VARIANTS[variant], task, 8, backend) for backend in ("fused", "torch"))
@@ -150,6 +152,18 @@ def test_backends_give_the_same(variant: str) -> None:
     trials = task.draw(4, generator())
     assert_close(trial_loss(fused, trials).sum, trial_loss(plain, trials).sum)
     assert_close(gradient_norms(fused, trials).float(), gradient_norms(plain, trials).float())
+
+
+def test_reset_before_is_another_network() -> None:
+    """With the parameters of a GRU, its answers are those of plain torch, and not the GRU's."""
+    task = Copy(6)
+    gru, before = (Network(VARIANTS[name], task, 8) for name in ("gru", "gru-before"))
+    before.load_state_dict(gru.state_dict())
+    inputs = task.draw(4, generator()).inputs
+    answers = before(inputs)
+    assert (answers - gru(inputs)).abs().max() > 1e-4
+    before.recurrent.layers[0].backend = "reference"
+    assert_close(answers, before(inputs))
 
 
 # ---------------------------------------------------------------- the program
@@ -200,6 +214,49 @@ def test_two_processes_train_like_one(two_processes: Callable[..., None]) -> Non
         assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
 
 
+def test_reset_before(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is trained when asked for, its checkpoint knows it, and --resume goes on with the same network."""
+    arguments = [*SMALL, "--tasks", "copy", "--models", "gru", "gru-before", "--clip", "0"]
+    assert main([*arguments, "--out", "whole"]) == 0
+    assert main([*arguments, "--epochs", "1"]) == 0
+    assert main([*arguments, "--resume"]) == 0
+    capsys.readouterr()
+    losses = {}
+    for folder in (Path("whole"), OUT):
+        _, saved = checkpoint.load(folder / "copy-4-gru-before-0.0.safetensors")
+        assert saved["config"]["model"] == "gru-before"
+        losses[folder] = saved["history"]["losses"]
+    assert losses[OUT] == losses[Path("whole")]
+    assert losses[OUT] != checkpoint.load(OUT / "copy-4-gru-0.0.safetensors")[1]["history"]["losses"]
+
+    forms = []
+
+    def building(*arguments: Any) -> tuple[tasks.Task, Network]:
+        task, network = build(*arguments)
+        forms.append(network.recurrent.layers[0].reset_after)
+        return task, network
+
+    monkeypatch.setattr("examples.gradients.__main__.build", building)
+    assert main(["predict", "abd"]) == 0
+    assert "GRU, reset before" in capsys.readouterr().out
+    assert sorted(forms) == [False, True]
+
+
+def test_default_networks_train_on_both_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So what torch.nn does not have is trained only when it is asked for."""
+    trained_on = []
+
+    def train(options: Any) -> History:
+        """Train."""
+        trained_on.append((options.backend, options.models))
+        return History(epochs=[{"loss/chance": 1.0}])
+
+    monkeypatch.setattr("examples.gradients.__main__.train", train)
+    assert main(["train", "--backend", "both"]) == 0
+    models = [name for name in VARIANTS if name != "gru-before"]
+    assert trained_on == [("torch", models), ("fused", models)]
+
+
 def test_divergence_is_a_result(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("examples.gradients.__main__.trial_loss", exploding)
     arguments = [*SMALL, "--tasks", "adding", "--models", "identity", "--clip", "0"]
@@ -218,6 +275,11 @@ def exploding(network: nn.Module, trials: Trials) -> Loss:
     ("arguments", "message"),
     [
         (["train", "--lengths", "1"], "--lengths: expected 2 or more, found 1"),
+        (
+            ["train", "--models", "gru-before", "--backend", "torch"],
+            "which torch.nn does not have, found torch",
+        ),
+        (["train", "--models", "tanh", "gru-before", "--backend", "both"], "expected fused for gru-before"),
         (["evaluate"], "run `train` first"),
         (["predict", "abd"], "run `train` first"),
     ],

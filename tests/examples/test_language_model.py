@@ -14,6 +14,7 @@ import torch
 
 from examples.common import checkpoint
 from examples.common.errors import InputError
+from examples.common.layers import CELLS
 from examples.common.text import Vocabulary
 from examples.language_model import data, generator, report
 from examples.language_model.__main__ import compare, load, main, read_probes
@@ -126,7 +127,7 @@ def test_probes_are_read_as_written(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- networks
 
 
-@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+@pytest.mark.parametrize("cell", CELLS)
 def test_truncated_backpropagation(cell: str) -> None:
     """In parts the loss is that of the whole text; its gradient is not, unless there is one part only."""
     ids = torch.randint(0, 7, (25,))
@@ -246,6 +247,50 @@ def test_backends_agree(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *SMALL, "--epochs", "1", "--backend", "both"]) == 0
     assert losses("out/language_model/torch") == pytest.approx(losses("out/language_model/fused"), rel=1e-4)
     assert "last epoch, by backend" in capsys.readouterr().out
+
+
+def test_reset_before(capsys: pytest.CaptureFixture[str]) -> None:
+    """A network of its own beside the GRU's, from the same start; what it wrote down is what goes on."""
+    arguments = ["train", *SMALL, "--cells", "gru", "gru-before"]
+    for own in (["--epochs", "2", "--out", "whole"], ["--epochs", "1"], ["--epochs", "2", "--resume"]):
+        assert main([*arguments, *own]) == 0
+    first = checkpoint.load(Path("whole", "gru-before.safetensors"))[1]
+    second = checkpoint.load(TRAINED.out / "gru-before.safetensors")[1]
+    assert first["config"]["cell"] == second["config"]["cell"] == "gru-before"
+    learned = first["history"]["losses"]
+    assert learned == second["history"]["losses"]
+    assert learned[-1] < 0.9 * learned[0]
+    other = checkpoint.load(TRAINED.out / "gru.safetensors")[1]["history"]["losses"]
+    assert learned[0] == pytest.approx(other[0], rel=0.02)
+    assert learned != other
+
+    _, models = load(TRAINED)
+    assert not models["GRU-BEFORE"].recurrent.reset_after  # type: ignore[union-attr]
+    assert models["GRU"].recurrent.reset_after  # type: ignore[union-attr]
+    capsys.readouterr()
+    assert main(["predict", "the singers", "--count", "3"]) == 0
+    names = [line.split("  the singers")[0].strip() for line in capsys.readouterr().out.splitlines()]
+    assert names == ["2-gram", "3-gram", "GRU", "GRU-BEFORE"]
+
+
+def test_resume_with_another_reset_gate(capsys: pytest.CaptureFixture[str]) -> None:
+    """The parameters have the same names and shapes, so only the configuration can tell."""
+    assert main(["train", *SMALL, "--cells", "gru", "--epochs", "1"]) == 0
+    (TRAINED.out / "gru.safetensors").rename(TRAINED.out / "gru-before.safetensors")
+    capsys.readouterr()
+    assert main(["train", *SMALL, "--cells", "gru-before", "--epochs", "2", "--resume"]) == 2
+    assert "expected a model with cell = gru-before, found one with gru" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backend", ["torch", "both"])
+def test_reset_before_is_not_in_torch(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", *SMALL, "--cells", "gru", "gru-before", "--backend", backend]
+    assert main(arguments) == 2
+    error = (
+        f"error: --backend: expected fused for gru-before, which torch.nn does not have, found {backend}\n"
+    )
+    assert capsys.readouterr().err == error
+    assert not TRAINED.out.exists()
 
 
 def test_own_text_by_characters(tmp_path: Path) -> None:

@@ -87,6 +87,20 @@ def test_backends_train_alike(program: Program) -> None:
         assert losses == pytest.approx(theirs, rel=1e-4)
 
 
+def test_reset_before(program: Program, capsys: pytest.CaptureFixture[str]) -> None:
+    """All programs have the GRU whose reset gate comes before the product, and none takes another for it."""
+    train(program, "out", "--epochs", "1", "--cell", "gru-before")
+    _, data = checkpoint.load(Path("out", f"{program.models[-1]}.safetensors"))
+    assert data["config"]["cell"] == "gru-before"
+    assert program.main(["evaluate", "--data", "data", "--out", "out"]) == 0
+    capsys.readouterr()
+    options = ["train", "--data", "data", "--out", "out", "--batch", "16", "--epochs", "2"]
+    assert program.main([*options, "--resume", "--cell", "gru"]) == 2
+    assert "found one with gru-before" in capsys.readouterr().err
+    assert program.main([*options, "--cell", "gru-before", "--backend", "torch"]) == 2
+    assert "expected fused for gru-before, which torch.nn does not have" in capsys.readouterr().err
+
+
 def test_two_processes_train_like_one(
     program: Program, two_processes: Callable[[Callable[[list[str]], int], list[str]], None]
 ) -> None:

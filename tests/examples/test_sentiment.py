@@ -107,7 +107,7 @@ def test_mean_classifier_by_hand() -> None:
     assert_close(padded, torch.tensor([[2 - log_z, -log_z]]), torch.float32)
 
 
-@pytest.mark.parametrize("cell", ["mean", "gru", "lstm", "rnn"])
+@pytest.mark.parametrize("cell", ["mean", "gru", "gru-before", "lstm", "rnn"])
 def test_padding_changes_nothing(cell: str) -> None:
     model = MeanClassifier(9, 3) if cell == "mean" else RecurrentClassifier(9, 3, cell=cell)
     texts = [[2, 3, 4], [5], [6, 7, 8, 2, 3, 4]]
