@@ -28,8 +28,9 @@ def _backward_flops(n: int, *args: Any, **_: Any) -> int:
     of_x = rows if needs_grad[0] else 0
     of_h = rows if needs_grad[1] else rows - batch  # the first step has none before it but h0
     matrices = [(w, needed) for w, needed in zip(weights, needs_grad[n:], strict=True) if len(w) == 2]
+    of_operands = (of_x, of_h, rows)[: len(matrices) // h0[0]]  # of w_ih, w_hh and, in every step, w_hr
     return sum(
-        2 * prod(w) * ((of_x if i % 2 == 0 else of_h) + (rows if needed else 0))  # w_ih, w_hh by turns
+        2 * prod(w) * (of_operands[i % len(of_operands)] + (rows if needed else 0))
         for i, (w, needed) in enumerate(matrices)
     )
 

@@ -39,11 +39,11 @@ def _new_output(x: Tensor, h0: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], h0.size(0) * h0.size(2))
 
 
-def _new_saved(x: Tensor, h0: Tensor, *saved: int) -> Tensor:
-    """What forward keeps for backward, [D, rows, *saved, Hp]: H is padded to whole vectors."""
+def _new_saved(x: Tensor, state: Tensor, *saved: int) -> Tensor:
+    """What forward keeps for backward, [D, rows, *saved, Hp]: H, that of `state`, is padded to whole vectors."""
     rows = x.size(0) if x.dim() == 2 else x.size(0) * x.size(1)
-    padded = (h0.size(2) + _C.unit_padding - 1) // _C.unit_padding * _C.unit_padding
-    return x.new_empty(h0.size(0), rows, *saved, padded)
+    padded = (state.size(2) + _C.unit_padding - 1) // _C.unit_padding * _C.unit_padding
+    return x.new_empty(state.size(0), rows, *saved, padded)
 
 
 def _fake_forward(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
@@ -51,9 +51,9 @@ def _fake_forward(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
         states, save = args[: cell.states], args[-1]
         results = [_new_output(x, states[0]), *(x.new_empty(s.shape) for s in states)]
         if cell.saved:
-            results.append(_new_saved(x, states[0], cell.saved) if save else x.new_empty(0))
+            results.append(_new_saved(x, states[-1], cell.saved) if save else x.new_empty(0))
         if cell.has_cell_state:
-            cells = _new_saved(x, states[0]) if save else x.new_empty(0)
+            cells = _new_saved(x, states[-1]) if save else x.new_empty(0)
             results.append(cells.float() if x.dtype in (torch.float16, torch.bfloat16) else cells)
         return tuple(results)
 
@@ -267,7 +267,7 @@ class _Differentiable:
 def _unread(n: int, needed: tuple[bool, ...], per_direction: int) -> list[int]:
     """Places among x, the states (together n) and the weights that a layer's backward does not read."""
     kinds = [range(n + kind, len(needed), per_direction) for kind in range(per_direction)]  # of weights
-    unread = [i for biases in kinds[2:] for i in biases]
+    unread = [i for biases in kinds[2:4] for i in biases] if per_direction >= 4 else []
     if not needed[0]:
         unread += kinds[0]
     for i in (0, 1):  # x by the gradient of W_ih, h0 by that of W_hh

@@ -29,7 +29,8 @@ from .spec import LayerSpec
 __all__ = ["get_fastpath_enabled", "set_fastpath_enabled"]
 
 BACKENDS = ("auto", "native", "reference")
-TORCH_CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")  # of which torch has functions of these names
+# The cells that torch has, by the names of its functions.
+TORCH_CELLS = {"lstm_projected": "lstm"} | {name: name for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 DEVICES = ("cpu", "meta", "cuda") if BUILD_CONFIG["cuda_targets"] else ("cpu", "meta")
 
@@ -110,11 +111,6 @@ def cudnn_is_faster(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights
     return _cudnn.is_faster(spec.cell, x.dtype, tf32_allowed(), *sizes, spec.directions)
 
 
-def has_projection(spec: LayerSpec, weights: Sequence[Tensor]) -> bool:
-    per_direction = 4 if spec.bias else 2
-    return len(weights) > spec.num_layers * (2 if spec.bidirectional else 1) * per_direction
-
-
 def supports(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
     """Whether the native op runs this. True exactly where `not_supported_reasons` finds none."""
     dtype, device = x.dtype, x.device
@@ -122,7 +118,7 @@ def supports(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Seque
         return False
     if compat.transforms_active() and not transforms_supported():
         return False
-    if x.layout is not torch.strided or has_projection(spec, weights):
+    if x.layout is not torch.strided:
         return False
     if device.type == "cuda" and spec.info.stages > 1:
         return False
@@ -149,9 +145,8 @@ def not_supported_reasons(
     layouts = {t.layout: None for t in (x, *state) if t.layout is not torch.strided}
     reasons += [f"layout {layout} (the kernels take strided tensors)" for layout in layouts]
     if x.device.type == "cuda" and spec.info.stages > 1:
-        reasons.append(f"{spec.cell} (its kernels run on the CPU alone)")
-    if has_projection(spec, weights):
-        reasons.append("proj_size > 0 (projections have no kernel yet)")
+        what = "proj_size > 0" if spec.info.is_projected else spec.cell
+        reasons.append(f"{what} (there are kernels for the CPU alone)")
     if any(t is None for t in weights):
         reasons.append("weights that are None")
         weights = [t for t in weights if t is not None]

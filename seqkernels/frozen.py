@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import _C
 from . import _torch_compat as compat
-from .cells import CELLS, WEIGHTS
+from .cells import CELLS, WEIGHTS, Cell
 from .fusion import FUSED
 from .plan import spec_of
 
@@ -38,7 +38,7 @@ def freeze(module: torch.nn.Module, dtype: torch.dtype | None = None) -> Frozen:
 
     Args:
         module: `torch.nn.LSTM`, `GRU`, `RNN`, one of their Cells, or the Fused version of one, on the CPU, in
-            float32, bfloat16 or float16, without projections (`proj_size`).
+            float32, bfloat16 or float16.
         dtype: How weights are stored: `torch.float32`, the default, or `torch.bfloat16`, which rounds them
             and halves the memory to read: twice as fast where that takes the time (hidden sizes from 256 on).
             Biases, states and sums are float32 in any case.
@@ -69,23 +69,25 @@ def freeze(module: torch.nn.Module, dtype: torch.dtype | None = None) -> Frozen:
         )
     if dtype not in (None, torch.float32, torch.bfloat16):
         raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")
-    if getattr(module, "proj_size", 0) > 0:
-        raise ValueError(
-            f"freeze does not support projections, and this module has proj_size={module.proj_size}"
-        )
     options: dict[str, Any] = {n: getattr(module, n) for n in ("input_size", "hidden_size")}
     if isinstance(module, torch.nn.RNNBase):
-        options |= {n: getattr(module, n) for n in ("num_layers", "bidirectional", "batch_first")}
+        options |= {n: getattr(module, n) for n in ("proj_size", "num_layers", "bidirectional", "batch_first")}
         directions = ("", "_reverse")[: 1 + module.bidirectional]
         suffixes = [f"_l{layer}{direction}" for layer in range(module.num_layers) for direction in directions]
     else:
         options["is_cell"], suffixes = True, [""]
+    cell = CELLS[spec_of(module).cell]
     parameters = [
         _weight(module, f"{name}{suffix}") if module.bias or "bias" not in name else None
         for suffix in suffixes
-        for name in WEIGHTS
+        for name in _names(cell)
     ]
-    return Frozen(spec_of(module).cell, parameters, dtype or torch.float32, **options)
+    return Frozen(cell.name, parameters, dtype or torch.float32, **options)
+
+
+def _names(cell: Cell) -> tuple[str, ...]:
+    """Of a direction's parameters, in the order of `_C.Frozen`."""
+    return (*WEIGHTS, "weight_hr") if cell.is_projected else WEIGHTS
 
 
 def _weight(module: torch.nn.Module, name: str) -> Tensor:
@@ -105,7 +107,8 @@ def _stored(weight: Tensor, as_bfloat16: bool) -> Tensor:
 
 # What `_C.Frozen` takes beside the weights, and tells again.
 _OPTIONS = (
-    "cell", "is_cell", "input_size", "hidden_size", "num_layers", "bidirectional", "batch_first", "bfloat16"
+    "cell", "is_cell", "input_size", "hidden_size", "proj_size", "num_layers", "bidirectional", "batch_first",
+    "bfloat16",
 )  # fmt: skip
 
 
@@ -124,6 +127,7 @@ class Frozen(compat.NotTraceable):
         dtype: torch.dtype,
         input_size: int,
         hidden_size: int,
+        proj_size: int = 0,
         num_layers: int = 1,
         bidirectional: bool = False,
         batch_first: bool = False,
@@ -132,15 +136,19 @@ class Frozen(compat.NotTraceable):
         super().__init__()
         self.training = False
         bfloat16 = dtype == torch.bfloat16
-        weights = [p if p is None else _stored(p, bfloat16 and n % 4 < 2) for n, p in enumerate(parameters)]
-        self._packed = _C.Frozen(
-            cell, is_cell, input_size, hidden_size, num_layers, bidirectional, batch_first, bfloat16, weights
-        )
+        names = _names(CELLS[cell]) * (len(parameters) // len(_names(CELLS[cell])))
+        weights = [
+            p if p is None else _stored(p, bfloat16 and "weight" in name)
+            for name, p in zip(names, parameters, strict=True)
+        ]
+        sizes = (input_size, hidden_size, proj_size, num_layers)
+        self._packed = _C.Frozen(cell, is_cell, *sizes, bidirectional, batch_first, bfloat16, weights)
 
     cell = property(lambda self: self._packed.cell)
     dtype = property(lambda self: torch.bfloat16 if self._packed.bfloat16 else torch.float32)
     input_size = property(lambda self: self._packed.input_size)
     hidden_size = property(lambda self: self._packed.hidden_size)
+    proj_size = property(lambda self: self._packed.proj_size)
     num_layers = property(lambda self: self._packed.num_layers)
     bidirectional = property(lambda self: self._packed.bidirectional)
     batch_first = property(lambda self: self._packed.batch_first)
@@ -167,8 +175,9 @@ class Frozen(compat.NotTraceable):
             )
         tensors = [self._plain(name, t) for name, t in zip(("x", *names), (x, *states), strict=False)]
         x, *states = tensors
-        shape = self._state_shape(x)
+        rows = self._state_rows(x)
         for name, state in zip(names, states, strict=False):
+            shape = (*rows, self.proj_size or self.hidden_size if name == "h" else self.hidden_size)
             if state.shape != shape:
                 raise RuntimeError(f"{name} must have shape {list(shape)}, got {list(state.shape)}")
         return x, None if hx is None else tuple(states) if len(names) > 1 else states[0]
@@ -202,8 +211,8 @@ class Frozen(compat.NotTraceable):
             )
         return t.detach().resolve_neg().contiguous()
 
-    def _state_shape(self, x: Tensor) -> tuple[int, ...]:
-        """Of h and c that go with this x."""
+    def _state_rows(self, x: Tensor) -> tuple[int, ...]:
+        """The shape of h and c that go with this x, without their last dimension."""
         dims = (1, 2) if self._packed.is_cell else (2, 3)
         if x.dim() not in dims:
             raise RuntimeError(f"x must have {dims[0]} or {dims[1]} dimensions, got {x.dim()}")
@@ -213,23 +222,25 @@ class Frozen(compat.NotTraceable):
                 f"x must have {self.input_size} features in its last dimension, got {features}"
             )
         if self._packed.is_cell:
-            return *rows, self.hidden_size
+            return tuple(rows)
         batch = rows[0 if self.batch_first else 1 :][:1] if x.dim() == dims[1] else []
         if rows[1 if self.batch_first and batch else 0] == 0:
             raise RuntimeError("x must have at least one step, got none")
-        return self.num_layers * (1 + self.bidirectional), *batch, self.hidden_size
+        return self.num_layers * (1 + self.bidirectional), *batch
 
     def __getstate__(self) -> dict[str, Any]:
         """What nn.Module keeps, and what `_C.Frozen` is made from: the options and the weights, unpacked."""
         packed, dtype = self._packed, self.dtype
         options = {name: getattr(packed, name) for name in _OPTIONS}
-        directions, rows = 1 + packed.bidirectional, CELLS[packed.cell].gates * packed.hidden_size
+        cell, hidden, directions = CELLS[packed.cell], packed.hidden_size, 1 + packed.bidirectional
+        outputs, rows = packed.proj_size or hidden, cell.gates * hidden
         weights = []
         for n in range(packed.num_layers * directions):
-            inputs = packed.input_size if n < directions else directions * packed.hidden_size
-            for k in (inputs, packed.hidden_size):
-                weights.append(torch.empty(rows, k, dtype=dtype, device="cpu"))
-            weights += [torch.empty(rows, dtype=torch.float32, device="cpu") for _ in range(2)]
+            inputs = packed.input_size if n < directions else directions * outputs
+            shapes: list[tuple[int, ...]] = [(rows, inputs), (rows, outputs), (rows,), (rows,)]
+            for shape in (*shapes, *[(outputs, hidden)] * cell.is_projected):
+                kind = dtype if len(shape) == 2 else torch.float32
+                weights.append(torch.empty(shape, dtype=kind, device="cpu"))
         packed.unpack(weights)
         # As bytes: to another process torch would send tensors in shared memory, which these do not outlive.
         file = io.BytesIO()
@@ -239,7 +250,8 @@ class Frozen(compat.NotTraceable):
     def __setstate__(self, state: dict[str, Any]) -> None:
         options, weights = state["_packed"]
         parameters = torch.load(io.BytesIO(weights), weights_only=True, map_location="cpu")
-        packed = _C.Frozen(**options, parameters=list(parameters))
+        # Pickles of earlier versions say nothing of projections.
+        packed = _C.Frozen(**{"proj_size": 0} | options, parameters=list(parameters))
         super().__setstate__(state | {"_packed": packed})
 
     def train(self, mode: bool = True) -> Any:
@@ -249,7 +261,7 @@ class Frozen(compat.NotTraceable):
         return self
 
     def extra_repr(self) -> str:
-        defaults = {"num_layers": 1, "bidirectional": False, "batch_first": False, "dtype": torch.float32}
+        defaults = {"proj_size": 0, "num_layers": 1, "bidirectional": False, "batch_first": False, "dtype": torch.float32}
         options = [
             f"{n}={getattr(self, n)}" for n, default in defaults.items() if getattr(self, n) != default
         ]

@@ -7,6 +7,7 @@ with torch's generator. The modules of this package are built on these functions
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -82,6 +83,8 @@ def lstm(
     """
     options = (num_layers, bias, bidirectional, batch_first, dropout, training, backend)
     spec = LayerSpec("lstm", *options, batch_sizes, reset_mask)
+    if len(weights) == num_layers * spec.directions * (5 if bias else 3):
+        spec = replace(spec, cell="lstm_projected")
     return run(spec, x, _pair(hx), weights)  # type: ignore[return-value]
 
 
@@ -340,7 +343,7 @@ def _run_reference(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[T
 
 def _run_torch(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """All layers by what torch.nn runs."""
-    function = getattr(torch, spec.cell)
+    function = getattr(torch, dispatch.TORCH_CELLS[spec.cell])
     hx: Any = state if spec.info.has_cell_state else state[0]
     options = (spec.bias, spec.num_layers, spec.dropout, spec.training, spec.bidirectional)
     if spec.batch_sizes is None:
@@ -458,9 +461,8 @@ def _check_stack(spec: LayerSpec, state: State, weights: Sequence[Tensor]) -> No
         if s.dim() != 3 or s.size(0) != layers:
             expected = f"{spec.num_layers} layers * {spec.directions} directions"
             raise RuntimeError(f"{'hc'[n]}0 must have size [{expected}, B, H], got {list(s.shape)}")
-    count, per_direction = len(weights), 4 if spec.bias else 2
-    with_projection = layers * (per_direction + 1)
-    if count != layers * per_direction and not (spec.info.has_cell_state and count == with_projection):
+    per_direction = (4 if spec.bias else 2) + spec.info.is_projected
+    if len(weights) != layers * per_direction:
         raise RuntimeError(
             f"weights must be {layers * per_direction} tensors, {per_direction} for each of {spec.num_layers}"
             f" layers and {spec.directions} directions with bias={spec.bias}, got {len(weights)}"

@@ -314,8 +314,11 @@ class FusedLSTM(_ForgetBias, _FusedLayer, torch.nn.LSTM):
     """
 
     _like = torch.nn.LSTM
-    _cell = "lstm"
     _has_cell_state = True
+
+    @property
+    def _cell(self) -> str:  # type: ignore[override]
+        return "lstm_projected" if self.proj_size > 0 else "lstm"
 
     def forward(self, input: Any, hx: Any = None, *, reset_mask: Tensor | None = None) -> Any:
         return self._forward(input, hx, reset_mask)

@@ -224,8 +224,9 @@ def _call(module: torch.nn.Module, x: Tensor | PackedSequence, hx: State) -> _Ca
             data, state = data.unsqueeze(0), [s.unsqueeze(0) for s in state]
         spec, batch = replace(spec, batch_first=False), data.size(1)
     if not state:
-        hidden: Any = module.hidden_size
-        state = [data.new_empty(spec.num_layers * spec.directions, batch, hidden)] * spec.info.states
+        sizes: Any = [getattr(module, "proj_size", 0) or module.hidden_size, module.hidden_size]
+        layers = spec.num_layers * spec.directions
+        state = [data.new_empty(layers, batch, size) for size in sizes[: spec.info.states]]
     return _Call(spec, data, state, weights)
 
 
@@ -233,7 +234,7 @@ def spec_of(module: torch.nn.Module) -> LayerSpec:
     """The options of a layer or cell, of torch.nn too."""
     backend = str(getattr(module, "backend", "auto"))
     for kinds, cell in (
-        ((torch.nn.LSTM, torch.nn.LSTMCell), "lstm"),
+        ((torch.nn.LSTM, torch.nn.LSTMCell), "lstm_projected" if getattr(module, "proj_size", 0) else "lstm"),
         ((torch.nn.GRU, torch.nn.GRUCell), getattr(module, "_cell", "gru")),
         ((torch.nn.RNN,), RNN_MODES.get(getattr(module, "mode", ""), "")),
         ((torch.nn.RNNCell,), f"rnn_{getattr(module, 'nonlinearity', None)}"),
