@@ -74,7 +74,7 @@ def random_call(seed: int) -> Call:
     draw = random.Random(seed)
     torch.manual_seed(seed)
     some = draw.choice
-    device, dtype = some(DEVICES), some([torch.float32, torch.float32, torch.bfloat16, torch.float64])
+    device, dtype = some(DEVICES), some([torch.float32] * 4 + [torch.bfloat16, torch.float64] * 2 + [torch.complex64])
     kind, is_layer = some(["LSTM", "GRU", "RNN"]), draw.random() < 0.7
     backend = some(["auto", "auto", "native", "reference"])
     options: dict[str, Any] = {"bias": some([True, False]), "backend": backend}
@@ -137,10 +137,10 @@ def test_explain_says_what_runs(first: int, ran: set[str]) -> None:
 
 
 def test_reasons_are_those_of_the_call(ran: set[str]) -> None:
-    lstm = seqkernels.FusedLSTM(4, 6, proj_size=3)
-    explained = seqkernels.explain(lstm, torch.randn(3, 2, 4))
-    assert explained.reasons == ["proj_size > 0 (projections have no kernel yet)"]
-    lstm(torch.randn(3, 2, 4))
+    lstm = seqkernels.FusedLSTM(4, 6, dtype=torch.complex64)
+    explained = seqkernels.explain(lstm, torch.randn(3, 2, 4, dtype=torch.complex64))
+    assert explained.reasons == ["dtype complex64 (the kernels take float32, float64, bfloat16, float16)"]
+    lstm(torch.randn(3, 2, 4, dtype=torch.complex64))
     assert ran == {"torch"}
 
 

@@ -103,7 +103,7 @@ def test_a_model() -> None:
     assert backends == {
         "packed": ["native"],
         "step": ["native"],
-        "projected.0": ["torch"],
+        "projected.0": ["native"],
         "frozen": ["frozen"],
         "unused": [],
     }

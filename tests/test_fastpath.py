@@ -224,7 +224,6 @@ NOT_PLAIN: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "transposed weight": lambda m, x: with_weight(m, m.weight_hh_l0.detach().t().contiguous().t())(x),
     "expanded state": lambda m, x: m(x, (torch.ones(1, 1, H).expand(1, 3, H), torch.ones(1, 3, H))),
     "parametrized": lambda m, x: parametrizations.weight_norm(m, "weight_hh_l0")(x),
-    "projection": lambda m, x: LSTM(I, H, proj_size=2)(x),
     "dropout": lambda m, x: LSTM(I, H, 2, dropout=0.5).train()(x),
     "reference": lambda m, x: LSTM(I, H, backend="reference")(x),
     "meta": lambda m, x: m.to("meta")(x.to("meta")),

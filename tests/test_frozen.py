@@ -339,7 +339,6 @@ class Custom(nn.LSTM):
     [
         (TypeError, "got Linear", lambda: nn.Linear(2, 3), None),
         (TypeError, "got Custom", lambda: Custom(2, 3), None),
-        (ValueError, "proj_size=2", lambda: nn.LSTM(2, 3, proj_size=2), None),
         (ValueError, "got torch.float16", lambda: nn.LSTM(2, 3), torch.float16),
         (ValueError, "weight_ih_l0 is torch.float64", lambda: nn.LSTM(2, 3).double(), None),
         (ValueError, "weight_ih is on meta", lambda: nn.GRUCell(2, 3, device="meta"), None),

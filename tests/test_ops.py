@@ -12,7 +12,7 @@ from torch import Tensor
 from seqkernels import functional
 
 from .conftest import assert_close, in_child, paired
-from .problems import CELLS, FINALS, Problem, lengths_of
+from .problems import CELLS, FINALS, REGISTRY, Problem, lengths_of
 
 # T, B, I, H, directions, bias, packed. Every size takes 1, 2, 3, 7, 17, 63, 129 (remainders of vectors,
 # register tiles and panels) or 16, 64 (none) in turn; directions, bias and packed meet in many combinations.
@@ -382,7 +382,9 @@ def test_unknown_nonlinearity(device: torch.device) -> None:
         functional.rnn(problem.x, problem.states[0], problem.weights, bidirectional=True, nonlinearity="gelu")
 
 
-SAVED = {"lstm": ["gates", "cells"], "gru": ["gates"], "rnn_tanh": [], "rnn_relu": []}
+SAVED = {
+    name: ["gates"] * (cell.saved > 0) + ["cells"] * cell.has_cell_state for name, cell in REGISTRY.items()
+}
 CHANGES = {"narrow": lambda t: t[..., 1:], "short": lambda t: t[:1], "double": Tensor.double}
 
 
