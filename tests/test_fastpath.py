@@ -108,6 +108,24 @@ def test_cells(name: str, bias: bool, given: bool, dtype: torch.dtype, calls: li
         check(calls, module, torch.randn(*batch, I).to(dtype), *hx)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_cells_of_several_stages(
+    options: dict[str, Any], dtype: torch.dtype, target: torch.device, calls: list[bool]
+) -> None:
+    if target.type != "cpu":
+        pytest.skip("the fast path is for the CPU")
+    projected = seqkernels.FusedLSTM(I, H, proj_size=3, **options).to(dtype).eval()
+    before = seqkernels.FusedGRU(I, H, reset_after=False, **options).to(dtype).eval()
+    states = before.num_layers * (1 + before.bidirectional)
+    for shape in ((1, 1), (4, 3), (9, 30), (4,)):
+        batch = shape[:1] if before.batch_first and len(shape) > 1 else shape[1:]
+        h, p = (torch.randn(states, *batch, size).to(dtype) for size in (H, 3))
+        for module, hx in ((projected, (p, h)), (before, h)):
+            check(calls, module, torch.randn(*shape, I).to(dtype))
+            check(calls, module, torch.randn(*shape, I).to(dtype), hx)
+
+
 def test_relu(calls: list[bool]) -> None:
     check(calls, seqkernels.FusedRNN(I, H, nonlinearity="relu"), torch.randn(4, 3, I))
     check(calls, seqkernels.FusedRNNCell(I, H, nonlinearity="relu"), torch.randn(3, I))

@@ -31,6 +31,24 @@ SIZES = [(5, 6), (1, 1), (16, 16), (7, 33), (64, 130)]
 I, H = SIZES[0]
 
 
+# Cells of several stages, by how they are made.
+STAGED: dict[str, Callable[..., nn.Module]] = {
+    "LSTM projected": lambda i, h, **options: nn.LSTM(i, h, proj_size=h // 2, **options),
+    "GRU reset before": lambda i, h, **options: seqkernels.FusedGRU(
+        i, h, reset_after=False, backend="reference", **options
+    ),
+    "GRUCell reset before": lambda i, h, **options: seqkernels.FusedGRUCell(
+        i, h, reset_after=False, backend="reference", **options
+    ),
+}
+STAGED_LAYERS = ("LSTM projected", "GRU reset before")
+
+
+def make(name: str, *sizes: int, **options: Any) -> nn.Module:
+    """torch.nn's module of that name, or one that torch.nn does not have."""
+    return STAGED.get(name, getattr(nn, name, None))(*sizes, **options)  # type: ignore[misc]
+
+
 @pytest.fixture(autouse=True)
 def _on_the_cpu(request: pytest.FixtureRequest) -> None:
     if "target" in request.fixturenames and request.getfixturevalue("target").type != "cpu":
@@ -38,7 +56,8 @@ def _on_the_cpu(request: pytest.FixtureRequest) -> None:
 
 
 def hx_of(name: str, *shape: int) -> Any:
-    h = torch.randn(shape)
+    *rows, hidden = shape
+    h = torch.randn(*rows, hidden // 2 if name == "LSTM projected" else hidden)
     return (h, torch.randn(shape)) if name.startswith("LSTM") else h
 
 
@@ -68,11 +87,11 @@ def check(module: nn.Module, dtype: torch.dtype, *inputs: Any) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("given", [False, True], ids=["zeros", "hx"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", LAYERS + STAGED_LAYERS)
 def test_layers(
     name: str, options: dict[str, Any], given: bool, dtype: torch.dtype, target: torch.device
 ) -> None:
-    module = getattr(nn, name)(I, H, **options)
+    module = make(name, I, H, **options)
     states = module.num_layers * (1 + module.bidirectional)
     for shape in ((4, 1), (1, 1), (4, 3), (3, 9), (2, 0), (4,)):
         x = torch.randn(*shape, I)
@@ -84,31 +103,33 @@ def test_layers(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("given", [False, True], ids=["zeros", "hx"])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", (*STEPS, "GRUCell reset before"))
 def test_cells(name: str, bias: bool, given: bool, dtype: torch.dtype, target: torch.device) -> None:
-    module = getattr(nn, name)(I, H, bias=bias)
+    module = make(name, I, H, bias=bias)
     for batch in ((1,), (3,), (), (0,)):
         check(module, dtype, torch.randn(*batch, I), *([hx_of(name, *batch, H)] if given else []))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-@pytest.mark.parametrize("name", ["LSTM", "GRU", "tanh", "relu"])
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "tanh", "relu", *STAGED_LAYERS])
 def test_sizes(name: str, sizes: tuple[int, int], dtype: torch.dtype, target: torch.device) -> None:
+    if name == "LSTM projected" and sizes[1] == 1:
+        pytest.skip("no smaller size to project to")
     relu = {"nonlinearity": name} if name in ("tanh", "relu") else {}
-    module = getattr(nn, "RNN" if relu else name)(*sizes, **relu)
+    module = make("RNN" if relu else name, *sizes, **relu)
     for batch in (1, 2, 3, 4, 5, 6):
         check(module, dtype, torch.randn(3, batch, sizes[0]), hx_of(name, 1, batch, sizes[1]))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", LAYERS + STAGED_LAYERS)
 def test_enough_work_for_several_threads(
     name: str, dtype: torch.dtype, threads: int, target: torch.device
 ) -> None:
     torch.set_num_threads(threads)
-    module = getattr(nn, name)(40, 70, num_layers=2, bidirectional=True)
+    module = make(name, 40, 70, num_layers=2, bidirectional=True)
     check(module, dtype, torch.randn(30, 2, 40), hx_of(name, 4, 2, 70))
 
 
@@ -203,14 +224,24 @@ def through_save(module: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, through_pickle, through_save])
-@pytest.mark.parametrize("name", LAYERS + STEPS)
+@pytest.mark.parametrize("name", (*LAYERS, *STEPS, *STAGED))
 def test_copies(name: str, duplicate: Callable[[nn.Module], nn.Module], dtype: torch.dtype) -> None:
-    options = {"num_layers": 2, "bidirectional": True} if name in LAYERS else {"bias": False}
-    frozen = seqkernels.freeze(getattr(nn, name)(I, H, **options), dtype)
+    options = {"bias": False} if "Cell" in name else {"num_layers": 2, "bidirectional": True}
+    frozen = seqkernels.freeze(make(name, I, H, **options), dtype)
     x = torch.randn(3, I)
     again = duplicate(frozen)
     assert all(torch.equal(a, b) for a, b in zip(flat(frozen(x)), flat(again(x)), strict=True))
     assert repr(again) == repr(frozen)
+
+
+def test_a_pickle_of_an_earlier_version() -> None:
+    """It says nothing of projections."""
+    frozen, x = seqkernels.freeze(nn.LSTM(I, H)), torch.randn(3, I)
+    state = frozen.__getstate__()
+    del state["_packed"][0]["proj_size"]
+    again = type(frozen).__new__(type(frozen))
+    again.__setstate__(state)
+    assert torch.equal(again(x)[0], frozen(x)[0])
 
 
 def test_a_copy_for_another_instruction_set(target: torch.device) -> None:
@@ -282,6 +313,11 @@ MISTAKES: dict[str, Mistake] = {
         ValueError,
         r"c must be torch.float32, got torch.float16",
         lambda m: m(torch.zeros(4, I), (torch.zeros(1, H), torch.zeros(1, H).half())),
+    ),
+    "h of c's size": (
+        RuntimeError,
+        r"h must have shape \[1, 3\], got \[1, 6\]",
+        lambda _: seqkernels.freeze(nn.LSTM(I, H, proj_size=3))(torch.zeros(4, I), (torch.zeros(1, H),) * 2),
     ),
     "h alone": (
         RuntimeError,

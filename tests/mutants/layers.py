@@ -22,7 +22,7 @@ MUTANTS = [
     Mutant(
         "bias_hidden",
         FORWARD,
-        "take(weights.w_hh, «weights.b_hh», size_.hidden, panels);",
+        "kIsProjection ? nullptr : «weights.b_hh»;",
         "nullptr",
         "The bias of the hidden side is left out.",
     ),
@@ -44,7 +44,7 @@ MUTANTS = [
     Mutant(
         "state_left_out",
         FORWARD,
-        "load(state_row(state, direction, b) + u, size_.hidden - u) : «V(0)»;",
+        "load(state_row(state, units, direction, b) + u, units - u) : «V(0)»;",
         "V(1)",
         "A state that is not given is one instead of zero.",
         tests=FASTPATH,
@@ -52,21 +52,21 @@ MUTANTS = [
     Mutant(
         "c0_is_h0",
         FORWARD,
-        "store(buffers.c + b * size_.padded + u, «initial(p_.c0, slice.direction, b, u)»);",
-        "initial(p_.h0, slice.direction, b, u)",
+        "store(buffers.c + b * size_.padded + u, initial(«p_.c0, size_.hidden», slice.direction, b, u));",
+        "p_.h0, size_.outputs",
         "An LSTM's c begins with h0.",
     ),
     Mutant(
         "states_of_a_direction",
         FORWARD,
-        "return reinterpret_cast<S*>(state) + («direction * shape_.batch» + b) * size_.hidden;",
+        "return reinterpret_cast<S*>(state) + («direction * shape_.batch» + b) * units;",
         "0",
         "Both directions read and write the states of the first.",
     ),
     Mutant(
         "h0_in_backward",
         BACKWARD,
-        "result.h_prev = starts ? «initial(p_.h0, d, b)» :",
+        "result.h_prev = starts ? «initial_h(d, b)» :",
         "output_row(t, b, d)",
         "Backward takes the output of a first step for what came before it.",
     ),
@@ -87,14 +87,14 @@ MUTANTS = [
     Mutant(
         "grad_c0",
         BACKWARD,
-        "write(p_.grad_c0, «buffers.dc», b);",
-        "buffers.dh",
+        "write(p_.grad_c0, «buffers.dc + b * size_.padded», size_.hidden, b);",
+        "buffers.dh + b * size_.outputs_padded",
         "The gradient of c0 is that of h0.",
     ),
     Mutant(
         "grad_of_the_last_state",
         BACKWARD,
-        "start(buffers.dh, «p_.grad_h_n», b);",
+        "start(buffers.dh + b * size_.outputs_padded, «p_.grad_h_n», size_.outputs, b);",
         "nullptr",
         "The gradient of h_n is left out.",
     ),
@@ -109,7 +109,7 @@ MUTANTS = [
     Mutant(
         "end_of_short_sequences",
         FORWARD,
-        "if («b >= step.ending») {",
+        "if («b >= step.ending») store(state_row(p_.h_n",
         "step.ending == 0",
         "Only sequences that end with the last step have a final state.",
     ),
@@ -214,9 +214,9 @@ MUTANTS = [
     Mutant(
         "operand_of_a_stage",
         FORWARD,
-        "const E* const all = stage == 0 ? step.h_prev : «buffers_[slice.direction].operands[max(stage - 1, 0)]»;",
-        "step.h_prev",
-        "The second stage multiplies the state instead of what the first one has made.",
+        "store_operand(buffers.operands[stage] + b * operand_stride_, u, size_.hidden, «h»);",
+        "h + h",
+        "The second stage multiplies twice what the first one has made.",
     ),
     Mutant(
         "carried_between_stages",
@@ -243,8 +243,8 @@ MUTANTS = [
     Mutant(
         "operand_in_backward",
         PRODUCTS,
-        "store(made + u, «Cell::operand(cells::Stage<stage>(), saved, prev)»);",
-        "prev.h",
+        "store(made + u, «Cell::operand(cells::Stage<stage>(), saved, prev, state)»);",
+        "prev.h + state.c",
         "For the gradient of its weights, the second stage has multiplied the state.",
     ),
     Mutant(
@@ -255,6 +255,27 @@ MUTANTS = [
         "The second stage of a frozen module multiplies what is handed on beside the operand.",
         only="float32 bfloat16",
         tests=FROZEN,
+    ),
+    Mutant(
+        "projected_operand",
+        CELLS + "lstm.h",
+        "return «saved[3]» * tanh(state.c);",
+        "saved[0]",
+        "For the gradient of a projection's weights, it has multiplied with the input gate.",
+    ),
+    Mutant(
+        "gradient_of_a_projection",
+        CELLS + "lstm.h",
+        "State<V>{grad_operand, «grad.c»}, dgates);",
+        "V(0)",
+        "With a projection, the gradient of c does not reach the step before.",
+    ),
+    Mutant(
+        "projected_c",
+        BACKWARD,
+        "start(buffers.dc + b * size_.padded, p_.grad_c_n, «size_.hidden», b);",
+        "size_.outputs",
+        "With a projection, the gradient of c_n is read as if it had as many units as h.",
     ),
     # ---- threads
     Mutant(
@@ -268,7 +289,7 @@ MUTANTS = [
     Mutant(
         "rows_of_threads",
         FORWARD,
-        "h_stride_ * «slice.split.batch_parts»};",
+        "operand{all + slice.sequence(0) * row_stride, row_stride * «slice.split.batch_parts»};",
         "1",
         "A thread that has every second sequence multiplies h of its neighbours.",
         tests=THREADS,

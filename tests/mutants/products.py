@@ -96,7 +96,7 @@ MUTANTS = [
     Mutant(
         "rounded_differently_when_saved",
         FORWARD,
-        "finish_step(step, b, u, {«round_to<S>(made.h.part[i])», Cell",
+        "const V h = «round_to<S>(made.h.part[i])»;",
         "made.h.part[i]",
         "The next step reads h as it was before it was rounded to the storage type.",
         only="float16 bfloat16 baseline avx512",
@@ -214,7 +214,7 @@ MUTANTS = [
     Mutant(
         "pairs_padding",
         BACKWARD,
-        "row < rows.end && «block_ > size_.hidden»; ++row",
+        "row < rows.end && «block_ > fewest»; ++row",
         "false",
         "What fills the last pair of hidden units in the gradients of gates is not set to zero.",
         only="emulated_avx512bf16 emulated_amx",
