@@ -409,10 +409,12 @@ def _with_autocast(
     if result is None:
         with compat.without_autocast(device_type):
             result = run(spec, *args)
-    by_steps = spec.cell.startswith("gru") or (spec.cell == "lstm" and (run is _run_step or not _by_onednn(x)))
+    steps_of_lstm = run is _run_step or not _by_onednn(x)
+    by_steps = spec.cell.startswith("gru") or spec.info.is_projected or (spec.cell == "lstm" and steps_of_lstm)
     if device_type == "cpu" and by_steps:
         wide = torch.promote_types(result[-1].dtype, state[-1].dtype)
-        result = tuple([t.to(wide) for t in result])
+        narrow = len(result) - 1 if spec.info.is_projected else 0  # a projection is a product, which autocast casts
+        result = (*result[:narrow], *[t.to(wide) for t in result[narrow:]])
     return result
 
 

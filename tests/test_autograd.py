@@ -86,13 +86,21 @@ def test_derivatives_of_cells(name: str, device: torch.device) -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_second_derivative_is_the_references(cell: str, dtype: torch.dtype, device: torch.device) -> None:
-    """A gradient penalty, native in `dtype` against torch.nn in float64 on the CPU."""
-    name = {"lstm": "LSTM", "gru": "GRU"}.get(cell, "RNN")
-    options = {"nonlinearity": cell.removeprefix("rnn_")} if name == "RNN" else {}
+    """A gradient penalty, native in `dtype` against torch.nn, or what it does not have, in float64 on the CPU."""
+    name, options = {
+        "lstm": ("LSTM", {}),
+        "lstm_projected": ("LSTM", {"proj_size": 12}),
+        "gru": ("GRU", {}),
+        "gru_reset_before": ("GRU", {"reset_after": False}),
+    }.get(cell, ("RNN", {"nonlinearity": cell.removeprefix("rnn_")}))
+    backend = "auto" if device != "cpu" and len(options) and name != "RNN" else "native"
     module = getattr(seqkernels, f"Fused{name}")(
-        5, 20, backend="native", device=device, dtype=dtype, **options
+        5, 20, backend=backend, device=device, dtype=dtype, **options
     )
-    right = getattr(torch.nn, name)(5, 20, **FLOAT64, **options)
+    if "reset_after" in options:
+        right = seqkernels.FusedGRU(5, 20, backend="reference", **FLOAT64, **options)
+    else:
+        right = getattr(torch.nn, name)(5, 20, **FLOAT64, **options)
     right.load_state_dict(module.state_dict())
     x = torch.randn(4, 3, 5, device=device).to(dtype)
     if cell == "rnn_relu":  # keep away from the kink, where the derivative jumps

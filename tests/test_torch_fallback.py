@@ -23,7 +23,7 @@ OPTIONS: list[dict[str, Any]] = [
     {},
     {"num_layers": 2, "bidirectional": True},
     {"bias": False, "batch_first": True},
-    {"num_layers": 3, "dropout": 0.5},
+    {"num_layers": 3},
 ]
 
 
