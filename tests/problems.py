@@ -14,6 +14,7 @@ from seqkernels import reference
 from seqkernels.cells import CELLS as REGISTRY
 
 CELLS = tuple(REGISTRY)
+CUDA_CELLS = tuple(name for name, cell in REGISTRY.items() if not cell.is_projected)  # that have CUDA kernels
 FLOAT64 = {"dtype": torch.float64}
 FINALS = {name: ("h_n", "c_n")[: cell.states] for name, cell in REGISTRY.items()}
 

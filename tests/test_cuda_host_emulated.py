@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.gpu import PLANS
 from tests.emulator import host
-from tests.problems import CELLS, Problem, lengths_of
+from tests.problems import CELLS, CUDA_CELLS, REGISTRY, Problem, lengths_of
 
 pytestmark = pytest.mark.skipif(host.cuda_headers() is None, reason="no CUDA headers")
 
@@ -33,11 +33,11 @@ class Emulated(Problem):
         return CELLS.index(self.cell)
 
     def _c0(self) -> Tensor | None:
-        return self.states[1] if self.cell == "lstm" else None
+        return self.states[1] if REGISTRY[self.cell].has_cell_state else None
 
     def forward(self, save_for_backward: bool | None = None) -> tuple[Tensor, ...]:
         args = (self.x, self.states[0], self._c0(), self.weights, self.batch_sizes)
-        saves = self.cell in ("lstm", "gru") if save_for_backward is None else save_for_backward
+        saves = REGISTRY[self.cell].saved > 0 if save_for_backward is None else save_for_backward
         return tuple(torch.ops.seqkernels_emulated.forward(self._cell(), *args, saves))
 
     def backward(self, forward: Sequence[Tensor], needs_grad: Sequence[bool] | None = None) -> list[Tensor]:
@@ -90,7 +90,7 @@ def problem(cell: str, shape: tuple, numbers: Any, **options: Any) -> Emulated:
 
 @pytest.mark.parametrize("plan", ["", *PLANS])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "-".join(str(int(v)) for v in s))
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])  # rnn_relu takes the way of rnn_tanh
+@pytest.mark.parametrize("cell", [cell for cell in CUDA_CELLS if cell != "rnn_relu"])  # takes the way of rnn_tanh
 def test_right(cell: str, shape: tuple, numbers: Any, plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEQKERNELS_CUDA_PLAN", plan)
     problem(cell, shape, numbers).check("tf32" if numbers == "tf32" else None)
@@ -105,7 +105,7 @@ def later(tensor: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("plan", ["stepwise", "persistent_grid"])
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", CUDA_CELLS)
 def test_views(cell: str, packed: bool, plan: str, library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every argument begins somewhere within its memory."""
     monkeypatch.setenv("SEQKERNELS_CUDA_PLAN", plan)
@@ -119,7 +119,7 @@ def test_views(cell: str, packed: bool, plan: str, library: Any, monkeypatch: py
 
 
 @pytest.mark.parametrize("plan", ["stepwise", "persistent_cluster"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", CUDA_CELLS)
 def test_only_some_gradients(cell: str, plan: str, library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEQKERNELS_CUDA_PLAN", plan)
     some = problem(cell, (3, 5, 4, 33, 2, True), torch.float32)

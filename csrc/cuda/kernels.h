@@ -6,13 +6,45 @@
 
 namespace seqkernels::cuda {
 
+constexpr int most_stages() {
+  int most = 1;
+  for (const CellInfo& cell : kCellInfos.of) most = cell.stages > most ? cell.stages : most;
+  return most;
+}
+constexpr int kMostStages = most_stages();
+
+// The product of a stage, with its rows of W_hh or, going back, of these transposed, and what belongs to it.
+struct StageKernels {
+  int first_gate;  // whose rows are the first
+  int tiles;       // row blocks of the matrix that a unit's product has
+  int published;   // values of a unit that the product reads
+
+  const void* stepwise;  // the iteration with this product: (Problem, StepBuffers, int64_t iteration)
+  const void* operands;  // rows.cuh: (Shape, gates, previous, operands); null where the operand is the state before
+
+  // Of persistent kernels.
+  int resident_chunks;  // of each warp, in registers
+  int chunks_ahead;     // of a column tile, whose loads a warp has in flight at once
+};
+
 // One pass of one cell and dtype.
 struct PassKernels {
-  int tiles;      // row blocks of W_hh, or 1 of its transpose, that a unit's product has
-  int published;  // values that a unit publishes
-  int chunk;      // units of K in a chunk: members * unit_groups * 16 must be a multiple
+  int stages;
+  StageKernels stage[kMostStages];
+  bool is_backward;
+  int chunk;  // units of K in a chunk: members * unit_groups * 16 must be a multiple
 
-  const void* stepwise;  // (Problem, StepBuffers, int64_t iteration)
+  // The stage of an iteration's product (pointwise.cuh).
+  int stage_of(int64_t iteration) const {
+    const int n = static_cast<int>((iteration + stages - 1) % stages);
+    return is_backward ? stages - 1 - n : n;
+  }
+  // The most of a figure that any stage has.
+  int most(int StageKernels::* figure) const {
+    int most = 0;
+    for (int s = 0; s < stages; ++s) most = stage[s].*figure > most ? stage[s].*figure : most;
+    return most;
+  }
 
   // The kernel (Problem, Partition, SharedLayout) for a launch that is cut so, or null; itself null where there are none.
   const void* (*persistent)(const Partition&) = nullptr;
@@ -20,9 +52,6 @@ struct PassKernels {
   bool on_tensor_cores = false;  // its products; or by FFMA, float32 as it is
   int column_tiles = 0;          // of 8 columns, that a warp takes in one pass over K at most
   int block_tiles = 0;           // unit groups times column tiles of a block in one such pass at most
-  int resident_chunks = 0;       // of each warp, in registers
-  int chunks_ahead = 0;          // of a column tile, whose loads a warp has in flight at once
-  bool is_backward = false;
 };
 
 struct CellKernels {
@@ -35,7 +64,7 @@ template <class Cell>
 const CellKernels& kernels_of(DType dtype, bool tf32);
 const CellKernels& kernels_of(CellKind cell, DType dtype, bool tf32);
 
-// rows.cuh: (Shape, output, h0, previous), and (OffsetsPart, offsets)
+// (Shape, output, h0, previous) of rows.cuh, and (OffsetsPart, offsets)
 const void* previous_states_kernel(DType dtype);
 const void* write_offsets_kernel();
 

@@ -67,17 +67,21 @@ void run_forward(const Device& device, const Layer& layer, cuda::ForwardProblem&
       const Tensor input_gates = window(gates, {rows, wide}, d * most_rows * wide);
       problem.input_gates[d] = data(input_gates);
       cuda::multiply(window(x, {rows, layer.input_size()}, first_row * layer.input_size()),
-                     cuda::transposed(layer.weight_tensor(d, 0)), input_gates);
+                     cuda::transposed(layer.weight_tensor(d, kInputWeight)), input_gates);
     }
     loop.run(problem);
     problem.first_step += problem.steps;
   } while (problem.first_step < steps);
 }
 
-// Gradients of the gates, [R, D, G H]; of one direction [R, G H].
+// Gradients of the gates, [R, D, G H]; of some gates of one direction [R, gates H].
+Tensor of_direction(const Layer& layer, const Tensor& dgates, int64_t direction, int64_t first_gate, int64_t gates) {
+  const int64_t hidden = layer.hidden_size(), wide = layer.info().gates * hidden;
+  return window(dgates, {layer.rows(), gates * hidden}, {layer.directions() * wide, 1},
+                direction * wide + first_gate * hidden);
+}
 Tensor of_direction(const Layer& layer, const Tensor& dgates, int64_t direction) {
-  const int64_t wide = layer.info().gates * layer.hidden_size();
-  return window(dgates, {layer.rows(), wide}, {layer.directions() * wide, 1}, direction * wide);
+  return of_direction(layer, dgates, direction, 0, layer.info().gates);
 }
 
 // The state that each row's step began with, [D, R, H].
@@ -91,18 +95,48 @@ Tensor previous_states(const Device& device, const Layer& layer, cuda::Shape& sh
   return previous;
 }
 
+// What each stage multiplies with its rows of W_hh, [D, R, H]: the first one the state that each row's step began with.
+std::vector<Tensor> operands_of(const Device& device, const Layer& layer, cuda::Shape& shape, const Tensor& output,
+                                const std::optional<Tensor>& gates) {
+  std::vector<Tensor> operands{previous_states(device, layer, shape, output)};
+  const cuda::PassKernels& kernels = cuda::kernels_of(layer.cell(), layer.dtype(), false).backward;
+  for (int stage = 1; stage < layer.info().stages; ++stage) {
+    operands.push_back(new_tensor(sizes_of(operands[0]), layer.scalar_type(), output));
+    void *saved = data(gates), *previous = data(operands[0]), *to = data(operands.back());
+    void* arguments[] = {&shape, &saved, &previous, &to};
+    const int64_t blocks = std::clamp<int64_t>((operands[0].numel() + 255) / 256, 1, 1 << 16);
+    device.launch(kernels.stage[stage].operands, {static_cast<int>(blocks), 256}, arguments);
+  }
+  return operands;
+}
+
+// dW_hh of one direction, stage by stage.
+void hidden_weight_gradients(const Layer& layer, const Tensor& dgates, const std::vector<Tensor>& operands,
+                             int64_t direction, const Tensor& grad_w) {
+  const int64_t rows = layer.rows(), hidden = layer.hidden_size();
+  int64_t first_gate = 0;
+  for (int stage = 0; stage < layer.info().stages; ++stage) {
+    const int64_t gates = layer.info().stage_gates[stage];
+    cuda::multiply(cuda::transposed(of_direction(layer, dgates, direction, first_gate, gates)),
+                   window(operands[size_t(stage)], {rows, hidden}, direction * rows * hidden),
+                   window(grad_w, {gates * hidden, hidden}, first_gate * hidden * hidden));
+    first_gate += gates;
+  }
+}
+
 void input_gradients(const Layer& layer, const Tensor& dgates, const Tensor& grad_x) {
   const int64_t wide = layer.directions() * layer.info().gates * layer.hidden_size(), input = layer.input_size();
   // One product over the gates of both directions, so that their sum is rounded once.
-  cuda::multiply(window(dgates, {layer.rows(), wide}), window(cuda::stacked_weights(layer, 0), {wide, input}),
+  cuda::multiply(window(dgates, {layer.rows(), wide}),
+                 window(cuda::stacked_weights(layer, kInputWeight), {wide, input}),
                  window(grad_x, {layer.rows(), input}));
 }
 
 }  // namespace
 
-// Cells of several stages run by the reference on a GPU; this is for who calls the op itself.
+// Cells with a projection run by the reference on a GPU; this is for who calls the op itself.
 void check_cell(const Layer& layer) {
-  if (layer.info().stages > 1) fail(layer.info().name, " has no CUDA kernels");
+  if (layer.info().is_projected) fail(layer.info().name, " has no CUDA kernels");
 }
 
 LayerOutputs layer_forward_cuda(const LayerInputs& inputs, bool save_for_backward) {
@@ -169,17 +203,15 @@ InputGradients layer_backward_cuda(const LayerInputs& inputs, const LayerGradien
 
   if (result_data(tensors.results.x)) input_gradients(layer, input_dgates, tensors.results.x);
   const Tensor x = as_rows(layer, layer.x(), layer.input_size());
-  std::optional<Tensor> previous;
+  std::vector<Tensor> operands;
   for (int64_t d = 0; d < layer.directions(); ++d) {
     const auto wants = [&](WeightKind kind) { return tensors.weight(layer, d, kind) != nullptr; };
     const auto result = [&](WeightKind kind) -> const Tensor& { return tensors.weight_tensor(layer, d, kind); };
     const Tensor to_input = of_direction(layer, input_dgates, d), to_hidden = of_direction(layer, hidden_dgates, d);
     if (wants(kInputWeight)) cuda::multiply(cuda::transposed(to_input), x, result(kInputWeight));
     if (wants(kHiddenWeight)) {
-      if (!previous) previous = previous_states(device, layer, problem.shape, states);
-      const int64_t hidden = layer.hidden_size();
-      cuda::multiply(cuda::transposed(to_hidden), window(*previous, {layer.rows(), hidden}, d * layer.rows() * hidden),
-                     result(kHiddenWeight));
+      if (operands.empty()) operands = operands_of(device, layer, problem.shape, states, tensors.gates);
+      hidden_weight_gradients(layer, hidden_dgates, operands, d, result(kHiddenWeight));
     }
     if (wants(kInputBias)) cuda::sum_rows(to_input, result(kInputBias));
     if (wants(kHiddenBias) && wants(kInputBias) && !differ) {  // the same sums

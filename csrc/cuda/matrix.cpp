@@ -42,7 +42,7 @@ Tensor transposed(const Tensor& matrix) {
   return window(matrix, sizes, strides);
 }
 
-Tensor stacked_weights(const Layer& layer, int64_t kind) {
+Tensor stacked_weights(const Layer& layer, WeightKind kind) {
   const Tensor& first = layer.weight_tensor(0, kind);
   const int64_t rows = first.size(0), columns = first.size(1);
   if (layer.directions() == 1) return window(first, {1, rows, columns});

@@ -16,7 +16,7 @@ Tensor window(const Tensor& base, const Sizes& sizes, int64_t offset = 0);
 Tensor transposed(const Tensor& matrix);
 
 // Weight `kind` (w_ih, w_hh) of a layer's directions, [D, G H, columns]; that of one direction as it is.
-Tensor stacked_weights(const Layer& layer, int64_t kind);
+Tensor stacked_weights(const Layer& layer, WeightKind kind);
 
 // out = a b, of matrices or batches of matrices. Where `out` is float32 and the operands are 16-bit, no sum is rounded.
 void multiply(const Tensor& a, const Tensor& b, const Tensor& out);

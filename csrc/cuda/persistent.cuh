@@ -32,12 +32,12 @@ struct PartialSums {
 
 template <class Pass, class Operand>
 SharedLayout layout_for(const Partition& part) {
-  using Weights = Slice<Operand, Pass::kTiles>;
-  constexpr int kStride = PartialSums<Pass::kTiles>::kStride;
+  using Weights = Slice<Operand, Pass::template Iteration<0>::kTiles>;
+  constexpr int kStride = PartialSums<Pass::template Iteration<0>::kTiles>::kStride;
   static_assert(Weights::kStage <= 2 * kTileColumns * kStride);  // weights are staged where partial sums will be
   const auto words = [](size_t bytes) { return static_cast<int>((bytes + 3) / 4); };
   SharedLayout layout{};
-  layout.chunks = Pass::kPublished * part.units() / Weights::kChunk;
+  layout.chunks = Pass::template Iteration<0>::kReads * part.units() / Weights::kChunk;
   layout.chunks_per_warp = (layout.chunks + part.splits - 1) / part.splits;
   layout.slice = Weights::shared_words(layout.chunks_per_warp);
   layout.partial = part.column_tiles * kTileColumns * kStride;
@@ -58,10 +58,10 @@ SharedLayout layout_for(const Partition& part) {
 template <class Pass, class Operand, Scope kScope, int kTiles>
 class PersistentBlock {
   using Problem = typename Pass::Problem;
-  using Weights = Slice<Operand, Pass::kTiles>;
+  using Weights = Slice<Operand, Pass::template Iteration<0>::kTiles>;
   using Product = typename Weights::Product;
   using Traits = OperandTraits<Operand>;
-  using Sums = PartialSums<Pass::kTiles>;
+  using Sums = PartialSums<Pass::template Iteration<0>::kTiles>;
   using Together = Words<Sums::kTogether>;  // partial sums of one access
   static constexpr bool kOneQuarter = kTiles > 0;
   static constexpr int kQuarterCount = kOneQuarter ? 1 : Product::kMaxTiles * kQuarters / kWarps;
@@ -148,8 +148,8 @@ class PersistentBlock {
     Words<kValues / Traits::kPerWord> words{};
     if (unit >= hidden || from >= hidden) return words;
     const int64_t row = static_cast<int64_t>(tile) * hidden + unit;
-    const Element* const values =
-        static_cast<const Element*>(p_.weights[direction_]) + (row * Pass::kPublished + block) * hidden + from;
+    const Element* const values = static_cast<const Element*>(p_.weights[direction_]) +
+                                  (row * Pass::template Iteration<0>::kReads + block) * hidden + from;
     if (from + kValues <= hidden && reinterpret_cast<uintptr_t>(values) % sizeof(words) == 0) {
       words = *reinterpret_cast<const decltype(words)*>(values);
       if constexpr (Traits::kPerWord == 1)
@@ -271,19 +271,19 @@ class PersistentBlock {
       if (has_quarter(lane, n)) {
         const int unit = first_unit_ + lane.unit + n * lane.next;
         typename Pass::State state = kOneQuarter ? cursor.state : states_[state_index(column, n)];
-        float product[Pass::kTiles] = {}, published[Pass::kPublished];
+        float product[Pass::template Iteration<0>::kTiles] = {}, published[Pass::template Iteration<0>::kReads];
         if constexpr (kHasProduct)
           collect(reinterpret_cast<const float*>(partials) + (kOneQuarter ? cursor.partial : partial_of(lane, n)),
                   product);
         const bool steps = is_active && (kOneQuarter || unit < p_.shape.hidden);
         typename Pass::Results results{};
         if (steps)
-          results = Pass::step(kOneQuarter ? cursor.biases : biases_[unit - first_unit_], cursor.inputs[n], product,
-                               state, published);
+          results = Pass::template step<0>(kOneQuarter ? cursor.biases : biases_[unit - first_unit_], cursor.inputs[n],
+                                           product, state, published);
         else
-          Pass::idle(product, state, published);
+          Pass::template idle<0>(product, state, published);
         publish(kOneQuarter ? cursor.offset : exchange_.offset(unit / Traits::kPerWord, lane.column), published);
-        if (steps) writer.write(p_, further(lane, n), state, results);
+        if (steps) writer.template write<0>(p_, further(lane, n), state, results);
         if constexpr (kOneQuarter)
           cursor.state = state;
         else
@@ -334,7 +334,7 @@ class PersistentBlock {
       }
     };
     for_those_of(cursor.walk.active(), [&](const UnitCoord& at, int n) {
-      cursor.inputs[n] = reader.load(p_, cursor.walk, at, further(lane, n));
+      cursor.inputs[n] = reader.template load<0>(p_, cursor.walk, at, further(lane, n));
     });
     // What the next step will load, from far away. FFMA's steps are long enough to load in time.
     if constexpr (Product::kOnTensorCores) {
@@ -346,7 +346,7 @@ class PersistentBlock {
   // Multiplies, and leaves this warp's partial sums in shared memory.
   template <int kColumnTiles>
   SEQKERNELS_DEVICE void multiply(int column, uint32_t* partial) const {
-    float sum[Pass::kTiles][kColumnTiles][Product::kResults];
+    float sum[Pass::template Iteration<0>::kTiles][kColumnTiles][Product::kResults];
     slice_.multiply(exchange_, column, partial, sum);
     const int group = Product::group(), member = Product::member();
     SEQKERNELS_UNROLL
@@ -355,7 +355,7 @@ class PersistentBlock {
       const int unit = group + result / Product::kColumns * Product::kGroups;
       const int column = n * kTileColumns + member * Product::kColumns + result % Product::kColumns;
       SEQKERNELS_UNROLL
-      for (int tile = 0; tile < Pass::kTiles; tile += Sums::kTogether) {
+      for (int tile = 0; tile < Pass::template Iteration<0>::kTiles; tile += Sums::kTogether) {
         Together words;
         SEQKERNELS_UNROLL
         for (int t = 0; t < Sums::kTogether; ++t) words.word[t] = bits_of(sum[tile + t][n][result]);
@@ -371,7 +371,7 @@ class PersistentBlock {
            Sums::at(lane.column % (part_.column_tiles * kTileColumns), 0, unit % kTileUnits);
   }
 
-  SEQKERNELS_DEVICE void collect(const float* partials, float (&product)[Pass::kTiles]) const {
+  SEQKERNELS_DEVICE void collect(const float* partials, float (&product)[Pass::template Iteration<0>::kTiles]) const {
     if constexpr (kOneQuarter) {  // whose blocks have one or two groups of units
       add_up<4>(partials, product);
       if (part_.splits == 8) add_up<4>(partials + 4 * layout_.partial, product);
@@ -392,26 +392,26 @@ class PersistentBlock {
 
   // All loads are in flight at once, but for those of 8 splits, which would take too many registers.
   template <int kSplits>
-  SEQKERNELS_DEVICE void add_up(const float* partials, float (&product)[Pass::kTiles]) const {
-    Together words[kSplits][Pass::kTiles / Sums::kTogether];
+  SEQKERNELS_DEVICE void add_up(const float* partials, float (&product)[Pass::template Iteration<0>::kTiles]) const {
+    Together words[kSplits][Pass::template Iteration<0>::kTiles / Sums::kTogether];
     SEQKERNELS_UNROLL
     for (int split = 0; split < kSplits; ++split) {
       SEQKERNELS_UNROLL
-      for (int tile = 0; tile < Pass::kTiles; tile += Sums::kTogether)
+      for (int tile = 0; tile < Pass::template Iteration<0>::kTiles; tile += Sums::kTogether)
         words[split][tile / Sums::kTogether] =
             *reinterpret_cast<const Together*>(partials + split * layout_.partial + tile * kTileUnits);
     }
     SEQKERNELS_UNROLL
-    for (int i = 0; i < kSplits * Pass::kTiles; ++i) {
-      const int split = i / Pass::kTiles, tile = i % Pass::kTiles;
+    for (int i = 0; i < kSplits * Pass::template Iteration<0>::kTiles; ++i) {
+      const int split = i / Pass::template Iteration<0>::kTiles, tile = i % Pass::template Iteration<0>::kTiles;
       product[tile] += float_of(words[split][tile / Sums::kTogether].word[tile % Sums::kTogether]);
     }
   }
 
-  SEQKERNELS_DEVICE void publish(int offset, const float (&published)[Pass::kPublished]) const {
+  SEQKERNELS_DEVICE void publish(int offset, const float (&published)[Pass::template Iteration<0>::kReads]) const {
     const int stride = part_.units() / Traits::kPerWord * part_.columns;  // from one block of K to the next
     SEQKERNELS_UNROLL
-    for (int block = 0; block < Pass::kPublished; ++block) {
+    for (int block = 0; block < Pass::template Iteration<0>::kReads; ++block) {
       if constexpr (Traits::kPerWord == 2) {
         const float neighbour = shuffle_xor(published[block], 1);
         if (lane_index() % 2 == 0)
@@ -445,7 +445,7 @@ SEQKERNELS_KERNEL SEQKERNELS_LAUNCH_BOUNDS(kThreads, 1)
 // whatever needs them runs faster as a grid.
 template <class Pass, class Operand, Scope kScope>
 const void* persistent_kernel_of(const Partition& part) {
-  constexpr bool kMayHaveTwo = Product<Operand, Pass::kTiles>::kMaxColumnTiles > 1;
+  constexpr bool kMayHaveTwo = Product<Operand, Pass::template Iteration<0>::kTiles>::kMaxColumnTiles > 1;
   if (!has_one_quarter(part)) {
     if constexpr (kScope == Scope::kDevice)
       return reinterpret_cast<const void*>(&persistent_kernel<Pass, Operand, kScope, 0>);

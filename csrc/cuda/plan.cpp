@@ -47,25 +47,24 @@ struct Costs {
   static constexpr int kOutsideOfClusters = 12;
 };
 
-// The products of a step, of all warps on a multiprocessor.
-double product_cycles(const PassKernels& kernels, const Partition& part, double chunks_per_warp) {
+// The product of a stage, of all warps on a multiprocessor.
+double product_cycles(const PassKernels& kernels, const StageKernels& stage, const Partition& part,
+                      double chunks_per_warp) {
   const double tiles = double(part.columns) / kTileColumns, passes = std::ceil(tiles / part.column_tiles);
-  const double resident = std::min(chunks_per_warp, double(kernels.resident_chunks));
-  const double weights = (chunks_per_warp - resident) * kernels.tiles * 1024 * kWarps * passes;  // bytes
-  const double rounds = (std::ceil(chunks_per_warp * part.column_tiles / kernels.chunks_ahead) - 1) * passes;
-  const double mmas = 2 * chunks_per_warp * kernels.tiles * tiles * kWarps / 4;  // of a scheduler
-  const double ffma = chunks_per_warp * tiles * (Costs::kFfmas * kernels.tiles + Costs::kStaging) / 4;
+  const double resident = std::min(chunks_per_warp, double(stage.resident_chunks));
+  const double weights = (chunks_per_warp - resident) * stage.tiles * 1024 * kWarps * passes;  // bytes
+  const double rounds = (std::ceil(chunks_per_warp * part.column_tiles / stage.chunks_ahead) - 1) * passes;
+  const double mmas = 2 * chunks_per_warp * stage.tiles * tiles * kWarps / 4;  // of a scheduler
+  const double ffma = chunks_per_warp * tiles * (Costs::kFfmas * stage.tiles + Costs::kStaging) / 4;
   const double product =
-      kernels.on_tensor_cores ? Costs::kMma * mmas : kWarps * (ffma + Costs::kReduction * kernels.tiles * tiles);
+      kernels.on_tensor_cores ? Costs::kMma * mmas : kWarps * (ffma + Costs::kReduction * stage.tiles * tiles);
   return product + Costs::kWeights * weights + Costs::kRound * std::max(rounds, 0.0);
 }
 
-// `at_once`: blocks that run at once.
-double step_cycles(const PassKernels& kernels, const PlanRequest& request, const Partition& part, bool in_grid,
-                   int64_t at_once) {
-  const int64_t chunks = int64_t{kernels.published} * part.units() / kernels.chunk;
+// A stage of a step: an exchange, its product and its pointwise part.
+double stage_cycles(const PassKernels& kernels, const StageKernels& stage, const Partition& part, bool in_grid) {
+  const int64_t chunks = int64_t{stage.published} * part.units() / kernels.chunk;
   const int64_t tiles = part.columns / kTileColumns, passes = ceil_div(tiles, part.column_tiles);
-  const int64_t blocks = request.directions * part.column_groups * part.members;
   double cycles = in_grid ? Costs::kFar : part.members > 1 ? Costs::kNear : Costs::kAlone;
   if (kernels.is_backward) cycles += Costs::kBackward;
   if (!has_one_quarter(part)) {
@@ -75,19 +74,30 @@ double step_cycles(const PassKernels& kernels, const PlanRequest& request, const
           double(ceil_div(part.unit_groups * std::min<int64_t>(part.column_tiles, tiles - first) * kQuarters, kWarps));
     cycles += Costs::kSeveral + Costs::kQuarter * quarters + Costs::kPass * double(passes - 1);
   }
-  cycles += product_cycles(kernels, part, double(ceil_div(chunks, part.splits)));
-  cycles += Costs::kPartials * 2 * kWarps * kernels.tiles * kUnitPadding * part.columns * 4;
+  cycles += product_cycles(kernels, stage, part, double(ceil_div(chunks, part.splits)));
+  cycles += Costs::kPartials * 2 * kWarps * stage.tiles * kUnitPadding * part.columns * 4;
   if (!in_grid) cycles += Costs::kRead * double(chunks) * part.columns * 64 * part.unit_groups;
+  return cycles;
+}
+
+// `at_once`: blocks that run at once.
+double step_cycles(const PassKernels& kernels, const PlanRequest& request, const Partition& part, bool in_grid,
+                   int64_t at_once) {
+  const int64_t blocks = request.directions * part.column_groups * part.members;
+  double cycles = 0;
+  for (int s = 0; s < kernels.stages; ++s) cycles += stage_cycles(kernels, kernels.stage[s], part, in_grid);
   return double(ceil_div(blocks, std::max<int64_t>(at_once, 1))) * cycles;
 }
 
 double stepwise_cycles(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request) {
-  const double work = double(request.directions) * double(request.batch) * double(request.hidden) *
-                      double(request.hidden) * std::max(kernels.tiles, kernels.published);
+  double blocks = 0;  // of W_hh, in all products of a step
+  for (int s = 0; s < kernels.stages; ++s) blocks += kernels.stage[s].tiles * kernels.stage[s].published;
+  const double work =
+      double(request.directions) * double(request.batch) * double(request.hidden) * double(request.hidden) * blocks;
   const double rate = !kernels.on_tensor_cores            ? Costs::kFfmaProduct
                       : kernels.chunk == 2 * kUnitPadding ? Costs::kProduct16
                                                           : Costs::kProduct32;
-  return Costs::kLaunches + work / (rate * device.multiprocessors);
+  return Costs::kLaunches * kernels.stages + work / (rate * device.multiprocessors);
 }
 
 // Adds every cut of the columns for blocks that hold `unit_groups` of the groups of `members`.
@@ -124,7 +134,9 @@ void cut_columns(const PassKernels& kernels, const DeviceLimits& device, const P
 
 // What rules out all persistent plans, or nothing.
 std::string common_obstacle(const PassKernels& kernels, const DeviceLimits& device) {
-  if (!kernels.persistent) return "no persistent kernels for float64";
+  if (!kernels.persistent)
+    return kernels.stages > 1 ? "no persistent kernels for cells of several stages"
+                              : "no persistent kernels for float64";
   if (device.capability < 80)
     return "compute capability " + std::to_string(device.capability / 10) + "." +
            std::to_string(device.capability % 10) + " is below 8.0";

@@ -79,6 +79,7 @@ struct StepBuffers {
   void* published;  // [D, B, blocks H]
   void* h;          // real [D, B, H] the pass's State between iterations
   void* c;          // real [D, B, H] of the same State
+  void* carried;    // real [carried, D, B, H] likewise
 };
 
 constexpr int kStepThreads = 256;

@@ -4,6 +4,10 @@
 
 namespace seqkernels::cuda {
 
+SEQKERNELS_KERNEL copy_offsets_kernel(const OffsetsPart part, int64_t* offsets) {
+  for (int i = thread_index(); i < part.count; i += block_threads()) offsets[part.first + i] = part.values[i];
+}
+
 // A copy: all that counts is the size of an element.
 const void* previous_states_kernel(DType dtype) {
   switch (dtype) {

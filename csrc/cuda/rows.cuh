@@ -26,8 +26,22 @@ SEQKERNELS_KERNEL copy_previous_states_kernel(const Shape shape, const void* out
   }
 }
 
-SEQKERNELS_KERNEL copy_offsets_kernel(const OffsetsPart part, int64_t* offsets) {
-  for (int i = thread_index(); i < part.count; i += block_threads()) offsets[part.first + i] = part.values[i];
+// The operand of a stage after the first one, [D, R, H], made once more from what was saved; `previous` is the state that each
+// row's step began with, as above.
+template <class Cell, class T, int stage>
+SEQKERNELS_KERNEL make_operands_kernel(const Shape shape, const void* gates, const void* previous, void* operands) {
+  using V = Value<Real<T>, is_short<T>>;
+  const int64_t values = shape.directions * shape.rows * shape.hidden;
+  for (int64_t i = static_cast<int64_t>(block_index()) * block_threads() + thread_index(); i < values;
+       i += grid_threads()) {
+    const int64_t row = i / shape.hidden;  // of both directions
+    const int64_t first = row * Cell::kSaved * shape.padded + i % shape.hidden;
+    V saved[Cell::kSaved];
+    SEQKERNELS_UNROLL
+    for (int k = 0; k < Cell::kSaved; ++k) saved[k] = read<T>(gates, first + k * shape.padded);
+    const V operand = Cell::operand(cells::Stage<stage>(), saved, {read<T>(previous, i), V(0)}, {V(0), V(0)});
+    write<T>(operands, i, operand.v);
+  }
 }
 
 }  // namespace seqkernels::cuda

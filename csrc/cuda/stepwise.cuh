@@ -1,4 +1,4 @@
-// One launch a step, after a matrix product that the host asked torch for: any size, any element type, any device. The
+// One launch an iteration, after a matrix product that the host asked torch for: any size, any element type, any device. The
 // iterations are those of the persistent kernels (pointwise.cuh); what stays on chip there lies in buffers here.
 //
 // T is the pass's element type, R what its arithmetic is done in (numbers.cuh).
@@ -7,11 +7,15 @@
 
 namespace seqkernels::cuda {
 
-template <class Pass>
+// `stage`: whose product the iteration has.
+template <class Pass, int stage>
 SEQKERNELS_KERNEL SEQKERNELS_LAUNCH_BOUNDS(kStepThreads, 1)
     stepwise_kernel(const typename Pass::Problem p, const StepBuffers buffers, const int64_t iteration) {
   using R = typename Pass::R;
   using T = typename Pass::Element;
+  using Iteration = typename Pass::template Iteration<stage>;
+  constexpr int kTiles = Iteration::kTiles, kFollows = Iteration::kFollows;
+  constexpr int kPublished = Pass::template Iteration<Iteration::kNext>::kReads;
   const int64_t units = static_cast<int64_t>(p.shape.directions) * p.shape.batch * p.shape.hidden;
   const int64_t step = Pass::step_of(p, iteration);
   for (int64_t i = static_cast<int64_t>(block_index()) * block_threads() + thread_index(); i < units;
@@ -22,28 +26,36 @@ SEQKERNELS_KERNEL SEQKERNELS_LAUNCH_BOUNDS(kStepThreads, 1)
     // State of the unit is at index i; blocks of H values at (sequence * blocks + block) * H + unit.
     R* const h = static_cast<R*>(buffers.h) + i;
     R* const c = static_cast<R*>(buffers.c) + i;
-    R* const products = static_cast<R*>(buffers.product) + sequence * Pass::kTiles * p.shape.hidden + at.unit;
+    R* const products = static_cast<R*>(buffers.product) + sequence * kTiles * p.shape.hidden + at.unit;
     typename Pass::State state = iteration == 0 ? Pass::initial(p, at) : typename Pass::State{*h, *c};
-    R product[Pass::kTiles], published[Pass::kPublished];
-    for (int tile = 0; tile < Pass::kTiles; ++tile)
-      product[tile] = products[static_cast<int64_t>(tile) * p.shape.hidden];
+    const auto for_carried = [&](const auto& visit) {
+      if constexpr (Pass::kCarried > 0)
+        for (int k = 0; k < Pass::kCarried; ++k)
+          visit(state.carried[k], static_cast<R*>(buffers.carried)[k * units + i]);
+    };
+    if (iteration > 0) for_carried([](R& value, const R& kept) { value = kept; });
+    R product[kTiles], published[kPublished];
+    for (int tile = 0; tile < kTiles; ++tile) product[tile] = products[static_cast<int64_t>(tile) * p.shape.hidden];
 
     const int64_t time = Pass::time_of(p, at.direction, step);
     if (Pass::has_step(p, iteration) && at.column < p.shape.active(time)) {
-      const auto inputs = typename Pass::Reader(p, at, time).load(p, Pass::walk(p, at.direction, step), at, 0);
-      const auto results = Pass::step(Pass::load_biases(p, at.direction, at.unit), inputs, product, state, published);
-      typename Pass::Writer(p, at, time).write(p, 0, state, results);
+      const Walk walk = Pass::walk(p, at.direction, step);
+      const auto inputs = typename Pass::Reader(p, at, time).template load<kFollows>(p, walk, at, 0);
+      const auto biases = Pass::load_biases(p, at.direction, at.unit);
+      const auto results = Pass::template step<kFollows>(biases, inputs, product, state, published);
+      typename Pass::Writer(p, at, time).template write<kFollows>(p, 0, state, results);
     } else {
-      Pass::idle(product, state, published);
+      Pass::template idle<kFollows>(product, state, published);
       // The next product may leave out rows that have no step.
-      for (int tile = 0; tile < Pass::kTiles; ++tile) products[static_cast<int64_t>(tile) * p.shape.hidden] = 0;
+      for (int tile = 0; tile < kTiles; ++tile) products[static_cast<int64_t>(tile) * p.shape.hidden] = 0;
     }
-    if (iteration == Pass::steps(p)) {
+    if (iteration == Pass::steps(p) * Pass::kStages) {
       Pass::finish(p, at, state);
     } else {
       *h = state.h, *c = state.c;
-      for (int block = 0; block < Pass::kPublished; ++block)
-        write<T>(buffers.published, (sequence * Pass::kPublished + block) * p.shape.hidden + at.unit, published[block]);
+      for_carried([](const R& value, R& kept) { kept = value; });
+      for (int block = 0; block < kPublished; ++block)
+        write<T>(buffers.published, (sequence * kPublished + block) * p.shape.hidden + at.unit, published[block]);
     }
   }
 }

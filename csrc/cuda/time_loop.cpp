@@ -5,6 +5,7 @@
 #include <map>
 #include <mutex>
 #include <tuple>
+#include <vector>
 
 #include <torch/csrc/stable/ops.h>
 
@@ -96,7 +97,7 @@ void TimeLoop::run_persistent(Problem& problem) const {
     part.ring = data(*ring);
     check(cudaMemsetAsync(part.ring, 0xFF, static_cast<size_t>(bytes), device_.stream()), "filling memory");
   }
-  const size_t bytes = static_cast<size_t>(layer_.weight_tensor(0, 1).numel()) * layer_.x().element_size();
+  const size_t bytes = static_cast<size_t>(layer_.weight_tensor(0, kHiddenWeight).numel()) * layer_.x().element_size();
   for (int64_t d = 0; d < layer_.directions(); ++d)
     problem.weights[d] = weights_ ? data(*weights_) + static_cast<size_t>(d) * bytes : layer_.weight(d, kHiddenWeight);
   SharedLayout layout = kernels_.layout(part);
@@ -108,7 +109,7 @@ void TimeLoop::run_persistent(Problem& problem) const {
 // G H], going back.
 std::optional<Tensor> TimeLoop::arranged_weights() const {
   if (plan_.kind == PlanKind::kStepwise) {
-    const Tensor stacked = stacked_weights(layer_, 1);
+    const Tensor stacked = stacked_weights(layer_, kHiddenWeight);
     return is_forward_ ? transposed(stacked) : stacked;
   }
   if (is_forward_) return std::nullopt;
@@ -116,16 +117,23 @@ std::optional<Tensor> TimeLoop::arranged_weights() const {
   const Tensor weights = new_tensor({layer_.directions(), hidden, rows}, layer_.scalar_type(), layer_.x());
   for (int64_t d = 0; d < layer_.directions(); ++d) {
     Tensor part = window(weights, {hidden, rows}, d * hidden * rows);
-    torch::stable::copy_(part, transposed(layer_.weight_tensor(d, 1)));
+    torch::stable::copy_(part, transposed(layer_.weight_tensor(d, kHiddenWeight)));
   }
   return weights;
 }
 
-// Rows, of any direction, that had a step in the iteration before this one, and so have something for the product.
-int64_t TimeLoop::rows_published(int64_t first_step, int64_t iteration) const {
+// Of these, what the product of a stage reads, [D, deep, wide]: its rows of W_hh alone.
+Tensor TimeLoop::stage_weights(const StageKernels& stage) const {
+  const int64_t directions = layer_.directions(), hidden = layer_.hidden_size();
+  const int64_t matrix = layer_.info().gates * hidden * hidden, rows = stage.first_gate * hidden * hidden;
+  const Sizes sizes{directions, stage.published * hidden, stage.tiles * hidden};
+  return window(*weights_, sizes, is_forward_ ? Sizes{matrix, 1, hidden} : Sizes{matrix, hidden, 1}, rows);
+}
+
+// Rows, of any direction, that have this step of the pass.
+int64_t TimeLoop::rows_published(int64_t step) const {
   int64_t rows = 0;
   for (int64_t d = 0; d < layer_.directions(); ++d) {
-    const int64_t step = first_step + iteration - 1;
     const int64_t time = (d == 0) == is_forward_ ? step : layer_.seq_len() - 1 - step;
     rows = std::max(rows, layer_.offsets()[size_t(time) + 1] - layer_.offsets()[size_t(time)]);
   }
@@ -135,29 +143,36 @@ int64_t TimeLoop::rows_published(int64_t first_step, int64_t iteration) const {
 template <class Problem>
 void TimeLoop::run_stepwise(Problem& problem, int64_t steps) const {
   const int64_t directions = layer_.directions(), batch = layer_.batch(), hidden = layer_.hidden_size();
-  const int64_t wide = kernels_.tiles * hidden, deep = kernels_.published * hidden;
+  const int64_t most_wide = kernels_.most(&StageKernels::tiles) * hidden;
+  const int64_t most_deep = kernels_.most(&StageKernels::published) * hidden;
   const ScalarType real = layer_.compute_type();
-  const Tensor product = new_tensor({directions, batch, wide}, real, layer_.x());
-  const Tensor published = new_tensor({directions, batch, deep}, layer_.scalar_type(), layer_.x());
-  const Tensor h = new_tensor(layer_.h_sizes(), real, layer_.x()),
-               c = new_tensor(layer_.h_sizes(), real, layer_.x());
+  const Tensor product = new_tensor({directions, batch, most_wide}, real, layer_.x());
+  const Tensor published = new_tensor({directions, batch, most_deep}, layer_.scalar_type(), layer_.x());
+  const Tensor h = new_tensor(layer_.h_sizes(), real, layer_.x()), c = new_tensor(layer_.h_sizes(), real, layer_.x());
+  const Tensor carried = new_tensor({layer_.info().carried, directions, batch, hidden}, real, layer_.x());
   check(cudaMemsetAsync(data(product), 0, static_cast<size_t>(product.numel()) * product.element_size(),
                         device_.stream()),
         "filling memory");
-  StepBuffers buffers{data(product), data(published), data(h), data(c)};
+  StepBuffers buffers{data(product), data(published), data(h), data(c), data(carried)};
+  std::vector<Tensor> weights;
+  for (int s = 0; s < kernels_.stages; ++s) weights.push_back(stage_weights(kernels_.stage[s]));
 
   const int64_t blocks = (directions * batch * hidden + kStepThreads - 1) / kStepThreads;
   const Device::LaunchShape shape{static_cast<int>(std::min<int64_t>(blocks, 1 << 20)), kStepThreads};
   int64_t first_step = 0;
   if constexpr (std::is_same_v<Problem, ForwardProblem>) first_step = problem.first_step;
-  for (int64_t iteration = 0; iteration <= steps; ++iteration) {
+  for (int64_t iteration = 0; iteration <= steps * kernels_.stages; ++iteration) {
+    const int s = kernels_.stage_of(iteration);
+    const StageKernels& stage = kernels_.stage[s];
     if (iteration > 0) {
-      const int64_t rows = rows_published(first_step, iteration);
-      multiply(window(published, {directions, rows, deep}, {batch * deep, deep, 1}), *weights_,
+      // Those that had a step in the iteration before this one, and so have something for the product.
+      const int64_t rows = rows_published(first_step + (iteration - 1) / kernels_.stages);
+      const int64_t wide = stage.tiles * hidden, deep = stage.published * hidden;
+      multiply(window(published, {directions, rows, deep}, {batch * deep, deep, 1}), weights[size_t(s)],
                window(product, {directions, rows, wide}, {batch * wide, wide, 1}));
     }
     void* arguments[] = {&problem, &buffers, &iteration};
-    device_.launch(kernels_.stepwise, shape, arguments);
+    device_.launch(stage.stepwise, shape, arguments);
   }
 }
 

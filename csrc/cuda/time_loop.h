@@ -24,7 +24,8 @@ class TimeLoop {
   template <class Problem>
   void run_stepwise(Problem& problem, int64_t steps) const;
   std::optional<Tensor> arranged_weights() const;
-  int64_t rows_published(int64_t first_step, int64_t iteration) const;
+  Tensor stage_weights(const StageKernels& stage) const;
+  int64_t rows_published(int64_t step) const;
 
   const Device& device_;
   const Layer& layer_;

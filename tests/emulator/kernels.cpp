@@ -163,29 +163,31 @@ class Host {
   // active(step): sequences that have the step, as the pass counts them, in some direction.
   template <class Problem, class Active>
   void run_stepwise(const PassKernels& kernels, const Problem& problem, int64_t steps, const Active& active) {
-    const auto kernel = function<void(Problem, StepBuffers, int64_t)>(kernels.stepwise);
-    const Memory product = reals(kernels.tiles * states_, 0), published = elements(kernels.published * states_),
-                 h = reals(states_), c = reals(states_);
-    const StepBuffers buffers{product.data(), published.data(), h.data(), c.data()};
-    for (int64_t i = 0; i <= steps; ++i) {
-      if (i > 0) multiply(kernels, buffers, active(i - 1));
+    const Memory product = reals(kernels.most(&StageKernels::tiles) * states_, 0),
+                 published = elements(kernels.most(&StageKernels::published) * states_), h = reals(states_),
+                 c = reals(states_), carried = reals(cell_.carried * states_);
+    const StepBuffers buffers{product.data(), published.data(), h.data(), c.data(), carried.data()};
+    for (int64_t i = 0; i <= steps * kernels.stages; ++i) {
+      const StageKernels& stage = kernels.stage[kernels.stage_of(i)];
+      if (i > 0) multiply(stage, kernels.is_backward, buffers, active((i - 1) / kernels.stages));
+      const auto kernel = function<void(Problem, StepBuffers, int64_t)>(stage.stepwise);
       emulator::launch({.blocks = 2, .threads = kStepThreads, .seed = seed_++}, [&] { kernel(problem, buffers, i); });
     }
-    product.check("product"), published.check("published"), h.check("h"), c.check("c");
+    product.check("product"), published.check("published"), h.check("h"), c.check("c"), carried.check("carried");
   }
 
-  // product [D, :sequences, tiles H] = published [D, :sequences, blocks H] times W_hh, transposed going forward
-  void multiply(const PassKernels& kernels, const StepBuffers& buffers, int sequences) const {
-    const int hidden = shape_.hidden, inner = kernels.published * hidden, outer = kernels.tiles * hidden;
-    const bool is_forward = &kernels == &kernels_->forward;
+  // product [D, :sequences, tiles H] = published [D, :sequences, blocks H] times a stage's rows of W_hh, transposed going
+  // forward
+  void multiply(const StageKernels& stage, bool is_backward, const StepBuffers& buffers, int sequences) const {
+    const int hidden = shape_.hidden, inner = stage.published * hidden, outer = stage.tiles * hidden;
     for (int d = 0; d < shape_.directions; ++d) {
-      const void* const w = in_.find(of("w_hh", d));
+      const T* const w = static_cast<const T*>(in_.find(of("w_hh", d))) + stage.first_gate * int64_t{hidden} * hidden;
       for (int b = 0; b < sequences; ++b)
         for (int u = 0; u < outer; ++u) {
           const int64_t sequence = int64_t{d} * shape_.batch + b;
           static_cast<R*>(buffers.product)[sequence * outer + u] = static_cast<R>(sum(inner, [&](int64_t k) {
             return double{read<T>(buffers.published, sequence * inner + k)} *
-                   read<T>(w, is_forward ? u * int64_t{hidden} + k : k * hidden + u);
+                   read<T>(w, is_backward ? k * hidden + u : u * int64_t{hidden} + k);
           }));
         }
     }
@@ -313,6 +315,19 @@ class Host {
     emulator::launch({.blocks = shape_.seq_len > 1 ? 2 : 1, .threads = kRowThreads, .seed = seed_++},
                      [&] { kernel(shape_, output_.data(), in_.find("h0"), previous.data()); });
     previous.check("previous");
+    std::vector<Memory> operands;  // of the stages after the first one
+    for (int s = 1; s < cell_.stages; ++s) {
+      operands.push_back(elements(directions * rows * hidden));
+      const auto kernel = function<void(Shape, const void*, const void*, void*)>(kernels_->backward.stage[s].operands);
+      emulator::launch({.blocks = 2, .threads = kRowThreads, .seed = seed_++},
+                       [&] { kernel(shape_, gates_.data(), previous.data(), operands.back().data()); });
+      operands.back().check("operands");
+    }
+    const auto operand_of = [&](int64_t gate) {
+      int stage = 0;
+      while (stage + 1 < cell_.stages && gate >= kernels_->forward.stage[stage + 1].first_gate) ++stage;
+      return stage == 0 ? previous.data() : operands[stage - 1].data();
+    };
 
     const void *const x = in_.find("x"), *const input_dgates = input_dgates_.data(),
                       *const hidden_dgates = cell_.has_hidden_dgates ? hidden_dgates_.data() : input_dgates;
@@ -332,7 +347,7 @@ class Host {
       sum_rows("w_ih", input_,
                [&](int64_t row, int64_t j, int64_t i) { return input_dgate(row, j) * read<T>(x, row * input_ + i); });
       sum_rows("w_hh", hidden, [&](int64_t row, int64_t j, int64_t i) {
-        return hidden_dgate(row, j) * read<T>(previous.data(), (d * rows + row) * hidden + i);
+        return hidden_dgate(row, j) * read<T>(operand_of(j / hidden), (d * rows + row) * hidden + i);
       });
       sum_rows("b_ih", 1, [&](int64_t row, int64_t j, int64_t) { return input_dgate(row, j); });
       sum_rows("b_hh", 1, [&](int64_t row, int64_t j, int64_t) { return hidden_dgate(row, j); });

@@ -31,7 +31,10 @@ void call(const void* kernel, void** arguments) {
 
 template <class Problem>
 void add(std::map<const void*, Call>& calls, const PassKernels& kernels) {
-  calls[kernels.stepwise] = &call<Problem, StepBuffers, int64_t>;
+  for (int s = 0; s < kernels.stages; ++s) {
+    calls[kernels.stage[s].stepwise] = &call<Problem, StepBuffers, int64_t>;
+    if (kernels.stage[s].operands) calls[kernels.stage[s].operands] = &call<Shape, const void*, const void*, void*>;
+  }
   if (!kernels.persistent) return;
   for (const int tiles : {1, 2, kWarps})
     for (const bool in_grid : {false, true}) {

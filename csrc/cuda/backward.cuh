@@ -1,0 +1,195 @@
+// The backward pass of the pointwise part, whose terms are those of pointwise.cuh: from gradients of the state to those of the
+// gates, which it publishes.
+#pragma once
+#include "pointwise.cuh"
+
+namespace seqkernels::cuda {
+
+template <class CellType, class T>
+struct Backward {
+  using Cell = CellType;
+  using Element = T;
+  using Problem = BackwardProblem;
+  using R = Real<T>;
+  using V = Value<R, is_short<T>>;
+  static constexpr bool kIsBackward = true;
+  static constexpr int kStages = Cell::kStages, kCarried = 0;
+  static constexpr int kSaved = Cell::kSaved == 0 ? 1 : Cell::kSaved;
+  static_assert(kStages == 1 || Cell::kDgates == Cell::kGates, "a stage writes its own gates' dgates");
+
+  template <int stage>
+  struct Iteration {
+    static constexpr int kTiles = 1, kReads = StageOf<Cell, stage>::kGates;
+    static constexpr int kFollows = (stage + kStages - 1) % kStages, kNext = kFollows;
+  };
+
+  // Gradients that flow to the state before a step, h without those that go through the product with W_hh; between stages,
+  // what is left of the gradients for the stage before.
+  using State = UnitState<R, kCarried>;
+
+  struct Biases {};
+
+  struct Inputs {
+    R grad_output;
+    R saved[kSaved];
+    cells::State<V> prev, now;
+  };
+
+  static SEQKERNELS_DEVICE Biases load_biases(const Problem&, int, int) { return {}; }
+
+  static SEQKERNELS_DEVICE State initial(const Problem& p, const UnitCoord& at) {
+    const int64_t index = state_index(p.shape, at);
+    return {p.grad_h_n ? read<T>(p.grad_h_n, index) : R(0), p.grad_c_n ? read<T>(p.grad_c_n, index) : R(0)};
+  }
+
+  static SEQKERNELS_DEVICE int64_t steps(const Problem& p) { return p.shape.seq_len; }
+  static SEQKERNELS_DEVICE int64_t step_of(const Problem&, int64_t iteration) { return iteration / kStages; }
+  static SEQKERNELS_DEVICE bool has_step(const Problem& p, int64_t iteration) {
+    return iteration < p.shape.seq_len * kStages;
+  }
+  // Step 0 is the last that forward did.
+  static SEQKERNELS_DEVICE int64_t time_of(const Problem& p, int direction, int64_t step) {
+    return p.shape.time_of(direction, p.shape.seq_len - 1 - step);
+  }
+  static SEQKERNELS_DEVICE Walk walk(const Problem& p, int direction, int64_t step) {
+    return {p.shape, time_of(p, direction, step), direction == 0 ? -1 : 1, p.shape.seq_len - step};
+  }
+
+  class Reader {
+   public:
+    SEQKERNELS_DEVICE Reader(const Problem& p, const UnitCoord& at, int64_t time) {
+      const int64_t row = p.shape.first_row(time) + at.column, index = output_index(p.shape, at, row);
+      grad_output_ = static_cast<const T*>(p.grad_output) + index;
+      gates_ = static_cast<const T*>(p.gates) + saved_index(p.shape, at, row, Cell::kSaved);
+      if constexpr (Cell::kBackwardReadsH) output_ = static_cast<const T*>(p.output) + index;
+      if constexpr (Cell::kHasCellState) cells_ = static_cast<const R*>(p.cells) + saved_index(p.shape, at, row, 1);
+    }
+    SEQKERNELS_DEVICE void move(const Problem& p, int rows) {
+      const int wide = p.shape.directions * p.shape.hidden, padded = p.shape.padded;
+      move_rows(grad_output_, rows, wide);
+      if constexpr (Cell::kSaved > 0) move_rows(gates_, rows, Cell::kSaved * padded);
+      if constexpr (Cell::kBackwardReadsH) move_rows(output_, rows, wide);
+      if constexpr (Cell::kHasCellState) move_rows(cells_, rows, padded);
+    }
+
+    // Loads the inputs of a stage for the unit that is `unit` further; `at`: which that is. The state before a step is that
+    // after the step which comes next in this pass, or, for who has none, the one that the sequence began with. What a cell
+    // does not use of them, the compiler leaves out.
+    template <int stage>
+    SEQKERNELS_DEVICE Inputs load(const Problem& p, const Walk& walk, const UnitCoord& at, int unit) const {
+      const Shape& shape = p.shape;
+      const bool inner = at.column < walk.next();
+      Inputs inputs{};
+      if constexpr (StageOf<Cell, stage>::kIsLast)
+        if (p.grad_output) inputs.grad_output = to_real(grad_output_[unit]);
+      SEQKERNELS_UNROLL
+      for (int k = 0; k < Cell::kSaved; ++k) inputs.saved[k] = to_real(gates_[k * shape.padded + unit]);
+      if constexpr (Cell::kBackwardReadsH) {
+        const T* before = output_;
+        move_rows(before, walk.rows(), shape.directions * shape.hidden);
+        if (!inner) before = static_cast<const T*>(p.h0) + state_index(shape, at) - unit;
+        inputs.now.h = to_real(output_[unit]);
+        inputs.prev.h = to_real(before[unit]);
+      }
+      if constexpr (Cell::kHasCellState) {
+        const R* before = cells_;
+        move_rows(before, walk.rows(), shape.padded);
+        inputs.now.c = cells_[unit];
+        if (inner)
+          inputs.prev.c = before[unit];
+        else
+          inputs.prev.c = read<T>(p.c0, state_index(shape, at));
+      }
+      return inputs;
+    }
+    // States are loaded a step ahead as those before another.
+    SEQKERNELS_DEVICE void prefetch(const Problem& p, int unit) const {
+      if (p.grad_output) cuda::prefetch(grad_output_ + unit);
+      SEQKERNELS_UNROLL
+      for (int k = 0; k < Cell::kSaved; ++k) cuda::prefetch(gates_ + k * p.shape.padded + unit);
+    }
+
+   private:
+    const T *grad_output_, *gates_, *output_;
+    const R* cells_;
+  };
+
+  struct Results {
+    R dgates[Cell::kDgates];
+  };
+
+  // The product is that of the step before in this pass with the first stage, or the gradient of the stage's operand.
+  template <int stage>
+  static SEQKERNELS_DEVICE Results step(const Biases&, const Inputs& inputs, const R (&product)[1], State& state,
+                                        R (&published)[StageOf<Cell, stage>::kGates]) {
+    using Stage = StageOf<Cell, stage>;
+    V saved[kSaved], dgates[Cell::kDgates];
+    SEQKERNELS_UNROLL
+    for (int k = 0; k < kSaved; ++k) saved[k] = inputs.saved[k];
+    cells::State<V> left;
+    if constexpr (Stage::kIsLast) {
+      const cells::State<V> grad{state.h + product[0] + inputs.grad_output, state.c};
+      left = Cell::backward(cells::Stage<stage>(), saved, inputs.prev, inputs.now, grad, dgates);
+    } else {
+      const cells::State<V> grad{state.h, state.c};
+      left = Cell::backward(cells::Stage<stage>(), saved, inputs.prev, inputs.now, grad, V(product[0]), dgates);
+    }
+    state.h = left.h.v;
+    if constexpr (Cell::kHasCellState) state.c = left.c.v;
+    Results results{};
+    SEQKERNELS_UNROLL
+    for (int k = Stage::kFirstGate; k < (kStages == 1 ? Cell::kDgates : Stage::kGatesEnd); ++k)
+      results.dgates[k] = dgates[k].v;
+    SEQKERNELS_UNROLL
+    for (int g = 0; g < Stage::kGates; ++g) published[g] = results.dgates[Cell::hidden_dgate(Stage::kFirstGate + g)];
+    return results;
+  }
+
+  class Writer {
+   public:
+    SEQKERNELS_DEVICE Writer(const Problem& p, const UnitCoord& at, int64_t time) {
+      const int64_t row = p.shape.first_row(time) + at.column;
+      const int64_t index = (row * p.shape.directions + at.direction) * Cell::kGates * p.shape.hidden + at.unit;
+      input_dgates_ = static_cast<T*>(p.input_dgates) + index;
+      if constexpr (kDiffer) hidden_dgates_ = static_cast<T*>(p.hidden_dgates) + index;
+    }
+    SEQKERNELS_DEVICE void move(const Problem& p, int rows) {
+      const int wide = p.shape.directions * Cell::kGates * p.shape.hidden;
+      move_rows(input_dgates_, rows, wide);
+      if constexpr (kDiffer) move_rows(hidden_dgates_, rows, wide);
+    }
+
+    // Writes the results of a stage.
+    template <int stage>
+    SEQKERNELS_DEVICE void write(const Problem& p, int unit, const State&, const Results& results) const {
+      using Stage = StageOf<Cell, stage>;
+      SEQKERNELS_UNROLL
+      for (int g = Stage::kFirstGate; g < Stage::kGatesEnd; ++g) {
+        const int at = g * p.shape.hidden + unit;
+        input_dgates_[at] = from_real<T>(results.dgates[Cell::input_dgate(g)]);
+        if constexpr (kDiffer) hidden_dgates_[at] = from_real<T>(results.dgates[Cell::hidden_dgate(g)]);
+      }
+    }
+
+   private:
+    static constexpr bool kDiffer = Cell::kDgates > Cell::kGates;
+    T *input_dgates_, *hidden_dgates_;
+  };
+
+  template <int stage>
+  static SEQKERNELS_DEVICE void idle(const R (&product)[1], State& state,
+                                     R (&published)[StageOf<Cell, stage>::kGates]) {
+    if constexpr (StageOf<Cell, stage>::kIsLast) state.h = state.h + product[0];  // of the first stage, a step ago
+    SEQKERNELS_UNROLL
+    for (int g = 0; g < StageOf<Cell, stage>::kGates; ++g) published[g] = 0;
+  }
+
+  static SEQKERNELS_DEVICE void finish(const Problem& p, const UnitCoord& at, const State& state) {
+    const int64_t index = state_index(p.shape, at);
+    if (p.grad_h0) write<T>(p.grad_h0, index, state.h);
+    if constexpr (Cell::kHasCellState)
+      if (p.grad_c0) write<T>(p.grad_c0, index, state.c);
+  }
+};
+
+}  // namespace seqkernels::cuda

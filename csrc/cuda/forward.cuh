@@ -1,0 +1,189 @@
+// The forward pass of the pointwise part, whose terms are those of pointwise.cuh: from input gates and a product to the next
+// state, which it publishes, or the operand of the next stage.
+#pragma once
+#include "pointwise.cuh"
+
+namespace seqkernels::cuda {
+
+template <class CellType, class T>
+struct Forward {
+  using Cell = CellType;
+  using Element = T;
+  using Problem = ForwardProblem;
+  using R = Real<T>;
+  using V = Value<R, is_short<T>>;
+  static constexpr bool kIsBackward = false;
+  static constexpr int kStages = Cell::kStages, kCarried = Cell::kCarried;
+  static constexpr int kSaved = Cell::kSaved == 0 ? 1 : Cell::kSaved;
+
+  template <int stage>
+  struct Iteration {
+    static constexpr int kTiles = StageOf<Cell, stage>::kGates, kReads = 1;
+    static constexpr int kFollows = stage, kNext = (stage + 1) % kStages;
+  };
+
+  using State = UnitState<R, kCarried>;  // h as the element type has it
+
+  // Where the two sides of a gate simply add up, so do their biases, and `hidden` has none.
+  struct Biases {
+    R input[Cell::kGates], hidden[Cell::kGates];
+  };
+  SEQKERNELS_DEVICE static constexpr bool adds_up(int gate) {
+    return Cell::input_dgate(gate) == Cell::hidden_dgate(gate);
+  }
+
+  struct Inputs {
+    R gates[Cell::kGates];
+  };
+
+  static SEQKERNELS_DEVICE int64_t steps(const Problem& p) { return p.steps; }
+  static SEQKERNELS_DEVICE int64_t step_of(const Problem& p, int64_t iteration) {
+    return p.first_step + (iteration - 1) / kStages;
+  }
+  static SEQKERNELS_DEVICE bool has_step(const Problem&, int64_t iteration) { return iteration > 0; }
+  static SEQKERNELS_DEVICE int64_t time_of(const Problem& p, int direction, int64_t step) {
+    return p.shape.time_of(direction, step);
+  }
+  // The steps from `step` on.
+  static SEQKERNELS_DEVICE Walk walk(const Problem& p, int direction, int64_t step) {
+    return {p.shape, time_of(p, direction, step), direction == 0 ? 1 : -1, p.first_step + p.steps - step};
+  }
+
+  static SEQKERNELS_DEVICE Biases load_biases(const Problem& p, int direction, int unit) {
+    Biases biases;
+    SEQKERNELS_UNROLL
+    for (int g = 0; g < Cell::kGates; ++g) {
+      const int64_t row = static_cast<int64_t>(g) * p.shape.hidden + unit;
+      biases.input[g] = p.b_ih[direction] ? read<T>(p.b_ih[direction], row) : R(0);
+      biases.hidden[g] = p.b_hh[direction] ? read<T>(p.b_hh[direction], row) : R(0);
+      if (adds_up(g)) biases.input[g] += biases.hidden[g], biases.hidden[g] = 0;
+    }
+    return biases;
+  }
+
+  // The state that these steps begin with.
+  static SEQKERNELS_DEVICE State initial(const Problem& p, const UnitCoord& at) {
+    const int64_t index = state_index(p.shape, at);
+    State state{};
+    state.h = read<T>(p.first_step == 0 ? p.h0 : p.h_n, index);
+    if constexpr (Cell::kHasCellState)
+      state.c = p.first_step == 0 ? read<T>(p.c0, index) : static_cast<const R*>(p.c_carry)[index];
+    return state;
+  }
+
+  class Reader {
+   public:
+    SEQKERNELS_DEVICE Reader(const Problem& p, const UnitCoord& at, int64_t time) {
+      // The rows at hand begin with the earliest time of these steps.
+      const int64_t begin = at.direction == 0 ? p.first_step : p.shape.seq_len - p.first_step - p.steps;
+      const int64_t row = p.shape.first_row(time) - p.shape.first_row(begin) + at.column;
+      gates_ = static_cast<const R*>(p.input_gates[at.direction]) + row * Cell::kGates * p.shape.hidden + at.unit;
+    }
+    SEQKERNELS_DEVICE void move(const Problem& p, int rows) { move_rows(gates_, rows, Cell::kGates * p.shape.hidden); }
+
+    // Loads the inputs of a stage for the unit that is `unit` further.
+    template <int stage>
+    SEQKERNELS_DEVICE Inputs load(const Problem& p, const Walk&, const UnitCoord&, int unit) const {
+      using Stage = StageOf<Cell, stage>;
+      Inputs inputs;
+      SEQKERNELS_UNROLL
+      for (int g = Stage::kFirstGate; g < Stage::kGatesEnd; ++g) inputs.gates[g] = gates_[g * p.shape.hidden + unit];
+      return inputs;
+    }
+    // Has L2 fetch what a later step loads, all its stages.
+    SEQKERNELS_DEVICE void prefetch(const Problem& p, int unit) const {
+      SEQKERNELS_UNROLL
+      for (int g = 0; g < Cell::kGates; ++g) cuda::prefetch(gates_ + g * p.shape.hidden + unit);
+    }
+
+   private:
+    const R* gates_;
+  };
+
+  struct Results {  // but for the state
+    R saved[kSaved];
+  };
+
+  template <int stage>
+  static SEQKERNELS_DEVICE Results step(const Biases& biases, const Inputs& inputs,
+                                        const R (&product)[StageOf<Cell, stage>::kGates], State& state,
+                                        R (&published)[1]) {
+    using Stage = StageOf<Cell, stage>;
+    V input_gates[Cell::kGates], hidden_gates[Cell::kGates], saved[kSaved];
+    SEQKERNELS_UNROLL
+    for (int g = Stage::kFirstGate; g < Stage::kGatesEnd; ++g) {
+      const R hidden = product[g - Stage::kFirstGate];
+      input_gates[g] = inputs.gates[g] + biases.input[g];
+      hidden_gates[g] = adds_up(g) ? hidden : hidden + biases.hidden[g];
+    }
+    if constexpr (kCarried > 0) {
+      SEQKERNELS_UNROLL
+      for (int k = 0; k < kCarried && k < Stage::kFirstSaved; ++k) saved[k] = state.carried[k];
+    }
+    const cells::State<V> now =
+        Cell::forward(cells::Stage<stage>(), input_gates, hidden_gates, cells::State<V>{state.h, state.c}, saved);
+    Results results{};
+    published[0] = to_real(from_real<T>(now.h.v));
+    if constexpr (Stage::kIsLast) {
+      state.h = published[0];
+      if constexpr (Cell::kHasCellState) state.c = now.c.v;
+    }
+    if constexpr (kCarried > 0) {
+      SEQKERNELS_UNROLL
+      for (int k = Stage::kFirstSaved; k < kCarried && k < Stage::kSavedEnd; ++k) state.carried[k] = saved[k].v;
+    }
+    SEQKERNELS_UNROLL
+    for (int k = Stage::kFirstSaved; k < Stage::kSavedEnd; ++k) results.saved[k] = saved[k].v;
+    return results;
+  }
+
+  class Writer {
+   public:
+    SEQKERNELS_DEVICE Writer(const Problem& p, const UnitCoord& at, int64_t time) {
+      const int64_t row = p.shape.first_row(time) + at.column;
+      output_ = static_cast<T*>(p.output) + output_index(p.shape, at, row);
+      gates_ = static_cast<T*>(p.gates) + saved_index(p.shape, at, row, Cell::kSaved);
+      if constexpr (Cell::kHasCellState) cells_ = static_cast<R*>(p.cells) + saved_index(p.shape, at, row, 1);
+    }
+    SEQKERNELS_DEVICE void move(const Problem& p, int rows) {
+      const int padded = p.shape.padded;
+      move_rows(output_, rows, p.shape.directions * p.shape.hidden);
+      if constexpr (Cell::kSaved > 0) move_rows(gates_, rows, Cell::kSaved * padded);
+      if constexpr (Cell::kHasCellState) move_rows(cells_, rows, padded);
+    }
+
+    // Writes the results of a stage.
+    template <int stage>
+    SEQKERNELS_DEVICE void write(const Problem& p, int unit, const State& state, const Results& results) const {
+      using Stage = StageOf<Cell, stage>;
+      if constexpr (Stage::kIsLast) output_[unit] = from_real<T>(state.h);
+      if constexpr (Cell::kSaved > 0) {
+        if (!p.gates) return;  // nothing is saved, no cell states either
+        SEQKERNELS_UNROLL
+        for (int k = Stage::kFirstSaved; k < Stage::kSavedEnd; ++k)
+          gates_[k * p.shape.padded + unit] = from_real<T>(results.saved[k]);
+        if constexpr (Stage::kIsLast && Cell::kHasCellState) cells_[unit] = state.c;
+      }
+    }
+
+   private:
+    T *output_, *gates_;
+    R* cells_;
+  };
+
+  template <int stage>
+  static SEQKERNELS_DEVICE void idle(const R (&)[StageOf<Cell, stage>::kGates], State& state, R (&published)[1]) {
+    published[0] = state.h;
+  }
+
+  static SEQKERNELS_DEVICE void finish(const Problem& p, const UnitCoord& at, const State& state) {
+    const int64_t index = state_index(p.shape, at);
+    write<T>(p.h_n, index, state.h);
+    if constexpr (Cell::kHasCellState) {
+      write<T>(p.c_n, index, state.c);
+      static_cast<R*>(p.c_carry)[index] = state.c;
+    }
+  }
+};
+
+}  // namespace seqkernels::cuda
