@@ -29,15 +29,9 @@ struct CellInfo {
 
 template <class Cell>
 constexpr CellInfo info_of() {
-  return {Cell::kName,
-          Cell::kGates,
-          Cell::kSaved,
-          Cell::kHasCellState,
-          Cell::kIsProjected,
-          !Cell::kIsProjected && Cell::kDgates > Cell::kGates,
-          Cell::kStages,
-          Cell::kStageGates,
-          Cell::kCarried};
+  return {Cell::kName,         Cell::kGates,       Cell::kSaved,
+          Cell::kHasCellState, Cell::kIsProjected, !Cell::kIsProjected && Cell::kDgates > Cell::kGates,
+          Cell::kStages,       Cell::kStageGates,  Cell::kCarried};
 }
 
 // All of them, in the order of the registry.

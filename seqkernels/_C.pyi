@@ -21,6 +21,7 @@ class Frozen:
         is_cell: bool,
         input_size: int,
         hidden_size: int,
+        proj_size: int,
         num_layers: int,
         bidirectional: bool,
         batch_first: bool,
@@ -31,6 +32,7 @@ class Frozen:
     is_cell: bool
     input_size: int
     hidden_size: int
+    proj_size: int
     num_layers: int
     bidirectional: bool
     batch_first: bool

@@ -40,7 +40,7 @@ def _new_output(x: Tensor, h0: Tensor) -> Tensor:
 
 
 def _new_saved(x: Tensor, state: Tensor, *saved: int) -> Tensor:
-    """What forward keeps for backward, [D, rows, *saved, Hp]: H, that of `state`, is padded to whole vectors."""
+    """What forward keeps for backward, [D, rows, *saved, Hp]: H, as of `state`, padded to whole vectors."""
     rows = x.size(0) if x.dim() == 2 else x.size(0) * x.size(1)
     padded = (state.size(2) + _C.unit_padding - 1) // _C.unit_padding * _C.unit_padding
     return x.new_empty(state.size(0), rows, *saved, padded)

@@ -71,7 +71,8 @@ def freeze(module: torch.nn.Module, dtype: torch.dtype | None = None) -> Frozen:
         raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")
     options: dict[str, Any] = {n: getattr(module, n) for n in ("input_size", "hidden_size")}
     if isinstance(module, torch.nn.RNNBase):
-        options |= {n: getattr(module, n) for n in ("proj_size", "num_layers", "bidirectional", "batch_first")}
+        names = ("proj_size", "num_layers", "bidirectional", "batch_first")
+        options |= {n: getattr(module, n) for n in names}
         directions = ("", "_reverse")[: 1 + module.bidirectional]
         suffixes = [f"_l{layer}{direction}" for layer in range(module.num_layers) for direction in directions]
     else:
@@ -261,7 +262,8 @@ class Frozen(compat.NotTraceable):
         return self
 
     def extra_repr(self) -> str:
-        defaults = {"proj_size": 0, "num_layers": 1, "bidirectional": False, "batch_first": False, "dtype": torch.float32}
+        defaults: dict[str, Any] = {"proj_size": 0, "num_layers": 1, "bidirectional": False}
+        defaults |= {"batch_first": False, "dtype": torch.float32}
         options = [
             f"{n}={getattr(self, n)}" for n, default in defaults.items() if getattr(self, n) != default
         ]

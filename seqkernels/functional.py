@@ -409,13 +409,19 @@ def _with_autocast(
     if result is None:
         with compat.without_autocast(device_type):
             result = run(spec, *args)
-    steps_of_lstm = run is _run_step or not _by_onednn(x)
-    by_steps = spec.cell.startswith("gru") or spec.info.is_projected or (spec.cell == "lstm" and steps_of_lstm)
-    if device_type == "cpu" and by_steps:
+    if device_type == "cpu" and _torch_runs_steps(spec, x, run is _run_step):
         wide = torch.promote_types(result[-1].dtype, state[-1].dtype)
-        narrow = len(result) - 1 if spec.info.is_projected else 0  # a projection is a product, which autocast casts
+        # What is projected is a product, which autocast casts: that leaves c.
+        narrow = len(result) - 1 if spec.info.is_projected else 0
         result = (*result[:narrow], *[t.to(wide) for t in result[narrow:]])
     return result
+
+
+def _torch_runs_steps(spec: LayerSpec, x: Tensor, is_step: bool) -> bool:
+    """Whether torch runs this step by step under autocast on a CPU."""
+    if spec.cell == "lstm":
+        return is_step or not _by_onednn(x)
+    return spec.info.is_projected or spec.cell.startswith("gru")
 
 
 def _fast_step(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]) -> State | None:

@@ -74,9 +74,7 @@ def unfuse(model: Model) -> Model:
         kind = parametrize.type_before_parametrizations(module)
         plain = plain_class(kind)
         if plain is not None and (option := getattr(module, "_beyond_torch", "")):
-            warnings.warn(
-                f"unfuse leaves {kind.__name__} alone: torch.nn has no {option}", stacklevel=2
-            )
+            warnings.warn(f"unfuse leaves {kind.__name__} alone: torch.nn has no {option}", stacklevel=2)
         elif plain is not None:
             _change_class(module, plain)
             _tools.forget_options(module)

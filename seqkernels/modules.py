@@ -48,7 +48,6 @@ class _Fused(torch.nn.Module):
 
     _like: type[torch.nn.Module]  # the class of torch.nn
     _fastpath_supported = True  # unless a subclass has changed part of what the fast path does by itself
-    _beyond_torch = ""  # the option, if one is set, with which torch.nn's class would compute something else
 
     def __init__(self, *args: Any, backend: str = "auto", **kwargs: Any) -> None:
         dispatch.check_backend(backend)
@@ -63,6 +62,11 @@ class _Fused(torch.nn.Module):
     @backend.setter
     def backend(self, backend: str) -> None:
         self.__dict__["_backend"] = dispatch.check_backend(backend)
+
+    @property
+    def _beyond_torch(self) -> str:
+        """The option, if one is set, with which torch.nn's class would compute something else."""
+        return ""
 
     qconfig = _tools.QConfig()
 

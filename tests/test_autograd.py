@@ -86,7 +86,7 @@ def test_derivatives_of_cells(name: str, device: torch.device) -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_second_derivative_is_the_references(cell: str, dtype: torch.dtype, device: torch.device) -> None:
-    """A gradient penalty, native in `dtype` against torch.nn, or what it does not have, in float64 on the CPU."""
+    """A gradient penalty, native in `dtype` against float64 on the CPU: torch.nn's, where it has the cell."""
     name, options = {
         "lstm": ("LSTM", {}),
         "lstm_projected": ("LSTM", {"proj_size": 12}),

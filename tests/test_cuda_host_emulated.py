@@ -90,7 +90,7 @@ def problem(cell: str, shape: tuple, numbers: Any, **options: Any) -> Emulated:
 
 @pytest.mark.parametrize("plan", ["", *PLANS])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "-".join(str(int(v)) for v in s))
-@pytest.mark.parametrize("cell", [cell for cell in CUDA_CELLS if cell != "rnn_relu"])  # takes the way of rnn_tanh
+@pytest.mark.parametrize("cell", [cell for cell in CUDA_CELLS if cell != "rnn_relu"])  # as rnn_tanh
 def test_right(cell: str, shape: tuple, numbers: Any, plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEQKERNELS_CUDA_PLAN", plan)
     problem(cell, shape, numbers).check("tf32" if numbers == "tf32" else None)

@@ -103,7 +103,7 @@ def test_layers(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("given", [False, True], ids=["zeros", "hx"])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("name", (*STEPS, "GRUCell reset before"))
+@pytest.mark.parametrize("name", [*STEPS, "GRUCell reset before"])
 def test_cells(name: str, bias: bool, given: bool, dtype: torch.dtype, target: torch.device) -> None:
     module = make(name, I, H, bias=bias)
     for batch in ((1,), (3,), (), (0,)):
@@ -224,7 +224,7 @@ def through_save(module: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, through_pickle, through_save])
-@pytest.mark.parametrize("name", (*LAYERS, *STEPS, *STAGED))
+@pytest.mark.parametrize("name", [*LAYERS, *STEPS, *STAGED])
 def test_copies(name: str, duplicate: Callable[[nn.Module], nn.Module], dtype: torch.dtype) -> None:
     options = {"bias": False} if "Cell" in name else {"num_layers": 2, "bidirectional": True}
     frozen = seqkernels.freeze(make(name, I, H, **options), dtype)

@@ -333,7 +333,7 @@ MISTAKES = {
     ),
     "too few weights": (
         lambda problem: problem.weights.pop(),
-        r"weights must be w_ih, w_hh and optionally b_ih, b_hh(, then w_hr,)? for each of 2 directions, got [79]",
+        r"weights must be w_ih, w_hh and optionally b_ih, b_hh.* for each of 2 directions, got [79] tensors",
     ),
     "no weights": (lambda problem: problem.weights.clear(), r"weights must be .* got 0 tensors"),
     "batch_sizes dtype": (

@@ -60,7 +60,7 @@ def test_equations(backend: str) -> None:
 @pytest.mark.parametrize("kind", ["padded", "unbatched", "packed", "reset"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_layers(options: dict[str, Any], kind: str, target: torch.device) -> None:
-    layer = gru(**options, backend="native" if target.type == "cpu" else "auto").to(target)
+    layer = gru(**options, backend="native").to(target)
     plain = copy.deepcopy(layer).cpu()
     plain.backend = "reference"
     x: Any = torch.randn(4, I) if kind == "unbatched" else torch.randn(4, 3, I)

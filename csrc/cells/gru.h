@@ -19,8 +19,8 @@ struct Gru : OneStage<3, 4> {
   SEQKERNELS_INLINE static constexpr int hidden_dgate(int gate) { return gate + 1; }
 
   template <class V>
-  SEQKERNELS_INLINE static State<V> forward(Stage<0>, const V* input_gates, const V* hidden_gates,
-                                            const State<V>& prev, V* saved) {
+  SEQKERNELS_INLINE static State<V> forward(Stage<0>, const V* input_gates, const V* hidden_gates, const State<V>& prev,
+                                            V* saved) {
     const V r = sigmoid(input_gates[0] + hidden_gates[0]);
     const V z = sigmoid(input_gates[1] + hidden_gates[1]);
     const V hn = hidden_gates[2];

@@ -21,8 +21,8 @@ struct GruResetBefore {
   SEQKERNELS_INLINE static constexpr int hidden_dgate(int gate) { return gate; }
 
   template <class V>
-  SEQKERNELS_INLINE static State<V> forward(Stage<0>, const V* input_gates, const V* hidden_gates,
-                                            const State<V>& prev, V* saved) {
+  SEQKERNELS_INLINE static State<V> forward(Stage<0>, const V* input_gates, const V* hidden_gates, const State<V>& prev,
+                                            V* saved) {
     const V r = sigmoid(input_gates[0] + hidden_gates[0]);
     const V z = sigmoid(input_gates[1] + hidden_gates[1]);
     saved[0] = z, saved[1] = r;
@@ -30,8 +30,8 @@ struct GruResetBefore {
   }
 
   template <class V>
-  SEQKERNELS_INLINE static State<V> forward(Stage<1>, const V* input_gates, const V* hidden_gates,
-                                            const State<V>& prev, V* saved) {
+  SEQKERNELS_INLINE static State<V> forward(Stage<1>, const V* input_gates, const V* hidden_gates, const State<V>& prev,
+                                            V* saved) {
     const V z = saved[0];
     const V n = tanh(input_gates[2] + hidden_gates[2]);
     saved[2] = n;

@@ -18,8 +18,8 @@ struct Lstm : OneStage<4, 4> {
   SEQKERNELS_INLINE static constexpr int hidden_dgate(int gate) { return gate; }
 
   template <class V>
-  SEQKERNELS_INLINE static State<V> forward(Stage<0>, const V* input_gates, const V* hidden_gates,
-                                            const State<V>& prev, V* saved) {
+  SEQKERNELS_INLINE static State<V> forward(Stage<0>, const V* input_gates, const V* hidden_gates, const State<V>& prev,
+                                            V* saved) {
     const V i = sigmoid(input_gates[0] + hidden_gates[0]);
     const V f = sigmoid(input_gates[1] + hidden_gates[1]);
     const V g = tanh(input_gates[2] + hidden_gates[2]);
@@ -67,8 +67,8 @@ struct LstmProjected : Lstm {
   }
 
   template <class V>
-  SEQKERNELS_INLINE static State<V> backward(Stage<1>, const V*, const State<V>&, const State<V>&,
-                                             const State<V>& grad, V* dgates) {
+  SEQKERNELS_INLINE static State<V> backward(Stage<1>, const V*, const State<V>&, const State<V>&, const State<V>& grad,
+                                             V* dgates) {
     dgates[4] = grad.h;
     return {V(0), V()};
   }

@@ -128,8 +128,15 @@ class BackwardLoop {
       if (cells::is_projection<Cell>(stage))
         side = {weights.w_hr, grads.w_hr, nullptr, units, columns, first, gates, {}, kDgates};
       else
-        side = {from(weights.w_hh, columns), from(grads.w_hh, columns), from(grads.b_hh, 1), units, columns, first,
-                gates, {}, kDgates};
+        side = {from(weights.w_hh, columns),
+                from(grads.w_hh, columns),
+                from(grads.b_hh, 1),
+                units,
+                columns,
+                first,
+                gates,
+                {},
+                kDgates};
     }
     for (int g = 0; g < side.gates; ++g) {
       side.dgates[g] = s == 0 ? Cell::input_dgate(g) : Cell::hidden_dgate(side.first_gate + g);
@@ -138,9 +145,7 @@ class BackwardLoop {
     return side;
   }
   // K of a side's product with dgates, in packs: whole blocks, and of the last one its units.
-  int64_t packs_of(const Side& side) const {
-    return (side.gates - 1) * (block_ / F::kPack) + packs<F>(side.units);
-  }
+  int64_t packs_of(const Side& side) const { return (side.gates - 1) * (block_ / F::kPack) + packs<F>(side.units); }
 
   // Whether W of that side is multiplied with dgates at all: for dx, for dh of every step but the first, and for what a later
   // stage gives to the one before it.

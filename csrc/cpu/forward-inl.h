@@ -397,11 +397,9 @@ class ForwardLoop {
         prev.h = Vectors::each([&](int i) { return load(step.h_prev + rows[i].b * h_stride_ + u); });
       if constexpr (cells::has_c<Cell>(stage)) prev.c = Vectors::each([&](int i) { return load(c(i)); });
       if constexpr (stage > 0)
-        for (int s = 0; s < Cell::kCarried; ++s)
-          saved[s] = Vectors::each([&](int i) { return load(carried(i, s)); });
+        for (int s = 0; s < Cell::kCarried; ++s) saved[s] = Vectors::each([&](int i) { return load(carried(i, s)); });
 
-      const cells::State<Vectors> made =
-          Cell::forward(cells::Stage<stage>(), input_gates, hidden_gates, prev, saved);
+      const cells::State<Vectors> made = Cell::forward(cells::Stage<stage>(), input_gates, hidden_gates, prev, saved);
 
 #pragma GCC unroll 4
       for (int i = 0; i < kRows; ++i) {

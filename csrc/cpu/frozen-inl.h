@@ -36,7 +36,7 @@ class FrozenForward {
   using Raw = V::Raw;
   static constexpr int kLanes = V::kLanes, kPack = PackedWeights<W>::kPack, kStages = Cell::kStages;
   static constexpr int kAllGates = cells::first_gate<Cell>(kStages);  // with that of a projection
-  static constexpr int64_t kPrefetch = 2048 / sizeof(float);  // packs ahead
+  static constexpr int64_t kPrefetch = 2048 / sizeof(float);          // packs ahead
   template <int stage>
   static constexpr int kMaxRows = int(min(4, max_rows(Cell::kStageGates[stage])));
 
@@ -83,8 +83,8 @@ class FrozenForward {
     if constexpr (stage == 0)
       return p_.packed[direction];
     else
-      return first_panel<stage - 1>(direction) + ceil_div(units<stage - 1>(), kLanes) * panel_packs<stage - 1>() *
-                                                     Cell::kStageGates[stage - 1] * kLanes;
+      return first_panel<stage - 1>(direction) +
+             ceil_div(units<stage - 1>(), kLanes) * panel_packs<stage - 1>() * Cell::kStageGates[stage - 1] * kLanes;
   }
 
   // A stage of step i for one panel and a tile of rows whose number is known at run time.
@@ -143,8 +143,7 @@ class FrozenForward {
       cells::State<V> prev{V(0), V(0)};
       if (cells::has_h<Cell>(stage) && h_prev.data) prev.h = load(h_prev.data + r * h_prev.stride + u, valid);
       if (cells::has_c<Cell>(stage) && c_prev) prev.c = load(c_prev + unit, valid);
-      const cells::State<V> made =
-          Cell::forward(cells::Stage<stage>(), input_gates[r], hidden_gates[r], prev, saved);
+      const cells::State<V> made = Cell::forward(cells::Stage<stage>(), input_gates[r], hidden_gates[r], prev, saved);
       if constexpr (stage < kStages - 1) {
         store(handed_on + stage * states_ + row, made.h, valid);
         constexpr int kSavedFrom = cells::first_saved<Cell>(stage), kSavedTo = kSavedFrom + Cell::kStageSaved[stage];

@@ -75,8 +75,7 @@ SEQKERNELS_INLINE Split fastest_split(const Limits (&limits)[kStages], const Spl
   for (int unit_parts = 1; unit_parts <= members; ++unit_parts)
     for (int batch_parts = 1; batch_parts * unit_parts <= members; ++batch_parts) {
       double cost = 0;
-      for (int i = 0; i < kStages; ++i)
-        cost += step_cost(limits[i], requests[i], {batch_parts, unit_parts}).cycles();
+      for (int i = 0; i < kStages; ++i) cost += step_cost(limits[i], requests[i], {batch_parts, unit_parts}).cycles();
       if (cost < best_cost * 0.98) best_cost = cost, best = {batch_parts, unit_parts};
     }
   return best;

@@ -38,9 +38,8 @@ class Attributes {
 struct Names {
   PyObject *parameters = intern("_parameters"), *flat_weights_names = intern("_flat_weights_names"),
            *input_size = intern("input_size"), *hidden_size = intern("hidden_size"), *proj_size = intern("proj_size"),
-           *num_layers = intern("num_layers"),
-           *bidirectional = intern("bidirectional"), *batch_first = intern("batch_first"),
-           *training = intern("training"), *dropout = intern("dropout"),
+           *num_layers = intern("num_layers"), *bidirectional = intern("bidirectional"),
+           *batch_first = intern("batch_first"), *training = intern("training"), *dropout = intern("dropout"),
            *weights_of_a_cell =
                Py_BuildValue("(NNNN)", intern("weight_ih"), intern("weight_hh"), intern("bias_ih"), intern("bias_hh"));
 
@@ -60,7 +59,8 @@ bool read_form(const Attributes& attributes, const std::string_view cell, bool i
     return false;
   if (sizes.hidden_size < 1) return false;
   sizes.output_size = sizes.hidden_size;
-  if (cell_info(form.cell).is_projected && (!attributes.read(names.proj_size, sizes.output_size) || is_cell)) return false;
+  if (cell_info(form.cell).is_projected && (!attributes.read(names.proj_size, sizes.output_size) || is_cell))
+    return false;
   if (is_cell) return true;
   bool bidirectional, training;
   if (!attributes.read(names.num_layers, sizes.layers) || sizes.layers < 1 ||

@@ -111,7 +111,8 @@ void check_size(const char* name, int64_t value, int64_t least) {
 void define_frozen(py::module_& m) {
   py::class_<FrozenModule>(m, "Frozen", "A packed copy of a module's weights; see seqkernels.freeze.")
       .def(py::init([](std::string_view cell, bool is_cell, int64_t input_size, int64_t hidden_size, int64_t proj_size,
-                       int64_t num_layers, bool bidirectional, bool batch_first, bool bfloat16, const py::list& parameters) {
+                       int64_t num_layers, bool bidirectional, bool batch_first, bool bfloat16,
+                       const py::list& parameters) {
              CellKind kind;
              if (!find_cell(cell, kind)) throw std::invalid_argument("unknown cell " + std::string(cell));
              check_size("input_size", input_size, 0);
@@ -128,18 +129,18 @@ void define_frozen(py::module_& m) {
              const StackSizes sizes{input_size, hidden_size, output_size, num_layers, bidirectional ? 2 : 1};
              return std::make_unique<FrozenModule>(Form{kind, is_cell, sizes, batch_first}, bfloat16, parameters);
            }),
-           py::arg("cell"), py::arg("is_cell"), py::arg("input_size"), py::arg("hidden_size"), py::arg("proj_size"), py::arg("num_layers"),
-           py::arg("bidirectional"), py::arg("batch_first"), py::arg("bfloat16"), py::arg("parameters"))
+           py::arg("cell"), py::arg("is_cell"), py::arg("input_size"), py::arg("hidden_size"), py::arg("proj_size"),
+           py::arg("num_layers"), py::arg("bidirectional"), py::arg("batch_first"), py::arg("bfloat16"),
+           py::arg("parameters"))
       .def("unpack", &FrozenModule::unpack)
       .def("run", &FrozenModule::run, "The result of the module's forward, or None.")
       .def_property_readonly("cell", [](const FrozenModule& m) { return cell_info(m.form().cell).name; })
       .def_property_readonly("is_cell", [](const FrozenModule& m) { return m.form().is_cell; })
       .def_property_readonly("input_size", [](const FrozenModule& m) { return m.form().sizes.input_size; })
       .def_property_readonly("hidden_size", [](const FrozenModule& m) { return m.form().sizes.hidden_size; })
-      .def_property_readonly("proj_size",
-                             [](const FrozenModule& m) {
-                               return cell_info(m.form().cell).is_projected ? m.form().sizes.output_size : 0;
-                             })
+      .def_property_readonly(
+          "proj_size",
+          [](const FrozenModule& m) { return cell_info(m.form().cell).is_projected ? m.form().sizes.output_size : 0; })
       .def_property_readonly("num_layers", [](const FrozenModule& m) { return m.form().sizes.layers; })
       .def_property_readonly("bidirectional", [](const FrozenModule& m) { return m.form().sizes.directions == 2; })
       .def_property_readonly("batch_first", [](const FrozenModule& m) { return m.form().batch_first; })
