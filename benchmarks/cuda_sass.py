@@ -4,9 +4,9 @@
     python -m benchmarks.cuda_sass --listing NAME    the loop of one, with stalls and scoreboards
 
 A persistent kernel has one loop over time steps, and in each step publishes, polls for what others published,
-multiplies, meets at a barrier and does the pointwise part. Instructions are counted along the longest way
-through the loop's code that repeats nothing, so spinning counts once and of two branches the longer: more
-than most steps take, never less than any.
+multiplies, meets at a barrier and does the pointwise part; of several stages, once for each. Instructions are
+counted along the longest way through the loop's code that repeats nothing, so spinning counts once and of two
+branches the longer: more than most steps take, never less than any.
 
 Needs cuobjdump and nvdisasm: of the CUDA toolkit, or the wheels nvidia-cuda-cuobjdump and
 nvidia-cuda-nvdisasm.
@@ -28,7 +28,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ("cuobjdump", "nvdisasm")
-CELLS = {"4Lstm": "LSTM", "3Gru": "GRU", "4Tanh": "RNN tanh", "4Relu": "RNN relu"}  # by mangled names
+CELLS = {  # by mangled names
+    "4Lstm": "LSTM",
+    "3Gru": "GRU",
+    "14GruResetBefore": "GRU reset before",
+    "4Tanh": "RNN tanh",
+    "4Relu": "RNN relu",
+}
 
 
 @dataclass
@@ -138,9 +144,9 @@ class Kernel:
         first, last = self.loop
         return (m for m in self._next(n) if (n, m) not in self._walked[1] and first <= m <= last)
 
-    def _longest(self, sources: set[int], sinks: set[int]) -> int | None:
+    def _longest(self, sources: set[int], sinks: set[int], stops: Iterable[int] = frozenset()) -> int | None:
         """Instructions on the longest way from one of the first, which is not counted, to one of the second,
-        past no other of either."""
+        past no other of either and none of `stops`."""
         length: dict[int, int] = dict.fromkeys(sources, 0)
         best = None
         for n in self._walked[0]:
@@ -149,13 +155,16 @@ class Kernel:
             for m in self._following(n):
                 if m in sinks:
                     best = max(best or 0, length[n] + 1)
-                elif m not in sources:
+                elif m not in sources and m not in stops:
                     length[m] = max(length.get(m, 0), length[n] + 1)
         return best
 
-    def between(self, begin: set[int], end: set[int]) -> int:
-        """Instructions from one of `begin` to the first of `end` in the same step; -1 if there is no way."""
-        way = self._longest(begin, end)
+    def between(self, begin: set[int], end: set[int], stops: Iterable[int] = frozenset()) -> int:
+        """Instructions from one of `begin` to the first of `end` in the same step, past none of `stops`.
+
+        -1 if there is no way.
+        """
+        way = self._longest(begin, end, stops)
         return -1 if way is None else way
 
     def reaches(self, begin: set[int], end: set[int], stops: set[int]) -> bool:
@@ -170,10 +179,13 @@ class Kernel:
                     front.append(m)
         return False
 
-    def between_steps(self, begin: set[int], end: set[int]) -> int:
-        """Instructions from one of `begin` to the first of `end` in the next step; -1 if there is no way."""
+    def between_steps(self, begin: set[int], end: set[int], stops: Iterable[int] = frozenset()) -> int:
+        """Instructions from one of `begin` to the first of `end` in the next step, past none of `stops`.
+
+        -1 if there is no way.
+        """
         first, last = self.loop
-        before, after = self._longest(begin, {last}), self._longest({first}, end)
+        before, after = self._longest(begin, {last}, stops), self._longest({first}, end, stops)
         return -1 if before is None or after is None else before + after + 1
 
     def at(self, pattern: str) -> set[int]:
@@ -286,7 +298,10 @@ def figures(kernel: Kernel) -> Figures:
     fences = kernel.at(r"MEMBAR")
     return Figures(
         step=kernel.between({first}, {last}) + 1,
-        publish_to_poll=kernel.between_steps(publishes, polls),
+        # Of several stages, in the step that publishes, too.
+        publish_to_poll=max(
+            kernel.between_steps(publishes, polls, barriers), kernel.between(publishes, polls, barriers)
+        ),
         barrier_to_publish=kernel.between(barriers, publishes),
         waits=_waits(kernel, polls),
         fences=sum(

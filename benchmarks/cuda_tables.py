@@ -72,17 +72,19 @@ def _parse(log: str) -> Iterable[Kernel]:
 
 def _describe(symbol: str) -> tuple[str, str, str, str]:
     name = re.search(r"\d(persistent|stepwise)_kernelINS0_\d+(Forward|Backward)INS_5cells", symbol)
+    cell = next((title for key, title in cuda_sass.CELLS.items() if key in symbol), "")
+    # What follows the closing E of the cell is the element type.
+    cell_symbol = r"cells(?:4Lstm|3Gru|14GruResetBefore|3RnnINS\d?_?\d?(?:4Tanh|4Relu)E*)"
+    element = re.search(cell_symbol + r"E+(?:NS0_)?(8BFloat16|7Float16|[fd])", symbol)
     if not name:
         other = re.search(r"4cuda\d+([a-z_]+)", symbol)
-        element = re.search(r"kernelI(?:NS0_)?(8BFloat16|[fd])", symbol)
-        return other[1] if other else symbol, "", "", ELEMENTS[element[1]] if element else ""
-    cell = next(title for key, title in cuda_sass.CELLS.items() if key in symbol)
-    # What follows the closing E of the cell is the element type.
-    cell_symbol = r"cells(?:4Lstm|3Gru|3RnnINS\d?_?\d?(?:4Tanh|4Relu)E*)"
-    element = re.search(cell_symbol + r"E+(?:NS0_)?(8BFloat16|7Float16|[fd])", symbol)
+        element = element or re.search(r"kernelI(?:NS0_)?(8BFloat16|[fd])", symbol)
+        return other[1] if other else symbol, "", cell, ELEMENTS[element[1]] if element else ""
     form = name[1]
     if form == "persistent":
         form += f" {cuda_sass.variant(symbol)}"
+    elif (stage := int(re.findall(r"Li(\d)E", symbol)[-1])) > 0:
+        form += f", stage {stage}"
     return (
         form,
         name[2].lower(),

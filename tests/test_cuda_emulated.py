@@ -19,7 +19,7 @@ from tests import emulator
 from tests.conftest import TOLERANCES, error_of
 from tests.emulator import layer
 from tests.emulator.layer import CSRC, DTYPES, PLANS, Partition
-from tests.problems import CUDA_CELLS, REGISTRY, Problem, lengths_of
+from tests.problems import CUDA_CELLS, Problem, lengths_of
 
 STATUS_OF_A_RACE = 66
 # How kernels multiply: dtypes, and float32 as TF32. A persistent group's units are a multiple of so many.
@@ -96,9 +96,9 @@ SHAPES = {
         40, 20, 3, Partition(2, 4, columns=16, column_tiles=2), 3, 2, packed=True, bias=False, launches=(2, 1)
     ),
     # More chunks than a warp's registers hold.
-    "in_memory": Shape(200, 2, 2, Partition(2, 8), cells=("lstm", "gru"), stepwise=False),
+    "in_memory": Shape(200, 2, 2, Partition(2, 8), cells=("lstm", "gru", "gru_reset_before"), stepwise=False),
     "in_memory_of_one_quarter": Shape(
-        630, 2, 2, Partition(20, 2), cells=("lstm",), bias=False, stepwise=False
+        630, 2, 2, Partition(20, 2), cells=("lstm", "gru_reset_before"), bias=False, stepwise=False
     ),
     "in_memory_rnn": Shape(600, 1, 2, Partition(5, 8), cells=("rnn_tanh",), bias=False, stepwise=False),
 }
@@ -113,7 +113,6 @@ def runs() -> list[object]:
         for numbers in (*DTYPES, "tf32")
         for plan in PLANS
         if is_for(shape, numbers, plan)
-        if plan == "stepwise" or REGISTRY[cell].stages == 1
         if plan != "cluster" or is_for_a_cluster(shape.partition_for(cell, numbers))
     ]
 
@@ -189,8 +188,6 @@ def test_right(
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("cell", CUDA_CELLS)
 def test_saves_nothing(cell: str, plan: str) -> None:
-    if plan != "stepwise" and REGISTRY[cell].stages > 1:
-        pytest.skip("no persistent kernels for cells of several stages")
     shape = SHAPES["two_members"]
     problem = shape.problem(cell, torch.bfloat16)
     assert_right(layer.program(), [problem], plan, partition=shape.partition, saves=False)
@@ -230,7 +227,7 @@ TSAN_SHAPE = Shape(17, 3, 2, Partition(2, 1), directions=2, packed=True, launche
 def test_no_races(cell: str, numbers: Numbers) -> None:
     driver = layer.program(sanitize=True)
     for plan in PLANS:
-        if is_for(TSAN_SHAPE, numbers, plan) and (plan == "stepwise" or REGISTRY[cell].stages == 1):
+        if is_for(TSAN_SHAPE, numbers, plan):
             assert_right(
                 driver, [TSAN_SHAPE.problem(cell, numbers)], plan, **TSAN_SHAPE.options(cell, numbers)
             )
@@ -240,14 +237,14 @@ def test_no_races(cell: str, numbers: Numbers) -> None:
 
 # Kernels of one cell and element type, so that a mutant compiles fast.
 MUTANT = """\
-#include "../cells/gru.h"
+#include "../cells/registry.h"
 #include "kernels.cuh"
 
 namespace seqkernels::cuda {
 
 template <>
-const CellKernels& kernels_of<cells::Gru>(DType, bool) {
-  static const CellKernels kernels = both_passes<cells::Gru, ELEMENT, ELEMENT>();
+const CellKernels& kernels_of<cells::CELL>(DType, bool) {
+  static const CellKernels kernels = both_passes<cells::CELL, ELEMENT, ELEMENT>();
   return kernels;
 }
 
@@ -269,6 +266,7 @@ class Mutation:
     seeds: int = 1  # that it takes at most until it is found
     dtype: torch.dtype = torch.bfloat16
     partition: Partition | None = MUTANT_SHAPE.partition
+    cell: str = "gru"
 
 
 def ffma(before: str, after: str, **options: Any) -> Mutation:
@@ -313,6 +311,23 @@ MUTATIONS = {
         seeds=50,
         partition=Partition(4, 1),
     ),
+    "rows_of_the_first_stage": Mutation(
+        "persistent.cuh", "Iteration<stage>::kFirstTile + tile", "tile", cell="gru_reset_before"
+    ),
+    "sums_of_the_first_stage": Mutation(
+        "persistent.cuh",
+        "launder(partial_of<stage>(lane, 0))",
+        "launder(partial_of<0>(lane, 0))",
+        plan="cluster",
+        partition=Partition(4, 1),
+        cell="gru_reset_before",
+    ),
+    "steps_of_one_stage": Mutation(
+        "persistent.cuh", "has_step && kNext == 0", "has_step", cell="gru_reset_before"
+    ),
+    "nothing_carried": Mutation(
+        "forward.cuh", "state.carried[k] = saved[k].v", "state.carried[k] = 0", cell="gru_reset_before"
+    ),
 }
 RACES = {
     "unordered_sums": Mutation("persistent.cuh", "    block_barrier();\n    exchange_", "    exchange_"),
@@ -333,8 +348,9 @@ def mutant(name: str, mutation: Mutation, *, sanitize: bool = False) -> Path:
             assert text.count(mutation.before) == 1, f"{mutation.before!r} is not in {path.name} just once"
             text = text.replace(mutation.before, mutation.after)
         _write(csrc / path.relative_to(CSRC), text)
-    _write(csrc / "cuda" / "cell.cu", MUTANT.replace("ELEMENT", ELEMENTS[mutation.dtype]))
-    return layer.program(["gru"], sanitize=sanitize, csrc=csrc, variant=name)
+    text = MUTANT.replace("ELEMENT", ELEMENTS[mutation.dtype])
+    _write(csrc / "cuda" / "cell.cu", text.replace("CELL", emulator.registry()[mutation.cell]))
+    return layer.program([mutation.cell], sanitize=sanitize, csrc=csrc, variant=name)
 
 
 def _write(path: Path, text: str) -> None:
@@ -348,7 +364,7 @@ def _write(path: Path, text: str) -> None:
 def test_mutant_is_found(name: str) -> None:
     mutation = MUTATIONS[name]
     driver = mutant(name, mutation)
-    problem = MUTANT_SHAPE.problem("gru", mutation.dtype)
+    problem = MUTANT_SHAPE.problem(mutation.cell, mutation.dtype)
     expected = problem.expected()
 
     def is_right(seed: int) -> bool:

@@ -17,9 +17,11 @@ struct Backward {
   static constexpr int kSaved = Cell::kSaved == 0 ? 1 : Cell::kSaved;
   static_assert(kStages == 1 || Cell::kDgates == Cell::kGates, "a stage writes its own gates' dgates");
 
+  static constexpr int kRowBlocks = Cell::kGates, kFinalStage = 0;
   template <int stage>
   struct Iteration {
-    static constexpr int kTiles = 1, kReads = StageOf<Cell, stage>::kGates;
+    static constexpr int kTiles = 1, kFirstTile = 0;
+    static constexpr int kReads = StageOf<Cell, stage>::kGates, kFirstBlock = StageOf<Cell, stage>::kFirstGate;
     static constexpr int kFollows = (stage + kStages - 1) % kStages, kNext = kFollows;
   };
 

@@ -16,9 +16,11 @@ struct Forward {
   static constexpr int kStages = Cell::kStages, kCarried = Cell::kCarried;
   static constexpr int kSaved = Cell::kSaved == 0 ? 1 : Cell::kSaved;
 
+  static constexpr int kRowBlocks = 1, kFinalStage = kStages - 1;
   template <int stage>
   struct Iteration {
-    static constexpr int kTiles = StageOf<Cell, stage>::kGates, kReads = 1;
+    static constexpr int kTiles = StageOf<Cell, stage>::kGates, kFirstTile = StageOf<Cell, stage>::kFirstGate;
+    static constexpr int kReads = 1, kFirstBlock = 0;
     static constexpr int kFollows = stage, kNext = (stage + 1) % kStages;
   };
 
@@ -38,7 +40,7 @@ struct Forward {
 
   static SEQKERNELS_DEVICE int64_t steps(const Problem& p) { return p.steps; }
   static SEQKERNELS_DEVICE int64_t step_of(const Problem& p, int64_t iteration) {
-    return p.first_step + (iteration - 1) / kStages;
+    return p.first_step + (iteration + kStages - 1) / kStages - 1;
   }
   static SEQKERNELS_DEVICE bool has_step(const Problem&, int64_t iteration) { return iteration > 0; }
   static SEQKERNELS_DEVICE int64_t time_of(const Problem& p, int direction, int64_t step) {
@@ -64,8 +66,7 @@ struct Forward {
   // The state that these steps begin with.
   static SEQKERNELS_DEVICE State initial(const Problem& p, const UnitCoord& at) {
     const int64_t index = state_index(p.shape, at);
-    State state{};
-    state.h = read<T>(p.first_step == 0 ? p.h0 : p.h_n, index);
+    State state{read<T>(p.first_step == 0 ? p.h0 : p.h_n, index), R(0)};
     if constexpr (Cell::kHasCellState)
       state.c = p.first_step == 0 ? read<T>(p.c0, index) : static_cast<const R*>(p.c_carry)[index];
     return state;
@@ -85,7 +86,7 @@ struct Forward {
     template <int stage>
     SEQKERNELS_DEVICE Inputs load(const Problem& p, const Walk&, const UnitCoord&, int unit) const {
       using Stage = StageOf<Cell, stage>;
-      Inputs inputs;
+      Inputs inputs{};
       SEQKERNELS_UNROLL
       for (int g = Stage::kFirstGate; g < Stage::kGatesEnd; ++g) inputs.gates[g] = gates_[g * p.shape.hidden + unit];
       return inputs;
@@ -112,9 +113,9 @@ struct Forward {
     V input_gates[Cell::kGates], hidden_gates[Cell::kGates], saved[kSaved];
     SEQKERNELS_UNROLL
     for (int g = Stage::kFirstGate; g < Stage::kGatesEnd; ++g) {
-      const R hidden = product[g - Stage::kFirstGate];
+      const int tile = g - Stage::kFirstGate;
       input_gates[g] = inputs.gates[g] + biases.input[g];
-      hidden_gates[g] = adds_up(g) ? hidden : hidden + biases.hidden[g];
+      hidden_gates[g] = adds_up(g) ? product[tile] : product[tile] + biases.hidden[g];
     }
     if constexpr (kCarried > 0) {
       SEQKERNELS_UNROLL

@@ -29,21 +29,27 @@ PassKernels stepwise_only(std::integer_sequence<int, stages...>) {
 }
 template <class Pass>
 PassKernels stepwise_only() {
-  return stepwise_only<Pass>(std::make_integer_sequence<int, Pass::kStages>());
+  return stepwise_only<Pass>(StagesOf<Pass>());
+}
+
+template <class Pass, class Operand, int... stages>
+void add_products(PassKernels& kernels, std::integer_sequence<int, stages...>) {
+  ((kernels.stage[stages].resident_chunks = StageProduct<Pass, Operand, stages>::kResident,
+    kernels.stage[stages].chunks_ahead = StageProduct<Pass, Operand, stages>::Product::kAhead),
+   ...);
 }
 
 template <class Pass, class Operand>
 PassKernels with_persistent() {
-  using Weights = Slice<Operand, Pass::template Iteration<0>::kTiles>;
+  using First = StageProduct<Pass, Operand, 0>;
   PassKernels kernels = stepwise_only<Pass>();
-  kernels.chunk = Weights::kChunk;
+  kernels.chunk = First::Weights::kChunk;
   kernels.persistent = &persistent_kernel_for<Pass, Operand>;
   kernels.layout = &layout_for<Pass, Operand>;
-  kernels.on_tensor_cores = Weights::Product::kOnTensorCores;
-  kernels.column_tiles = Weights::Product::kMaxColumnTiles;
-  kernels.block_tiles = Weights::Product::kMaxTiles;
-  kernels.stage[0].resident_chunks = Weights::kResident;
-  kernels.stage[0].chunks_ahead = Weights::Product::kAhead;
+  kernels.on_tensor_cores = First::Product::kOnTensorCores;
+  kernels.column_tiles = First::Product::kMaxColumnTiles;
+  kernels.block_tiles = max_tiles<Pass, Operand>(StagesOf<Pass>());
+  add_products<Pass, Operand>(kernels, StagesOf<Pass>());
   return kernels;
 }
 
@@ -51,7 +57,7 @@ template <class Cell, class Element, class Operand = void>
 CellKernels both_passes() {
   if constexpr (Cell::kIsProjected)
     return {};  // not written
-  else if constexpr (std::is_void_v<Operand> || Cell::kStages > 1)
+  else if constexpr (std::is_void_v<Operand>)
     return {stepwise_only<Forward<Cell, Element>>(), stepwise_only<Backward<Cell, Element>>()};
   else
     return {with_persistent<Forward<Cell, Element>, Operand>(), with_persistent<Backward<Cell, Element>, Operand>()};

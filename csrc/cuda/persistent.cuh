@@ -8,64 +8,27 @@
 // Columns beyond kMaxColumnTiles tiles take steps 1 to 3 again; partial sums have two buffers, so one barrier each will do.
 // Iteration 0 has no product. The last one publishes, too, though nobody reads it: a test would cost more.
 #pragma once
-#include "pointwise.cuh"
-#include "slice.cuh"
+#include "layout.cuh"
 
 namespace seqkernels::cuda {
 
-constexpr int kTileUnits = kTileRows;
-static_assert(kThreads == kWarps * kWarpSize && kTileUnits == kUnitPadding);
-// A warp's share of the pointwise part is counted in quarters of a tile: 32 units, one a lane.
-static_assert(kQuarters == kTileUnits * kTileColumns / kWarpSize);
 constexpr int kNowhere = 0x7FFFFFFF;  // a column that no sequence has
-
-// Partial sums are [column][unit][tile] where one access takes all tiles of a unit, else [column][tile][unit]. The stride of a
-// column is 4 mod 16, so that neither the MMA's result nor a quarter's columns meet in a bank.
-template <int kTiles>
-struct PartialSums {
-  static constexpr int kTogether = kTiles == 4 ? 4 : 1;  // tiles
-  static constexpr int kStride = kTiles * kTileUnits + 4;
-  SEQKERNELS_DEVICE static constexpr int at(int column, int tile, int unit) {
-    return column * kStride + tile * kTileUnits + unit * kTogether;
-  }
-};
-
-template <class Pass, class Operand>
-SharedLayout layout_for(const Partition& part) {
-  using Weights = Slice<Operand, Pass::template Iteration<0>::kTiles>;
-  constexpr int kStride = PartialSums<Pass::template Iteration<0>::kTiles>::kStride;
-  static_assert(Weights::kStage <= 2 * kTileColumns * kStride);  // weights are staged where partial sums will be
-  const auto words = [](size_t bytes) { return static_cast<int>((bytes + 3) / 4); };
-  SharedLayout layout{};
-  layout.chunks = Pass::template Iteration<0>::kReads * part.units() / Weights::kChunk;
-  layout.chunks_per_warp = (layout.chunks + part.splits - 1) / part.splits;
-  layout.slice = Weights::shared_words(layout.chunks_per_warp);
-  layout.partial = part.column_tiles * kTileColumns * kStride;
-  if (layout.partial < Weights::kProductStage)
-    layout.partial = Weights::kProductStage;  // which is where the sums will be
-  layout.slot = layout.chunks * part.columns * kChunkWords;
-  layout.reset = (part.ring ? layout.slot / part.members : layout.slot) / 4;
-  layout.weights = 2 * kWarps * layout.partial;
-  layout.states = layout.weights + kWarps * layout.slice;
-  layout.biases = layout.states + part.units_of_block() * part.columns * words(sizeof(typename Pass::State));
-  layout.ring = (layout.biases + part.units_of_block() * words(sizeof(typename Pass::Biases)) + 3) / 4 * 4;
-  layout.total = layout.ring + (part.ring ? 0 : kRingSlots * layout.slot);
-  return layout;
-}
 
 // With kTiles > 0, the only pass over the columns has so many tiles, and a warp one quarter at most: states and biases need no
 // memory. With kTiles = 0, there may be several of either.
 template <class Pass, class Operand, Scope kScope, int kTiles>
 class PersistentBlock {
   using Problem = typename Pass::Problem;
-  using Weights = Slice<Operand, Pass::template Iteration<0>::kTiles>;
-  using Product = typename Weights::Product;
+  template <int stage>
+  using Stage = StageProduct<Pass, Operand, stage>;
+  template <int stage>
+  using Iteration = typename Pass::template Iteration<stage>;
   using Traits = OperandTraits<Operand>;
-  using Sums = PartialSums<Pass::template Iteration<0>::kTiles>;
-  using Together = Words<Sums::kTogether>;  // partial sums of one access
   static constexpr bool kOneQuarter = kTiles > 0;
-  static constexpr int kQuarterCount = kOneQuarter ? 1 : Product::kMaxTiles * kQuarters / kWarps;
-  static_assert(Product::kMaxColumnTiles <= 2 && kWarps / kQuarters == 2);
+  static constexpr int kMaxTiles = max_tiles<Pass, Operand>(StagesOf<Pass>());
+  static constexpr int kQuarterCount = kOneQuarter ? 1 : kMaxTiles * kQuarters / kWarps;
+  static constexpr int kMaxColumnTiles = Stage<0>::Product::kMaxColumnTiles;
+  static_assert(kMaxColumnTiles <= 2 && kWarps / kQuarters == 2);
 
  public:
   SEQKERNELS_DEVICE PersistentBlock(const Problem& problem, const Partition& part, const SharedLayout& layout)
@@ -87,7 +50,7 @@ class PersistentBlock {
 
   SEQKERNELS_DEVICE void run() {
     exchange_.initialise();
-    load_weights();
+    load_weights<0>(0);
     if constexpr (!kOneQuarter) {
       load_biases();
       load_states();
@@ -105,7 +68,7 @@ class PersistentBlock {
     int next;
 
     SEQKERNELS_DEVICE Lane(const Partition& part, int warp, int column) : tiles(kOneQuarter ? kTiles : 1) {
-      if constexpr (!kOneQuarter && Product::kMaxColumnTiles > 1) {
+      if constexpr (!kOneQuarter && kMaxColumnTiles > 1) {
         const int left = (part.columns - column) / kTileColumns;
         tiles = left < part.column_tiles ? left : part.column_tiles;
       }
@@ -131,25 +94,33 @@ class PersistentBlock {
     return (column / kTileColumns * part_.unit_groups * kQuarters + warp_ + n * kWarps) * kWarpSize + lane_index();
   }
 
-  SEQKERNELS_DEVICE void load_weights() {
-    const int first = warp_ % part_.splits * layout_.chunks_per_warp, left = layout_.chunks - first;
-    const int chunks = left < 0 ? 0 : left < layout_.chunks_per_warp ? left : layout_.chunks_per_warp;
+  // Loads the weights of a stage and of those after it; `offset`: words that the warp has of the stages before.
+  template <int stage>
+  SEQKERNELS_DEVICE void load_weights(int offset) {
+    constexpr bool kIsOnly = Pass::kStages == 1;
+    const int all = kIsOnly ? layout_.chunks : Stage<stage>::chunks(part_);
+    const int of_warp = kIsOnly ? layout_.chunks_per_warp : Stage<stage>::chunks_per_warp(part_);
+    const int first = warp_ % part_.splits * of_warp, left = all - first;
+    const int chunks = left < 0 ? 0 : left < of_warp ? left : of_warp;
     const int unit = first_unit_ + warp_ / part_.splits * kTileUnits;
-    slice_.load(first, chunks, memory_ + layout_.weights + warp_ * layout_.slice, memory_ + warp_ * 2 * layout_.partial,
-                [&](int tile, int row, int k) { return weights(tile, unit + row, k); });
+    slices_.template of<stage>().load(first, chunks, memory_ + layout_.weights + warp_ * layout_.slice + offset,
+                                      memory_ + warp_ * 2 * layout_.partial,
+                                      [&](int tile, int row, int k) { return weights<stage>(tile, unit + row, k); });
+    if constexpr (stage + 1 < Pass::kStages) load_weights<stage + 1>(offset + Stage<stage>::words(part_));
   }
 
   // Some neighbours of one row of the matrix. Going forward, the rows of `unit` are its gates, and K is the units before;
   // going back, it has one row, and K is the gates of the units after.
+  template <int stage>
   SEQKERNELS_DEVICE auto weights(int tile, int unit, int k) const {
     using Element = typename Pass::Element;
-    constexpr int kValues = Weights::kValues;
+    constexpr int kValues = Stage<stage>::Weights::kValues;
     const int from = k % part_.units(), block = k / part_.units(), hidden = p_.shape.hidden;
     Words<kValues / Traits::kPerWord> words{};
     if (unit >= hidden || from >= hidden) return words;
-    const int64_t row = static_cast<int64_t>(tile) * hidden + unit;
+    const int64_t row = static_cast<int64_t>(Iteration<stage>::kFirstTile + tile) * hidden + unit;
     const Element* const values = static_cast<const Element*>(p_.weights[direction_]) +
-                                  (row * Pass::template Iteration<0>::kReads + block) * hidden + from;
+                                  (row * Pass::kRowBlocks + Iteration<stage>::kFirstBlock + block) * hidden + from;
     if (from + kValues <= hidden && reinterpret_cast<uintptr_t>(values) % sizeof(words) == 0) {
       words = *reinterpret_cast<const decltype(words)*>(values);
       if constexpr (Traits::kPerWord == 1)
@@ -194,9 +165,9 @@ class PersistentBlock {
     typename Pass::Inputs inputs[kQuarterCount];  // of the coming pass
     typename Pass::State state;                   // of the one quarter, where there is no more
     typename Pass::Biases biases;
-    int column;   // of the launch, or kNowhere: the lane's unit does not exist; of the one quarter, as the next two
-    int offset;   // where it publishes, in a slot
-    int partial;  // where its sums are in the first buffer
+    int column;  // of the launch, or kNowhere: the lane's unit does not exist; of the one quarter, as the next two
+    int offset;  // where it publishes, in a slot
+    int partial[Pass::kStages];  // where its sums are in the first buffer, of each stage
   };
 
   SEQKERNELS_DEVICE void run_steps() {
@@ -216,12 +187,14 @@ class PersistentBlock {
       }
       cursor.column = launder(cursor.column);
       cursor.offset = launder(exchange_.offset(at.unit / Traits::kPerWord, lane.column));
-      cursor.partial = launder(partial_of(lane, 0));
+      locate_partials<0>(lane, cursor);
     }
-    if (Pass::has_step(p_, 0)) load_inputs(lane, cursor);
+    // The iteration before the loop has no product, and is what comes before that of the step's first one.
+    constexpr int kFinal = Pass::kFinalStage;
+    if (Pass::has_step(p_, 0)) load_inputs<kFinal>(lane, cursor);
 
-    iterate<false>(lane, cursor);
-    for (int i = 0; i < steps; ++i) iterate<true>(lane, cursor);
+    iterate<kFinal, false>(lane, cursor);
+    for (int i = 0; i < steps; ++i) iterate_from<Iteration<kFinal>::kNext>(lane, cursor);
 
     if constexpr (kOneQuarter) {
       if (cursor.column != kNowhere) Pass::finish(p_, at, cursor.state);
@@ -232,32 +205,45 @@ class PersistentBlock {
     }
   }
 
-  template <bool kHasProduct>
+  template <int stage>
+  SEQKERNELS_DEVICE void locate_partials(const Lane& lane, Cursor& cursor) const {
+    cursor.partial[stage] = launder(partial_of<stage>(lane, 0));
+    if constexpr (stage + 1 < Pass::kStages) locate_partials<stage + 1>(lane, cursor);
+  }
+
+  // The iterations from that with the product of this stage up to that of the pass's final one.
+  template <int stage>
+  SEQKERNELS_DEVICE void iterate_from(const Lane& first_lane, Cursor& cursor) {
+    iterate<stage, true>(first_lane, cursor);
+    if constexpr (stage != Pass::kFinalStage) iterate_from<Iteration<stage>::kNext>(first_lane, cursor);
+  }
+
+  template <int stage, bool kHasProduct>
   SEQKERNELS_DEVICE void iterate(const Lane& first_lane, Cursor& cursor) {
     if constexpr (kOneQuarter) {
-      do_columns<kHasProduct>(first_lane, 0, true, cursor);
+      do_columns<stage, kHasProduct>(first_lane, 0, true, cursor);
     } else {
       const int columns = part_.column_tiles * kTileColumns;
       for (int column = 0; column < part_.columns; column += columns)
-        do_columns<kHasProduct>(Lane(part_, warp_, column), column, column + columns >= part_.columns, cursor);
+        do_columns<stage, kHasProduct>(Lane(part_, warp_, column), column, column + columns >= part_.columns, cursor);
     }
     exchange_.advance();
   }
 
   // One iteration for the columns of a pass; `is_last`: whether it is the iteration's last pass.
-  template <bool kHasProduct>
+  template <int stage, bool kHasProduct>
   SEQKERNELS_DEVICE void do_columns(const Lane& lane, int column, bool is_last, Cursor& cursor) {
+    constexpr int kFollows = Iteration<stage>::kFollows, kNext = Iteration<stage>::kNext;
     uint32_t* const partials = memory_ + partials_;
     partials_ = kWarps * layout_.partial - partials_;
     if constexpr (kHasProduct) {
       uint32_t* const own = partials + warp_ * layout_.partial;
-      constexpr int kMost = Product::kMaxColumnTiles;
       if constexpr (kOneQuarter)
-        multiply<kTiles>(column, own);
-      else if (lane.tiles < kMost)
-        multiply<1>(column, own);
+        multiply<stage, kTiles>(column, own);
+      else if (lane.tiles < kMaxColumnTiles)
+        multiply<stage, 1>(column, own);
       else
-        multiply<kMost>(column, own);
+        multiply<stage, kMaxColumnTiles>(column, own);
     }
     if (column == 0) exchange_.order_resets();
     block_barrier();
@@ -271,19 +257,20 @@ class PersistentBlock {
       if (has_quarter(lane, n)) {
         const int unit = first_unit_ + lane.unit + n * lane.next;
         typename Pass::State state = kOneQuarter ? cursor.state : states_[state_index(column, n)];
-        float product[Pass::template Iteration<0>::kTiles] = {}, published[Pass::template Iteration<0>::kReads];
+        float product[Iteration<stage>::kTiles] = {}, published[Iteration<kNext>::kReads];
         if constexpr (kHasProduct)
-          collect(reinterpret_cast<const float*>(partials) + (kOneQuarter ? cursor.partial : partial_of(lane, n)),
+          collect(reinterpret_cast<const float*>(partials) +
+                      (kOneQuarter ? cursor.partial[stage] : partial_of<stage>(lane, n)),
                   product);
         const bool steps = is_active && (kOneQuarter || unit < p_.shape.hidden);
         typename Pass::Results results{};
         if (steps)
-          results = Pass::template step<0>(kOneQuarter ? cursor.biases : biases_[unit - first_unit_], cursor.inputs[n],
-                                           product, state, published);
+          results = Pass::template step<kFollows>(kOneQuarter ? cursor.biases : biases_[unit - first_unit_],
+                                                  cursor.inputs[n], product, state, published);
         else
-          Pass::template idle<0>(product, state, published);
+          Pass::template idle<kFollows>(product, state, published);
         publish(kOneQuarter ? cursor.offset : exchange_.offset(unit / Traits::kPerWord, lane.column), published);
-        if (steps) writer.template write<0>(p_, further(lane, n), state, results);
+        if (steps) writer.template write<kFollows>(p_, further(lane, n), state, results);
         if constexpr (kOneQuarter)
           cursor.state = state;
         else
@@ -292,18 +279,18 @@ class PersistentBlock {
 
     if (!is_last) {
       const int next = column + lane.tiles * kTileColumns;
-      if (has_step) load_inputs(Lane(part_, warp_, next), cursor);
+      if (has_step) load_inputs<stage>(Lane(part_, warp_, next), cursor);
       return;
     }
-    if (has_step) {
+    if (has_step && kNext == 0) {  // the step ends
       const int rows = cursor.walk.rows();
       if constexpr (kOneQuarter) cursor.reader.move(p_, rows), cursor.writer.move(p_, rows);
       cursor.walk.advance();
     }
     if constexpr (kOneQuarter)
-      load_inputs(lane, cursor);
+      load_inputs<kNext>(lane, cursor);
     else
-      load_inputs(Lane(part_, warp_, 0), cursor);
+      load_inputs<kNext>(Lane(part_, warp_, 0), cursor);
     exchange_.reset();
   }
 
@@ -320,7 +307,8 @@ class PersistentBlock {
       return is_active ? rematerialised<typename Pass::Writer>(lane, cursor, true) : cursor.writer;
   }
 
-  // Loads the inputs of the step at hand, for the lane's pass.
+  // Loads the inputs of the step at hand for the iteration with the product of this stage, for the lane's pass.
+  template <int stage>
   SEQKERNELS_DEVICE void load_inputs(const Lane& lane, Cursor& cursor) const {
     typename Pass::Reader reader =
         kOneQuarter ? cursor.reader : rematerialised<typename Pass::Reader>(lane, cursor, cursor.walk.active() > 0);
@@ -334,20 +322,23 @@ class PersistentBlock {
       }
     };
     for_those_of(cursor.walk.active(), [&](const UnitCoord& at, int n) {
-      cursor.inputs[n] = reader.template load<0>(p_, cursor.walk, at, further(lane, n));
+      cursor.inputs[n] = reader.template load<Iteration<stage>::kFollows>(p_, cursor.walk, at, further(lane, n));
     });
     // What the next step will load, from far away. FFMA's steps are long enough to load in time.
-    if constexpr (Product::kOnTensorCores) {
+    if constexpr (Stage<0>::Product::kOnTensorCores && stage == 0) {
       reader.move(p_, cursor.walk.rows());
       for_those_of(cursor.walk.next(), [&](const UnitCoord&, int n) { reader.prefetch(p_, further(lane, n)); });
     }
   }
 
   // Multiplies, and leaves this warp's partial sums in shared memory.
-  template <int kColumnTiles>
-  SEQKERNELS_DEVICE void multiply(int column, uint32_t* partial) const {
-    float sum[Pass::template Iteration<0>::kTiles][kColumnTiles][Product::kResults];
-    slice_.multiply(exchange_, column, partial, sum);
+  template <int stage, int kColumnTiles>
+  SEQKERNELS_DEVICE void multiply(int column, uint32_t* partial) {
+    using Product = typename Stage<stage>::Product;
+    using Sums = typename Stage<stage>::Sums;
+    constexpr int kStageTiles = Iteration<stage>::kTiles;
+    float sum[kStageTiles][kColumnTiles][Product::kResults];
+    slices_.template of<stage>().multiply(exchange_, column, partial, sum);
     const int group = Product::group(), member = Product::member();
     SEQKERNELS_UNROLL
     for (int i = 0; i < kColumnTiles * Product::kResults; ++i) {
@@ -355,23 +346,25 @@ class PersistentBlock {
       const int unit = group + result / Product::kColumns * Product::kGroups;
       const int column = n * kTileColumns + member * Product::kColumns + result % Product::kColumns;
       SEQKERNELS_UNROLL
-      for (int tile = 0; tile < Pass::template Iteration<0>::kTiles; tile += Sums::kTogether) {
-        Together words;
+      for (int tile = 0; tile < kStageTiles; tile += Sums::kTogether) {
+        Words<Sums::kTogether> words;
         SEQKERNELS_UNROLL
         for (int t = 0; t < Sums::kTogether; ++t) words.word[t] = bits_of(sum[tile + t][n][result]);
-        *reinterpret_cast<Together*>(partial + Sums::at(column, tile, unit)) = words;
+        *reinterpret_cast<Words<Sums::kTogether>*>(partial + Sums::at(column, tile, unit)) = words;
       }
     }
   }
 
   // Where the sums of a lane's quarter are, of the first of the warps that have them.
+  template <int stage>
   SEQKERNELS_DEVICE int partial_of(const Lane& lane, int n) const {
     const int unit = lane.unit + n * lane.next;
     return unit / kTileUnits * part_.splits * layout_.partial +
-           Sums::at(lane.column % (part_.column_tiles * kTileColumns), 0, unit % kTileUnits);
+           Stage<stage>::Sums::at(lane.column % (part_.column_tiles * kTileColumns), 0, unit % kTileUnits);
   }
 
-  SEQKERNELS_DEVICE void collect(const float* partials, float (&product)[Pass::template Iteration<0>::kTiles]) const {
+  template <int kCount>
+  SEQKERNELS_DEVICE void collect(const float* partials, float (&product)[kCount]) const {
     if constexpr (kOneQuarter) {  // whose blocks have one or two groups of units
       add_up<4>(partials, product);
       if (part_.splits == 8) add_up<4>(partials + 4 * layout_.partial, product);
@@ -391,27 +384,30 @@ class PersistentBlock {
   }
 
   // All loads are in flight at once, but for those of 8 splits, which would take too many registers.
-  template <int kSplits>
-  SEQKERNELS_DEVICE void add_up(const float* partials, float (&product)[Pass::template Iteration<0>::kTiles]) const {
-    Together words[kSplits][Pass::template Iteration<0>::kTiles / Sums::kTogether];
+  template <int kSplits, int kCount>
+  SEQKERNELS_DEVICE void add_up(const float* partials, float (&product)[kCount]) const {
+    using Sums = PartialSums<kCount>;
+    using Together = Words<Sums::kTogether>;  // partial sums of one access
+    Together words[kSplits][kCount / Sums::kTogether];
     SEQKERNELS_UNROLL
     for (int split = 0; split < kSplits; ++split) {
       SEQKERNELS_UNROLL
-      for (int tile = 0; tile < Pass::template Iteration<0>::kTiles; tile += Sums::kTogether)
+      for (int tile = 0; tile < kCount; tile += Sums::kTogether)
         words[split][tile / Sums::kTogether] =
             *reinterpret_cast<const Together*>(partials + split * layout_.partial + tile * kTileUnits);
     }
     SEQKERNELS_UNROLL
-    for (int i = 0; i < kSplits * Pass::template Iteration<0>::kTiles; ++i) {
-      const int split = i / Pass::template Iteration<0>::kTiles, tile = i % Pass::template Iteration<0>::kTiles;
+    for (int i = 0; i < kSplits * kCount; ++i) {
+      const int split = i / kCount, tile = i % kCount;
       product[tile] += float_of(words[split][tile / Sums::kTogether].word[tile % Sums::kTogether]);
     }
   }
 
-  SEQKERNELS_DEVICE void publish(int offset, const float (&published)[Pass::template Iteration<0>::kReads]) const {
+  template <int kCount>
+  SEQKERNELS_DEVICE void publish(int offset, const float (&published)[kCount]) const {
     const int stride = part_.units() / Traits::kPerWord * part_.columns;  // from one block of K to the next
     SEQKERNELS_UNROLL
-    for (int block = 0; block < Pass::template Iteration<0>::kReads; ++block) {
+    for (int block = 0; block < kCount; ++block) {
       if constexpr (Traits::kPerWord == 2) {
         const float neighbour = shuffle_xor(published[block], 1);
         if (lane_index() % 2 == 0)
@@ -432,7 +428,7 @@ class PersistentBlock {
   Exchange<kScope, !kOneQuarter> exchange_;
   typename Pass::State* const states_;
   typename Pass::Biases* const biases_;
-  Weights slice_;
+  Slices<Pass, Operand> slices_;
 };
 
 template <class Pass, class Operand, Scope kScope, int kTiles>
@@ -445,7 +441,7 @@ SEQKERNELS_KERNEL SEQKERNELS_LAUNCH_BOUNDS(kThreads, 1)
 // whatever needs them runs faster as a grid.
 template <class Pass, class Operand, Scope kScope>
 const void* persistent_kernel_of(const Partition& part) {
-  constexpr bool kMayHaveTwo = Product<Operand, Pass::template Iteration<0>::kTiles>::kMaxColumnTiles > 1;
+  constexpr bool kMayHaveTwo = StageProduct<Pass, Operand, 0>::Product::kMaxColumnTiles > 1;
   if (!has_one_quarter(part)) {
     if constexpr (kScope == Scope::kDevice)
       return reinterpret_cast<const void*>(&persistent_kernel<Pass, Operand, kScope, 0>);

@@ -134,9 +134,7 @@ void cut_columns(const PassKernels& kernels, const DeviceLimits& device, const P
 
 // What rules out all persistent plans, or nothing.
 std::string common_obstacle(const PassKernels& kernels, const DeviceLimits& device) {
-  if (!kernels.persistent)
-    return kernels.stages > 1 ? "no persistent kernels for cells of several stages"
-                              : "no persistent kernels for float64";
+  if (!kernels.persistent) return "no persistent kernels for float64";
   if (device.capability < 80)
     return "compute capability " + std::to_string(device.capability / 10) + "." +
            std::to_string(device.capability % 10) + " is below 8.0";

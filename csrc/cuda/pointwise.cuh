@@ -3,9 +3,12 @@
 //
 // A pass (Forward, Backward) is a template on the cell and the element type with
 //   kIsBackward whether it is the backward pass
+//   kRowBlocks  blocks of H that a row of its matrix has: W_hh [G H, H], or that transposed
+//   kFinalStage the stage whose product is the last of the pass
 //   Iteration   of the iteration with the product of a stage:
 //                 kTiles    row blocks of the matrix that it multiplies with: a product has one value per unit for each
 //                 kReads    values per unit that the product reads, published in the iteration before
+//                 kFirstTile, kFirstBlock  where these begin among the row blocks and in a row of the matrix
 //                 kFollows  the stage whose pointwise part follows upon the product
 //                 kNext     the stage whose product comes next
 //   Reader      where a step's inputs are for one unit, and `load`, which brings them (early: they arrive while the product

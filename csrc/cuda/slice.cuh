@@ -7,11 +7,11 @@
 
 namespace seqkernels::cuda {
 
-template <class Operand, int kTiles>
+template <class Operand, int kTiles, int kResidentChunks = Product<Operand, kTiles>::kResident>
 class Slice {
  public:
   using Product = cuda::Product<Operand, kTiles>;
-  static constexpr int kResident = Product::kResident;
+  static constexpr int kResident = kResidentChunks;
   static constexpr int kPerWord = OperandTraits<Operand>::kPerWord;
   static constexpr int kChunk = kChunkWords * kPerWord;       // values of K
   static constexpr int kValues = Product::kWords * kPerWord;  // of K, that a lane has of a chunk
