@@ -126,7 +126,7 @@ def _converted(
             raise ValueError(
                 f"{what} is {shape}, that of a GRU with reset_after={not reset_after}; this "
                 f"{type(module).__name__} has reset_after={reset_after}, for which it must be {expected}: "
-                f"make a FusedGRU(..., reset_after={not reset_after}) to load it"
+                f"make a FusedGRU or FusedGRUCell with reset_after={not reset_after} to load it"
             )
         if shape != expected:
             raise ValueError(f"{what} must be {expected} for this {type(module).__name__}, got {shape}")

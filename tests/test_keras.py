@@ -289,7 +289,8 @@ def test_reset_after_of_the_module_and_of_the_bias(cls: Class) -> None:
     name = cls.__name__
     message = (
         f"weights[2], the bias, is [12], that of a GRU with reset_after=False; this {name} has "
-        "reset_after=True, for which it must be [2, 12]: make a FusedGRU(..., reset_after=False) to load it"
+        "reset_after=True, for which it must be [2, 12]: "
+        "make a FusedGRU or FusedGRUCell with reset_after=False to load it"
     )
     refused(module, ValueError, message, weights_of("GRU", reset_after=False))
 
@@ -299,7 +300,8 @@ def test_reset_after_false_of_the_module() -> None:
     module.reset_after = False
     message = (
         "weights[2], the bias, is [2, 12], that of a GRU with reset_after=True; this GRU has "
-        "reset_after=False, for which it must be [12]: make a FusedGRU(..., reset_after=True) to load it"
+        "reset_after=False, for which it must be [12]: "
+        "make a FusedGRU or FusedGRUCell with reset_after=True to load it"
     )
     refused(module, ValueError, message, weights_of("GRU"))
 
