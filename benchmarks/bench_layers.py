@@ -13,8 +13,8 @@ import pytest
 
 from benchmarks import memory
 from benchmarks.cases import Case, layer_cases, neighbour_cases, scaling_cases, step_cases
-from benchmarks.implementations import GEMM, GEMM_FLOPS, Problem
-from benchmarks.timing import OURS, InterleavedTiming, ours_timer, quantiles
+from benchmarks.implementations import GEMM, Problem, results
+from benchmarks.timing import InterleavedTiming, ours_timer, quantiles
 
 
 @pytest.mark.benchmark(timer=ours_timer)
@@ -27,19 +27,8 @@ def bench_case(case: Case, benchmark: Any, timing_options: dict[str, Any], annou
         timing = InterleavedTiming(calls, **timing_options)
         benchmark.pedantic(timing.round, rounds=timing.rounds, iterations=1)
 
-    peers = [name for name in calls if name not in (OURS, GEMM)]
-    rate = GEMM_FLOPS / quantiles(timing.times[GEMM])["median"]
     benchmark.group = case.work
-    benchmark.extra_info |= {
-        "case": asdict(case) | {"title": case.title},
-        "flops": case.flops,
-        "calls_per_round": timing.calls,
-        "seconds": {name: quantiles(times) for name, times in timing.times.items()},
-        "speedup": {name: quantiles(timing.ratio(name)) for name in peers},
-        "gemm_gflops": rate / 1e9,
-        "gflops": case.flops / quantiles(timing.times[OURS])["median"] / 1e9,
-        "share_of_gemm": quantiles([r * case.flops / GEMM_FLOPS for r in timing.ratio(GEMM)])["median"],
-    }
+    benchmark.extra_info |= results(case, timing)
     if case.work == "training":
         benchmark.extra_info["peak_bytes"] = memory.training_peaks(case)
     announce(benchmark.extra_info)

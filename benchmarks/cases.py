@@ -22,6 +22,11 @@ GRID = [
     ],
 ]
 OTHER_INPUTS = [(64, 512), (512, 64)]  # (I, H)
+# Of the cell forms that benchmarks/cell_forms.py measures; the quick run takes the first.
+FORM_GRID = [
+    *[(100, 8, 256), (1, 1, 128), (1, 1, 512), (100, 1, 128), (100, 1, 512)],
+    *[(100, 32, 256), (100, 32, 512), (50, 128, 512), (500, 16, 64), (50, 8, 1024)],
+]
 ODD_HIDDEN = [130, 100, 300, 650]  # no multiple of any vector or tile; the quick run takes the first
 
 
@@ -45,10 +50,17 @@ class Case:
     dtype: str = "float32"  # or "tf32": float32 whose products may be done in TF32
     quick: bool = False
     inputs: int = 0  # input_size; 0: that of hidden
+    reset_after: bool = True  # False: a GRU whose reset gate comes before the product
+    proj_size: int = 0  # of an LSTM; 0: no projection
 
     @property
     def input_size(self) -> int:
         return self.inputs or self.hidden
+
+    @property
+    def output_size(self) -> int:
+        """Of one direction."""
+        return self.proj_size or self.hidden
 
     @property
     def packed(self) -> bool:
@@ -76,19 +88,22 @@ class Case:
         """Multiplications and additions of the matrix products, the pointwise part, O(H) of O(H^2), left out.
 
         A layer takes, for every sequence and time step, [G H, input] and [G H, H] matrix-vector products of 2
-        operations an entry in each direction, G gates being 4 (LSTM), 3 (GRU) or 1 (RNN). Backward takes two
-        products of each forward product's size (gradient of its operand, gradient of its weights), so
-        training counts three times forward.
+        operations an entry in each direction, G gates being 4 (LSTM), 3 (GRU) or 1 (RNN). A projection makes
+        the second [G H, P] and adds one of [P, H]. Backward takes two products of each forward product's size
+        (gradient of its operand, gradient of its weights), so training counts three times forward.
         """
-        inputs = [self.input_size] + [self.directions * self.hidden] * (self.layers - 1)
-        row = sum(2 * GATES[self.cell] * self.hidden * (n + self.hidden) * self.directions for n in inputs)
+        inputs = [self.input_size] + [self.directions * self.output_size] * (self.layers - 1)
+        gates = sum(2 * GATES[self.cell] * self.hidden * (n + self.output_size) for n in inputs)
+        row = self.directions * (gates + self.layers * 2 * self.proj_size * self.hidden)
         return row * sum(self.lengths) * (3 if self.work == "training" else 1)
 
     @property
     def title(self) -> str:
-        extra = [part for part in (self.variant, self.dtype if self.dtype != "float32" else "") if part]
-        sizes = f"T={self.seq_len} B={self.batch}{f' I={self.inputs}' if self.inputs else ''} H={self.hidden}"
-        return f"{self.cell.upper()} {sizes}{', '.join(['', *extra])}"
+        form = "" if self.reset_after else "reset_after=False"
+        parts = (self.variant, form, self.dtype if self.dtype != "float32" else "")
+        inputs, proj = (f" {k}={n}" if n else "" for k, n in (("I", self.inputs), ("P", self.proj_size)))
+        sizes = f"T={self.seq_len} B={self.batch}{inputs} H={self.hidden}{proj}"
+        return f"{self.cell.upper()} {sizes}{', '.join(['', *filter(None, parts)])}"
 
     @property
     def id(self) -> str:
@@ -108,6 +123,20 @@ def layer_cases() -> list[Case]:
             cases += [Case(work, cell, 100, 32, 256, dtype="bfloat16", quick=cell == "lstm")]
             cases += [Case(work, cell, 100, 1, 512, dtype="bfloat16")]
     return cases
+
+
+def form_cases() -> list[Case]:
+    """GRUs that reset before the product, and LSTMs with a projection to a quarter and to half of H."""
+    cases = []
+    for work in ("inference", "training"):
+        for i, size in enumerate(FORM_GRID):
+            cases += [Case(work, "gru", *size, quick=i < 1, reset_after=False)]
+            cases += [
+                Case(work, "lstm", *size, "", dtype, quick=i < 1 and share == 4, proj_size=size[2] // share)
+                for share in (4, 2)
+                for dtype in ("float32", "bfloat16")
+            ]
+    return sorted(cases, key=lambda case: case.cell)
 
 
 def step_cases() -> list[Case]:

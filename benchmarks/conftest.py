@@ -12,6 +12,7 @@ import torch
 
 import seqkernels
 from benchmarks.implementations import BFLOAT16_WEIGHTS, HELD_BACK, HELD_BY, HOLDS
+from benchmarks.report import progress_line
 from seqkernels import _C
 
 STARTED, LOAD = pytest.StashKey[float](), pytest.StashKey[float]()
@@ -77,17 +78,8 @@ def announce(capsys: pytest.CaptureFixture[str]) -> Callable[[dict[str, Any]], N
     """Prints one line per case as it is measured."""
 
     def line(info: dict[str, Any]) -> None:
-        ratios = (
-            f"{s['median']:.2f}x {name} [{s['q25']:.2f}, {s['q75']:.2f}]"
-            for name, s in info["speedup"].items()
-        )
-        seconds, work, title = (
-            info["seconds"]["seqkernels"]["median"],
-            info["case"]["work"],
-            info["case"]["title"],
-        )
         with capsys.disabled():
-            print(f"\n{work:9} {title:48} {seconds * 1e3:9.3f} ms  {'  '.join(ratios)}", end="")
+            print(f"\n{progress_line(info)}", end="")
 
     return line
 
@@ -95,24 +87,30 @@ def announce(capsys: pytest.CaptureFixture[str]) -> Callable[[dict[str, Any]], N
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     """What decides the numbers, and not the machine's name."""
     machine_info.pop("node", None)
-    machine_info |= {
+    machine_info |= settings(config.stash[LOAD], config.getoption("--quick"))
+
+
+def settings(load_average: float, quick: bool) -> dict[str, Any]:
+    """Versions, threads and the like, which decide the numbers too."""
+    found = {
         "torch": torch.__version__,
         "torch_threads": torch.get_num_threads(),
         "seqkernels": seqkernels.__version__,
         "cpu_isa": _C.cpu_isa(),
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         **({"held_by": HELD_BY} if HELD_BY else {}),
-        "load_average": config.stash[LOAD],
-        "quick": config.getoption("--quick"),
+        "load_average": load_average,
+        "quick": quick,
     }
     if HELD_BACK:
-        return  # ONNX Runtime takes no part
+        return found  # ONNX Runtime takes no part
     try:
         import onnxruntime
 
-        machine_info["onnxruntime"] = onnxruntime.__version__
+        found["onnxruntime"] = onnxruntime.__version__
     except ImportError:
         pass
+    return found
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import seqkernels
 from benchmarks.cases import GATES, Case
-from benchmarks.timing import OURS, Call
+from benchmarks.timing import OURS, Call, InterleavedTiming, quantiles
+from benchmarks.torch_loops import ResetBeforeLoop
 
 TORCH, ONNX, GEMM = "torch.nn", "onnxruntime", "gemm"
 TORCH_HALF = "torch.nn float16"
@@ -61,10 +63,11 @@ class Problem:
             shape: tuple[int, ...] = (case.batch,)
         else:
             options: dict[str, Any] = {"num_layers": case.layers, "bidirectional": case.directions == 2}
-            self.theirs, self.ours = (
-                theirs(*sizes, **options),
-                ours(*sizes, **options),
-            )
+            options |= {"proj_size": case.proj_size} if case.proj_size else {}
+            if case.reset_after:
+                self.theirs, self.ours = theirs(*sizes, **options), ours(*sizes, **options)
+            else:  # torch.nn has no such GRU
+                self.theirs, self.ours = ResetBeforeLoop(*sizes), ours(*sizes, reset_after=False, **options)
             shape = (case.seq_len, case.batch)
         for module in (self.theirs, self.ours):
             module.to(device, self.dtype).train(case.work == "training")
@@ -80,7 +83,8 @@ class Problem:
             torch.randn(state_shape, device=device).to(self.dtype) for _ in range(states)
         )  # h, and c of an LSTM
         rows = (sum(case.lengths),) if case.packed else shape
-        self.grad_output = torch.randn(*rows, case.directions * case.hidden, device=device).to(self.dtype)
+        width = case.directions * case.output_size
+        self.grad_output = torch.randn(*rows, width, device=device).to(self.dtype)
 
     def cast(self, dtype: torch.dtype) -> Problem:
         """The same problem in another dtype, as torch.nn has it."""
@@ -130,7 +134,7 @@ class Problem:
         product = torch.empty_like(a)
         calls: dict[str, Call] = {OURS: self.run(self.ours), TORCH: self.run(self.theirs)}
         onnx = self.case.work != "training" and not self.case.packed and self.dtype == torch.float32
-        if onnx and not HELD_BACK:  # nothing holds its kernels
+        if onnx and not self.case.proj_size and not HELD_BACK:  # nothing holds its kernels
             session = onnx_call(self)
             calls |= {ONNX: session} if session else {}
         if self.dtype == torch.bfloat16:
@@ -146,24 +150,25 @@ class Problem:
             calls[TORCH_HALF] = half.run(half.theirs)
         return calls
 
-    def check(self, calls: dict[str, Call]) -> dict[str, float]:
-        """The largest error of each that is checked; raises where one is wrong, so that it is not timed.
+    def check(self, calls: dict[str, Call], also: Iterable[str] = ()) -> dict[str, float]:
+        """The largest error of each that is checked, ours, ONNX Runtime and those of `also`; raises where one
+        is wrong, so that it is not timed.
 
-        Where torch.nn's own result in this dtype is checked too, on a GPU, a larger error than the tolerance
-        is none if torch.nn's is as large.
+        Where torch.nn's own result in this dtype is measured too, on a GPU or as one of `also`, a larger
+        error than the tolerance is none if torch.nn's is as large.
         """
         on_gpu = self.device != "cpu"
         exact = self.cast(torch.float64 if on_gpu else torch.float32)
         truth = exact.run(exact.theirs)()
         errors: dict[str, list[float]] = {}
-        for name in (TORCH, OURS) if on_gpu else calls.keys() & {OURS, ONNX}:
+        for name in (TORCH, OURS) if on_gpu else calls.keys() & {OURS, ONNX, *also}:
             results: Any = calls[name]()
             errors[name] = [error_of(*pair) for pair in zip(results, truth, strict=True)]
         for name in errors.keys() - {TORCH}:
             for i, error in enumerate(errors[name]):
                 rounded = name == OURS and self.case.variant == BFLOAT16_WEIGHTS
                 tolerance = TOLERANCE["bfloat16" if rounded else self.case.dtype]
-                allowed = max(tolerance, errors[TORCH][i] if on_gpu else 0.0)
+                allowed = max(tolerance, errors[TORCH][i] if TORCH in errors else 0.0)
                 assert error <= allowed, f"{name}, result {i}: error {error:.2e} of the RMS"
         return {name: max(values) for name, values in errors.items()}
 
@@ -173,6 +178,22 @@ def error_of(actual: Tensor, expected: Tensor) -> float:
     scale = expected.square().mean().sqrt().clamp(min=1e-6)
     error = float((actual.to(expected.dtype).reshape(expected.shape) - expected).abs().max() / scale)
     return error if error == error else float("inf")
+
+
+def results(case: Case, timing: InterleavedTiming) -> dict[str, Any]:
+    """What the reports show of a case that was timed."""
+    rate = GEMM_FLOPS / quantiles(timing.times[GEMM])["median"]
+    peers = [name for name in timing.implementations if name not in (OURS, GEMM)]
+    return {
+        "case": asdict(case) | {"title": case.title},
+        "flops": case.flops,
+        "calls_per_round": timing.calls,
+        "seconds": {name: quantiles(times) for name, times in timing.times.items()},
+        "speedup": {name: quantiles(timing.ratio(name)) for name in peers},
+        "gemm_gflops": rate / 1e9,
+        "gflops": case.flops / quantiles(timing.times[OURS])["median"] / 1e9,
+        "share_of_gemm": quantiles([r * case.flops / GEMM_FLOPS for r in timing.ratio(GEMM)])["median"],
+    }
 
 
 def onnx_call(problem: Problem) -> Call | None:
@@ -200,7 +221,7 @@ def onnx_call(problem: Problem) -> Call | None:
 def onnx_model(module: nn.Module, case: Case, states: list[str]) -> bytes:
     """The layers as LSTM, GRU or RNN nodes, serialized; `states` names the initial states that are inputs.
     Gates change from torch's order (LSTM ifgo, GRU rzn) to ONNX's (iofc, zrh); linear_before_reset=1 is
-    torch's GRU, whose reset gate multiplies the product of the new gate."""
+    torch's GRU, whose reset gate multiplies the product of the new gate, and 0 the one that resets before."""
     from onnx import TensorProto, checker, helper, numpy_helper
 
     order = {"lstm": [0, 3, 1, 2], "gru": [1, 0, 2], "rnn": [0]}[case.cell]
@@ -221,7 +242,9 @@ def onnx_model(module: nn.Module, case: Case, states: list[str]) -> bytes:
         }
         constants += [numpy_helper.from_array(w.numpy(), name) for name, w in weights.items()]
         finals += [f"h{layer}_n"] + ([f"c{layer}_n"] if case.cell == "lstm" else [])
-        attributes: dict[str, Any] = {"linear_before_reset": 1} if case.cell == "gru" else {}
+        attributes: dict[str, Any] = (
+            {"linear_before_reset": int(case.reset_after)} if case.cell == "gru" else {}
+        )
         nodes.append(
             helper.make_node(
                 case.cell.upper(),

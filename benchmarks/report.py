@@ -91,6 +91,15 @@ def held_isa(machine: dict[str, Any]) -> str:
     return str(machine.get("held_by", {}).get("SEQKERNELS_CPU_ISA", ""))
 
 
+def progress_line(info: Info) -> str:
+    """A case in one line, for whoever waits."""
+    ratios = (
+        f"{s['median']:.2f}x {name} [{s['q25']:.2f}, {s['q75']:.2f}]" for name, s in info["speedup"].items()
+    )
+    seconds, case = info["seconds"]["seqkernels"]["median"], info["case"]
+    return f"{case['work']:9} {case['title']:48} {seconds * 1e3:9.3f} ms  {'  '.join(ratios)}"
+
+
 def rate_columns(info: Info) -> dict[str, str]:
     """How much of the machine is used."""
     if "share_of_gemm" in info:
