@@ -129,7 +129,7 @@ def test_tf32_setting_is_followed(cell: str, plan: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=["float16", "float32"])
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
 def test_many_steps(cell: str, dtype: torch.dtype, plan: str) -> None:
     """Long enough to notice a step that overtakes another: each run gives the same bits."""
     problem = make(cell, (1500, 24, 16, 256, 1, False), seed=1, dtype=dtype)
