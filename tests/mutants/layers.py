@@ -52,8 +52,8 @@ MUTANTS = [
     Mutant(
         "c0_is_h0",
         FORWARD,
-        "store(buffers.c + b * size_.padded + u, initial(«p_.c0, size_.hidden», slice.direction, b, u));",
-        "p_.h0, size_.outputs",
+        "store(buffers.c + b * size_.padded + u, «initial(p_.c0, size_.hidden, slice.direction, b, u)»);",
+        "initial(p_.h0, size_.outputs, slice.direction, b, u)",
         "An LSTM's c begins with h0.",
     ),
     Mutant(
@@ -228,8 +228,8 @@ MUTANTS = [
     Mutant(
         "gradient_between_stages",
         BACKWARD,
-        "if («stage > 0 ||» i + 1 < steps.count() || p_.grad_h0) operand_gradient",
-        "",
+        "if («stage > 0» || i + 1 < steps.count() || p_.grad_h0) operand_gradient",
+        "false",
         "Where nobody wants the gradient of h0, that of the operand lacks a first step's.",
         tests=SINGLE_STEPS,
     ),
