@@ -23,6 +23,7 @@ class BackwardLoop {
   static constexpr int kGates = Cell::kGates, kDgates = Cell::kDgates, kLanes = V::kLanes;
   static constexpr int kStages = Cell::kStages, kSides = 1 + kStages;
   static_assert(kStages == 1 || kDgates == cells::first_gate<Cell>(kStages), "a stage writes its own gates' dgates");
+  static_assert(!Cell::kIsProjected || kStages == 2, "what is left of dh has no other place than grad_operand");
   static constexpr int kTileRows = max_rows_in_parts<F>(kPanelVectors);
   static constexpr bool kMixedPrecision = sizeof(S) != sizeof(T);  // computes in wider numbers than it stores
   // K of the weight gradients' products: enough that adding to dW costs little beside them.

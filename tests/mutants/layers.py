@@ -10,9 +10,9 @@ from .mutant import (
     FROZEN,
     FROZEN_LOOP,
     GATES,
+    GRADIENTS,
     PRODUCTS,
     SEQUENCE,
-    SINGLE_STEPS,
     THREADS,
     Mutant,
 )
@@ -231,7 +231,7 @@ MUTANTS = [
         "if («stage > 0» || i + 1 < steps.count() || p_.grad_h0) operand_gradient",
         "false",
         "Where nobody wants the gradient of h0, that of the operand lacks a first step's.",
-        tests=SINGLE_STEPS,
+        tests=GRADIENTS,
     ),
     Mutant(
         "weights_of_a_stage",
