@@ -14,24 +14,68 @@ constexpr int64_t bytes_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : 
 enum class CellKind : int {};
 constexpr int kCellKinds = cells::Registry::kCount;
 
+// What a weight of a direction is. Those from kProjection on are of some cells alone, where they follow the others in this order.
+enum WeightKind : int {
+  kInputWeight,
+  kHiddenWeight,
+  kInputBias,
+  kHiddenBias,
+  kProjection,
+  kInputNorm,
+  kHiddenNorm,
+  kCellNorm,
+  kCellNormBias
+};
+constexpr int kWeightKinds = 9;
+constexpr const char* kWeightNames[kWeightKinds] = {"w_ih",    "w_hh",    "b_ih",   "b_hh",       "w_hr",
+                                                    "norm_ih", "norm_hh", "norm_c", "norm_c_bias"};
+constexpr bool is_bias(WeightKind kind) { return kind == kInputBias || kind == kHiddenBias; }
+
 // What a cell's struct says of it (cells/cell.h), for code that gets to know the cell at run time.
 struct CellInfo {
   const char* name;
   int64_t gates;
   int64_t saved;  // values per unit and step that forward saves for backward
+  int64_t norms;  // and numbers of each step of a sequence
   bool has_cell_state;
   bool is_projected;       // whether h is a projection, of a size of its own
   bool has_hidden_dgates;  // gradients of the hidden gates that are not those of the input gates
+  bool has_weight[kWeightKinds];
   int stages;
   const int* stage_gates;  // [stages]
   int carried;             // values per unit that are handed on from stage to stage
+
+  constexpr bool is_normalized() const { return norms > 0; }
+  // Weights of a direction: without biases, those beside w_ih and w_hh, and all.
+  constexpr int extra_weights() const {
+    int count = 0;
+    for (int kind = kProjection; kind < kWeightKinds; ++kind) count += has_weight[kind];
+    return count;
+  }
+  constexpr int weights(bool biases) const { return (biases ? 4 : 2) + extra_weights(); }
+  // The kind of each of these, in their order.
+  constexpr WeightKind kind_of_weight(int place, bool biases) const {
+    int kind = 0;
+    for (;; ++kind)
+      if (has_weight[kind] && (biases || !is_bias(WeightKind(kind))) && place-- == 0) return WeightKind(kind);
+  }
 };
 
 template <class Cell>
 constexpr CellInfo info_of() {
-  return {Cell::kName,         Cell::kGates,       Cell::kSaved,
-          Cell::kHasCellState, Cell::kIsProjected, !Cell::kIsProjected && Cell::kDgates > Cell::kGates,
-          Cell::kStages,       Cell::kStageGates,  Cell::kCarried};
+  constexpr bool kOfInput = Cell::kNorm == cells::Norm::kSides, kOfHidden = Cell::kNorm != cells::Norm::kNone;
+  return {
+      Cell::kName,
+      Cell::kGates,
+      cells::kReserved<Cell>,
+      cells::kNormsOfRow<Cell>,
+      Cell::kHasCellState,
+      Cell::kIsProjected,
+      !Cell::kIsProjected && Cell::kDgates > Cell::kGates,
+      {true, true, true, true, Cell::kIsProjected, kOfInput, kOfHidden, Cell::kNormalizesCell, Cell::kNormalizesCell},
+      Cell::kStages,
+      Cell::kStageGates,
+      Cell::kCarried};
 }
 
 // All of them, in the order of the registry.

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <string>
 
 namespace seqkernels {
 namespace {
@@ -58,7 +59,10 @@ Tensor with_contiguous_rows(const Tensor& tensor) {
 }
 
 Layer::Layer(const LayerInputs& inputs)
-    : cell_(inputs.spec.cell), info_(cell_info(cell_)), packed_(inputs.spec.batch_sizes.has_value()) {
+    : cell_(inputs.spec.cell),
+      info_(cell_info(cell_)),
+      packed_(inputs.spec.batch_sizes.has_value()),
+      norm_eps_(inputs.spec.norm_eps) {
   const int64_t x_dim = packed_ ? 2 : 3;
   if (inputs.x.dim() != x_dim) fail("x must have ", x_dim, " dimensions, got ", inputs.x.dim());
   if (inputs.h0.dim() != 3) fail("h0 must have 3 dimensions, got ", inputs.h0.dim());
@@ -96,6 +100,7 @@ Layer::Layer(const LayerInputs& inputs)
     c0_ = as_contiguous(*c0_);
   }
   take_weights(inputs.weights);
+  if (!(norm_eps_ >= 0)) fail("norm_eps must be at least 0, got ", norm_eps_);
 }
 
 void Layer::offsets_of(const Tensor& batch_sizes) {
@@ -126,27 +131,32 @@ void Layer::offsets_of(int64_t seq_len, int64_t batch) {
 void Layer::take_weights(const std::vector<Tensor>& weights) {
   const auto count = static_cast<int64_t>(weights.size());
   weights_per_direction_ = count / directions_;
-  const int64_t of_projection = info_.is_projected, without = weights_per_direction_ - of_projection;
-  if (count % directions_ != 0 || (without != 2 && without != 4))
-    fail("weights must be w_ih, w_hh and optionally b_ih, b_hh", info_.is_projected ? ", then w_hr," : "",
-         " for each of ", directions_, " directions, got ", count, " tensors");
+  const bool biases = has_biases();
+  if (count % directions_ != 0 || weights_per_direction_ != info_.weights(biases)) {
+    std::string extra;
+    for (int kind = kProjection; kind < kWeightKinds; ++kind)
+      if (info_.has_weight[kind]) extra += (extra.empty() ? ", then " : ", ") + std::string(kWeightNames[kind]);
+    fail("weights must be w_ih, w_hh and optionally b_ih, b_hh", extra, extra.empty() ? "" : ",", " for each of ",
+         directions_, " directions, got ", count, " tensors");
+  }
   const int64_t gate_rows = info_.gates * hidden_size_;
-  static const char* const names[] = {"w_ih", "w_hh", "b_ih", "b_hh", "w_hr"};
   weights_.reserve(weights.size());
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t place = i % weights_per_direction_, kind = place < without ? place : int64_t{kProjection};
+    const WeightKind kind = info_.kind_of_weight(static_cast<int>(i % weights_per_direction_), biases);
     const Tensor weight = alias_of(weights[static_cast<size_t>(i)]);
-    const std::array<int64_t, 2> expected{kind == kProjection ? output_size_ : gate_rows,
-                                          kind == kInputWeight    ? input_size_
-                                          : kind == kHiddenWeight ? output_size_
-                                                                  : hidden_size_};
-    const bool is_bias = kind == kInputBias || kind == kHiddenBias;
-    const auto check = [&](auto... name) {
-      is_bias ? check_sizes(weight, std::array<int64_t, 1>{gate_rows}, name...)
-              : check_sizes(weight, expected, name...);
-      check_like(weight, x_, name...);
+    const auto check = [&](auto... sizes) {
+      check_sizes(weight, std::array<int64_t, sizeof...(sizes)>{sizes...}, "weights[", i, "] (", kWeightNames[kind],
+                  ")");
+      check_like(weight, x_, "weights[", i, "] (", kWeightNames[kind], ")");
     };
-    check("weights[", i, "] (", names[kind], ")");
+    if (kind == kInputWeight)
+      check(gate_rows, input_size_);
+    else if (kind == kHiddenWeight)
+      check(gate_rows, output_size_);
+    else if (kind == kProjection)
+      check(output_size_, hidden_size_);
+    else
+      check(kind == kCellNorm || kind == kCellNormBias ? hidden_size_ : gate_rows);
     weights_.push_back(as_contiguous(weight));
   }
 }
@@ -156,15 +166,17 @@ LayerOutputs Layer::new_outputs(bool save_for_backward) const {
   out.output = new_tensor(output_sizes(), scalar_type(), x_);
   out.h_n = new_tensor(h_sizes(), scalar_type(), x_);
   if (info_.has_cell_state) out.c_n = new_tensor(c_sizes(), scalar_type(), x_);
-  if (info_.saved > 0) out.gates = new_tensor(save_for_backward ? gates_sizes() : Sizes{0}, scalar_type(), x_);
-  if (info_.has_cell_state) out.cells = new_tensor(save_for_backward ? cells_sizes() : Sizes{0}, compute_type(), x_);
+  const auto new_saved = [&](const Sizes& sizes, ScalarType dtype) {
+    return new_tensor(save_for_backward ? sizes : Sizes{0}, dtype, x_);
+  };
+  if (info_.saved > 0) out.saved.gates = new_saved(gates_sizes(), scalar_type());
+  if (info_.has_cell_state) out.saved.cells = new_saved(cells_sizes(), compute_type());
+  if (info_.is_normalized()) out.saved.norms = new_saved(norms_sizes(), compute_type());
   return out;
 }
 
 LayerBackwardTensors::LayerBackwardTensors(const Layer& layer, const LayerGradients& grads, const Tensor& output_given,
-                                           const std::optional<Tensor>& gates_given,
-                                           const std::optional<Tensor>& cells_given,
-                                           const std::vector<bool>& needs_grad) {
+                                           const LayerSaved& saved_given, const std::vector<bool>& needs_grad) {
   const size_t states = layer.info().has_cell_state ? 2 : 1;
   if (needs_grad.size() != 1 + states + layer.weights().size())
     fail("needs_grad must have ", 1 + states + layer.weights().size(), " entries, got ", needs_grad.size());
@@ -188,10 +200,13 @@ LayerBackwardTensors::LayerBackwardTensors(const Layer& layer, const LayerGradie
   };
   grad_h_n = take(grads.h_n, "grad_h_n", layer.h_sizes(), layer.scalar_type());
   grad_c_n = take(grads.c_n, "grad_c_n", layer.c_sizes(), layer.scalar_type());
-  gates = take(gates_given, "gates (of a forward pass with save_for_backward=True)", layer.gates_sizes(),
-               layer.scalar_type());
-  cells = take(cells_given, "cells (of a forward pass with save_for_backward=True)", layer.cells_sizes(),
-               layer.compute_type());
+  const auto take_saved = [&](const std::optional<Tensor>& tensor, const std::string& name, const Sizes& expected,
+                              ScalarType dtype) {
+    return take(tensor, (name + " (of a forward pass with save_for_backward=True)").c_str(), expected, dtype);
+  };
+  saved.gates = take_saved(saved_given.gates, "gates", layer.gates_sizes(), layer.scalar_type());
+  saved.cells = take_saved(saved_given.cells, "cells", layer.cells_sizes(), layer.compute_type());
+  saved.norms = take_saved(saved_given.norms, "norms", layer.norms_sizes(), layer.compute_type());
 
   const auto result = [&](bool needed, const Sizes& like) {
     return new_tensor(needed ? like : Sizes{0}, layer.scalar_type(), layer.x());

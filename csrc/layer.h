@@ -18,22 +18,30 @@ using torch::stable::Tensor;
 struct LayerSpec {
   CellKind cell;
   std::optional<Tensor> batch_sizes;  // [T] of a packed sequence
+  double norm_eps = 0;                // of a normalised cell
 };
 
 struct LayerInputs {
   LayerSpec spec;
-  Tensor x;                     // [T, B, I] or packed [R, I]
-  Tensor h0;                    // [D, B, P]; P is H, but with a projection
-  std::optional<Tensor> c0;     // [D, B, H]
-  std::vector<Tensor> weights;  // per direction w_ih, w_hh and, with biases, b_ih, b_hh, and with a projection w_hr
+  Tensor x;                  // [T, B, I] or packed [R, I]
+  Tensor h0;                 // [D, B, P]; P is H, but with a projection
+  std::optional<Tensor> c0;  // [D, B, H]
+  std::vector<Tensor>
+      weights;  // per direction w_ih, w_hh and, with biases, b_ih, b_hh, then what the cell has beside them
+};
+
+// What forward saves for backward; tensors of size [0] where it does not.
+struct LayerSaved {
+  std::optional<Tensor> gates;  // [D, R, saved, Hp], of a cell that saves some
+  std::optional<Tensor> cells;  // [D, R, Hp], of a cell with cell state
+  std::optional<Tensor> norms;  // [D, R, norms], of a normalised cell
 };
 
 struct LayerOutputs {
-  Tensor output;                // [T, B, D P] or packed [R, D P]
-  Tensor h_n;                   // [D, B, P]
-  std::optional<Tensor> c_n;    // [D, B, H], of a cell with cell state
-  std::optional<Tensor> gates;  // [D, R, saved, Hp] or, not saved, [0]; of a cell that saves some
-  std::optional<Tensor> cells;  // [D, R, Hp] or [0], of a cell with cell state
+  Tensor output;              // [T, B, D P] or packed [R, D P]
+  Tensor h_n;                 // [D, B, P]
+  std::optional<Tensor> c_n;  // [D, B, H], of a cell with cell state
+  LayerSaved saved;
 };
 
 struct LayerGradients {
@@ -49,8 +57,7 @@ struct InputGradients {  // [0] where not asked for
 // What a device implements. `needs_grad`: x, h0, c0 (if the cell has one), then each weight.
 using LayerForward = LayerOutputs(const LayerInputs& inputs, bool save_for_backward);
 using LayerBackward = InputGradients(const LayerInputs& inputs, const LayerGradients& grads, const Tensor& output,
-                                     const std::optional<Tensor>& gates, const std::optional<Tensor>& cells,
-                                     const std::vector<bool>& needs_grad);
+                                     const LayerSaved& saved, const std::vector<bool>& needs_grad);
 LayerForward layer_forward_cpu, layer_forward_cuda;
 LayerBackward layer_backward_cpu, layer_backward_cuda;
 
@@ -70,9 +77,6 @@ Tensor alias_of(const Tensor& tensor);
 Tensor as_contiguous(const Tensor& tensor);
 // A tensor as kernels on the CPU read rows of it: only the feature stride must be 1.
 Tensor with_contiguous_rows(const Tensor& tensor);
-
-// What a weight of a direction is.
-enum WeightKind : int64_t { kInputWeight, kHiddenWeight, kInputBias, kHiddenBias, kProjection };
 
 // The inputs, checked, and the sizes read off them.
 class Layer {
@@ -96,6 +100,7 @@ class Layer {
   Sizes c_sizes() const { return {directions_, batch_, hidden_size_}; }
   Sizes gates_sizes() const { return {directions_, rows(), info_.saved, padded_hidden()}; }
   Sizes cells_sizes() const { return {directions_, rows(), padded_hidden()}; }
+  Sizes norms_sizes() const { return {directions_, rows(), info_.norms}; }
   Sizes output_sizes() const {
     if (packed_) return {rows(), directions_ * output_size_};
     return {seq_len(), batch_, directions_ * output_size_};
@@ -111,6 +116,7 @@ class Layer {
   const Tensor& x() const { return x_; }                            // rows contiguous
   const Tensor& h0() const { return h0_; }                          // contiguous, as all below
   const std::optional<Tensor>& c0() const { return c0_; }
+  double norm_eps() const { return norm_eps_; }
   const std::vector<Tensor>& weights() const { return weights_; }
   int64_t weights_per_direction() const { return weights_per_direction_; }
   // A weight of a direction; a null pointer for one that is not there.
@@ -118,14 +124,13 @@ class Layer {
     return has_weight(kind) ? data(weight_tensor(direction, kind)) : nullptr;
   }
   const Tensor& weight_tensor(int64_t direction, WeightKind kind) const { return weights_[place_of(direction, kind)]; }
-  bool has_weight(WeightKind kind) const {
-    return kind == kProjection ? info_.is_projected : kind <= kHiddenWeight || has_biases();
-  }
-  bool has_biases() const { return weights_per_direction_ >= 4; }
+  bool has_weight(WeightKind kind) const { return info_.has_weight[kind] && (has_biases() || !is_bias(kind)); }
+  bool has_biases() const { return weights_per_direction_ == info_.weights(true); }
   // Where it is among the weights.
   size_t place_of(int64_t direction, WeightKind kind) const {
-    const int64_t of_direction = kind == kProjection ? weights_per_direction_ - 1 : int64_t{kind};
-    return static_cast<size_t>(direction * weights_per_direction_ + of_direction);
+    int64_t place = direction * weights_per_direction_;
+    for (int before = 0; before < kind; ++before) place += has_weight(WeightKind(before));
+    return static_cast<size_t>(place);
   }
 
   LayerOutputs new_outputs(bool save_for_backward) const;
@@ -138,6 +143,7 @@ class Layer {
   const CellKind cell_;
   const CellInfo& info_;
   const bool packed_;
+  const double norm_eps_;
   DType dtype_;
   int64_t batch_, input_size_, hidden_size_, output_size_, directions_;
   Tensor x_, h0_;
@@ -150,11 +156,11 @@ class Layer {
 // What backward reads, checked and with contiguous rows (states and what forward saved: contiguous), and its results.
 struct LayerBackwardTensors {
   Tensor output;
-  std::optional<Tensor> grad_output, grad_h_n, grad_c_n, gates, cells;
+  std::optional<Tensor> grad_output, grad_h_n, grad_c_n;
+  LayerSaved saved;
   InputGradients results;
 
-  LayerBackwardTensors(const Layer& layer, const LayerGradients& grads, const Tensor& output,
-                       const std::optional<Tensor>& gates, const std::optional<Tensor>& cells,
+  LayerBackwardTensors(const Layer& layer, const LayerGradients& grads, const Tensor& output, const LayerSaved& saved,
                        const std::vector<bool>& needs_grad);
 
   const Tensor& weight_tensor(const Layer& layer, int64_t direction, WeightKind kind) const {

@@ -6,7 +6,9 @@
 // weight w_hr [P, H] belongs to each direction. `gates` and `cells` are what backward needs, in the layout of the device.
 // Backward returns an empty tensor for each gradient that needs_grad (x, the states, each weight) does not ask for.
 //
-// Of a cell without cell state, arguments and results named c are left out, and `cells`; `gates` of one that saves none.
+// Of a cell without cell state, arguments and results named c are left out, and `cells`; `gates` of one that saves none. One that
+// is normalised has further weights, norm_ih, norm_hh [G H], norm_c, norm_c_bias [H] as far as it normalises these (kinds.h), and
+// an argument norm_eps; it saves `norms`, too.
 #include <torch/csrc/stable/library.h>
 
 #include <string>
@@ -20,23 +22,32 @@ namespace {
 // ---- schemas ----
 
 // What may be said of a call beside its tensors: the fields of LayerSpec, in this order.
-constexpr const char* kOptions = "Tensor? batch_sizes";
+std::string options(const CellInfo& cell, bool with_defaults) {
+  const auto option = [&](const char* declaration, const char* value) {
+    return ", " + std::string(declaration) + (with_defaults ? value : "");
+  };
+  return option("Tensor? batch_sizes", "=None") + (cell.is_normalized() ? option("float norm_eps", "=1e-05") : "");
+}
+
+// The names of LayerSaved's tensors.
+std::string saved(const CellInfo& cell) {
+  return std::string(cell.saved > 0 ? ", Tensor gates" : "") + (cell.has_cell_state ? ", Tensor cells" : "") +
+         (cell.is_normalized() ? ", Tensor norms" : "");
+}
 
 std::string forward_schema(const CellInfo& cell) {
   const std::string c = cell.has_cell_state ? ", Tensor c0" : "", c_n = cell.has_cell_state ? ", Tensor c_n" : "";
-  const std::string gates = cell.saved > 0 ? ", Tensor gates" : "", cells = cell.has_cell_state ? ", Tensor cells" : "";
-  return std::string(cell.name) + "(Tensor x, Tensor h0" + c + ", Tensor[] weights, " + kOptions +
-         "=None, bool save_for_backward=True) -> (Tensor output, Tensor h_n" + c_n + gates + cells + ")";
+  return std::string(cell.name) + "(Tensor x, Tensor h0" + c + ", Tensor[] weights" + options(cell, true) +
+         ", bool save_for_backward=True) -> (Tensor output, Tensor h_n" + c_n + saved(cell) + ")";
 }
 
 std::string backward_name(const CellInfo& cell) { return "_" + std::string(cell.name) + "_backward"; }
 
 std::string backward_schema(const CellInfo& cell) {
   const auto c = [&](const char* text) { return std::string(cell.has_cell_state ? text : ""); };
-  const std::string gates = cell.saved > 0 ? ", Tensor gates" : "";
   return backward_name(cell) + "(Tensor? grad_output, Tensor? grad_h_n" + c(", Tensor? grad_c_n") +
-         ", Tensor x, Tensor h0" + c(", Tensor c0") + ", Tensor[] weights, " + kOptions + ", Tensor output" + gates +
-         c(", Tensor cells") + ", bool[] needs_grad) -> (Tensor grad_x, Tensor grad_h0" + c(", Tensor grad_c0") +
+         ", Tensor x, Tensor h0" + c(", Tensor c0") + ", Tensor[] weights" + options(cell, false) + ", Tensor output" +
+         saved(cell) + ", bool[] needs_grad) -> (Tensor grad_x, Tensor grad_h0" + c(", Tensor grad_c0") +
          ", Tensor[] grad_weights)";
 }
 
@@ -78,6 +89,7 @@ LayerInputs take_inputs(Arguments& arguments, CellKind cell) {
   if (cell_info(cell).has_cell_state) inputs.c0 = arguments.take<Tensor>();
   inputs.weights = arguments.take<std::vector<Tensor>>();
   inputs.spec.batch_sizes = arguments.take<std::optional<Tensor>>();
+  if (cell_info(cell).is_normalized()) inputs.spec.norm_eps = arguments.take<double>();
   return inputs;
 }
 
@@ -92,8 +104,9 @@ void forward(StableIValue* stack, uint64_t, uint64_t) {
   results.give(out.output);
   results.give(out.h_n);
   if constexpr (cell.has_cell_state) results.give(*out.c_n);
-  if constexpr (cell.saved > 0) results.give(*out.gates);
-  if constexpr (cell.has_cell_state) results.give(*out.cells);
+  if constexpr (cell.saved > 0) results.give(*out.saved.gates);
+  if constexpr (cell.has_cell_state) results.give(*out.saved.cells);
+  if constexpr (cell.is_normalized()) results.give(*out.saved.norms);
 }
 
 template <int kCell, LayerBackward layer_backward>
@@ -106,11 +119,12 @@ void backward(StableIValue* stack, uint64_t, uint64_t) {
   if constexpr (cell.has_cell_state) grads.c_n = arguments.take<std::optional<Tensor>>();
   const LayerInputs inputs = take_inputs(arguments, CellKind(kCell));
   const Tensor output = arguments.take<Tensor>();
-  std::optional<Tensor> gates, cells;
-  if constexpr (cell.saved > 0) gates = arguments.take<Tensor>();
-  if constexpr (cell.has_cell_state) cells = arguments.take<Tensor>();
+  LayerSaved saved;
+  if constexpr (cell.saved > 0) saved.gates = arguments.take<Tensor>();
+  if constexpr (cell.has_cell_state) saved.cells = arguments.take<Tensor>();
+  if constexpr (cell.is_normalized()) saved.norms = arguments.take<Tensor>();
   const auto needs_grad = arguments.take<std::vector<bool>>();
-  InputGradients found = layer_backward(inputs, grads, output, gates, cells, needs_grad);
+  InputGradients found = layer_backward(inputs, grads, output, saved, needs_grad);
   Results results(stack);
   results.give(found.x);
   results.give(found.h0);

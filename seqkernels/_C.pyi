@@ -26,6 +26,7 @@ class Frozen:
         bidirectional: bool,
         batch_first: bool,
         bfloat16: bool,
+        norm_eps: float,
         parameters: list[Tensor | None],
     ) -> None: ...
     cell: str
@@ -37,6 +38,7 @@ class Frozen:
     bidirectional: bool
     batch_first: bool
     bfloat16: bool
+    norm_eps: float
     def unpack(self, parameters: list[Tensor]) -> None: ...
     def run(self, x: Any, hx: Any, gradients: bool) -> Any: ...
 

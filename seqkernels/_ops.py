@@ -46,6 +46,11 @@ def _new_saved(x: Tensor, state: Tensor, *saved: int) -> Tensor:
     return x.new_empty(state.size(0), rows, *saved, padded)
 
 
+def _computed(x: Tensor) -> Tensor:
+    """One like x with the dtype that kernels compute in."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def _fake_forward(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
     def fake(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
         states, save = args[: cell.states], args[-1]
@@ -54,7 +59,12 @@ def _fake_forward(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
             results.append(_new_saved(x, states[-1], cell.saved) if save else x.new_empty(0))
         if cell.has_cell_state:
             cells = _new_saved(x, states[-1]) if save else x.new_empty(0)
-            results.append(cells.float() if x.dtype in (torch.float16, torch.bfloat16) else cells)
+            results.append(_computed(cells))
+        if cell.is_normalized:
+            rows = x.shape[:-1].numel()
+            results.append(
+                _computed(x.new_empty(states[0].size(0), rows, cell.norms) if save else x.new_empty(0))
+            )
         return tuple(results)
 
     return fake
@@ -75,8 +85,8 @@ class _Differentiable:
         forward:  (x, *states, weights, *options, save_for_backward) -> (output, *finals, *saved)
         backward: (*grads, x, *states, weights, *options, output, *saved, needs_grad)
                   -> (grad_x, *grad_states, grad_weights)
-    `options` are the optional tensors of `LayerSpec.of_op`, `saved` are gates and cells, `needs_grad` has a
-    flag for each of x, the states and every weight.
+    `options` are those of `LayerSpec.of_op`, `saved` are gates, cells and norms, `needs_grad` has a flag for
+    each of x, the states and every weight.
 
     `torch.library.register_autograd` would do for the forward op too, but its handling of lists costs more
     than a short sequence does, so the weights are passed one by one to an autograd.Function that is
@@ -84,13 +94,13 @@ class _Differentiable:
     """
 
     def __init__(self, cell: Cell) -> None:
-        self.cell, name = cell.name, cell.name
+        self.cell, self.info, name = cell.name, cell, cell.name
         self.op = getattr(torch.ops.seqkernels, name).default
         self.backward_op = getattr(torch.ops.seqkernels, f"_{name}_backward").default
         self.n = 1 + cell.states  # x and the states; also the output and the final states
         self.arguments = compat.argument_names(self.op)
         self.n_options = len(self.arguments) - self.n - 2
-        self.defaults = (*[None] * self.n_options, True)
+        self.defaults = compat.argument_defaults(self.op)[self.n + 1 :]
 
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
             return self._backward(ctx, *grads)
@@ -158,7 +168,7 @@ class _Differentiable:
         ctx.was_saved = save
         needed, directions = ctx.needs_input_grad[-len(tensors) :], int(tensors[1].size(0))
         read, ctx.unread = self._what_backward_reads(tensors, needed, directions)
-        ctx.save_for_backward(*options, results[0], *results[n:], *read)
+        ctx.save_for_backward(*keep_tensors(ctx, options), results[0], *results[n:], *read)
         ctx.mark_non_differentiable(*results[n:])
         ctx.set_materialize_grads(False)
         return results
@@ -172,7 +182,8 @@ class _Differentiable:
         first = 2 + self.n_options  # op and save come before the options
         n, needs_grad = self.n, compat.wanted_by_engine(ctx, ctx.needs_input_grad[first:])
         saved = ctx.saved_tensors
-        options, kept = saved[: self.n_options], saved[self.n_options : -len(needs_grad)]
+        options = with_numbers(ctx, saved[: self.n_options])
+        kept = saved[self.n_options : -len(needs_grad)]
         tensors = self._inputs(ctx, saved[-len(needs_grad) :])
         args = (*grads[:n], *tensors[:n], tensors[n:], *options, *kept, needs_grad)
         return *[None] * first, *_where(needs_grad, self._run_backward(args))
@@ -191,7 +202,7 @@ class _Differentiable:
         needs_grad = compat.wanted_by_engine(ctx, ctx.needs_input_grad)
         tensors = self._inputs(ctx, saved[-len(needs_grad) :])
         steps = [t if t is None else t.unsqueeze(0) for t in (*grads, *tensors[:n])]
-        args = (None, *steps, tensors[n:], *[None] * self.n_options, *saved[: -len(needs_grad)], needs_grad)
+        args = (None, *steps, tensors[n:], *self.defaults[:-1], *saved[: -len(needs_grad)], needs_grad)
         found = self._run_backward(args)
         for i in range(n):
             if needs_grad[i]:
@@ -229,7 +240,8 @@ class _Differentiable:
         """
         kept: list[Tensor | None] = list(tensors)
         unread = []
-        for i in _unread(self.n, needed, (len(tensors) - self.n) // directions):
+        per_direction = (len(tensors) - self.n) // directions
+        for i in _unread(self.n, needed, per_direction, per_direction == self.info.weights(True)):
             unread.append((i, tensors[i], compat.version_of(tensors[i])))
             kept[i] = tensors[i].detach().clone() if i == 1 else None
         return kept, unread
@@ -238,11 +250,11 @@ class _Differentiable:
         n, args = self.n, inputs[self.n :]  # after the grads come the arguments of the forward op
         ctx.needs_grad = inputs[-1]
         options = args[n + 1 : n + 1 + self.n_options]
-        ctx.save_for_backward(*options, *inputs[:n], *args[:n], *args[n])
+        ctx.save_for_backward(*keep_tensors(ctx, options), *inputs[:n], *args[:n], *args[n])
         ctx.set_materialize_grads(False)
 
     def _double_backward(self, ctx: Any, *v: Any) -> tuple[Any, ...]:
-        n, options = self.n, ctx.saved_tensors[: self.n_options]
+        n, options = self.n, with_numbers(ctx, ctx.saved_tensors[: self.n_options])
         tensors = ctx.saved_tensors[self.n_options :]
         grads, inputs = tensors[:n], tensors[n:]
 
@@ -263,11 +275,25 @@ class _Differentiable:
         return *found[:n], found[n:]
 
 
+def keep_tensors(ctx: Any, values: Sequence[Any]) -> Sequence[Tensor | None]:
+    """The tensors among these, to be saved; what is a number stays in `ctx`, if there is one."""
+    numbers = [None if isinstance(value, Tensor) else value for value in values]
+    ctx.numbers = numbers if any(number is not None for number in numbers) else None
+    return values if ctx.numbers is None else [v if isinstance(v, Tensor) else None for v in values]
+
+
+def with_numbers(ctx: Any, tensors: Sequence[Tensor | None]) -> Sequence[Any]:
+    """The values that `keep_tensors` got, from the tensors that it gave."""
+    if ctx.numbers is None:
+        return tensors
+    return [number if t is None else t for number, t in zip(ctx.numbers, tensors, strict=True)]
+
+
 @functools.lru_cache(maxsize=256)
-def _unread(n: int, needed: tuple[bool, ...], per_direction: int) -> list[int]:
+def _unread(n: int, needed: tuple[bool, ...], per_direction: int, has_biases: bool) -> list[int]:
     """Places among x, the states (together n) and the weights that a layer's backward does not read."""
     kinds = [range(n + kind, len(needed), per_direction) for kind in range(per_direction)]  # of weights
-    unread = [i for biases in kinds[2:4] for i in biases] if per_direction >= 4 else []
+    unread = [i for biases in kinds[2:4] for i in biases] if has_biases else []
     if not needed[0]:
         unread += kinds[0]
     for i in (0, 1):  # x by the gradient of W_ih, h0 by that of W_hh

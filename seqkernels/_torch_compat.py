@@ -185,6 +185,11 @@ def argument_names(op: Any) -> list[str]:
     return [str(argument.name) for argument in op._schema.arguments]
 
 
+def argument_defaults(op: Any) -> tuple[Any, ...]:
+    """Of its schema, in order; None also for an argument that has none."""
+    return tuple(argument.default_value for argument in op._schema.arguments)
+
+
 def register_autocast(
     library: torch.library.Library, op: Any, device_type: str, cast: Callable[[Any, str, torch.dtype], Any]
 ) -> None:

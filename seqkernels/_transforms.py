@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import _torch_compat as compat
 from . import reference
-from ._ops import OPS
+from ._ops import OPS, keep_tensors, with_numbers
 
 Args = Sequence[Any]
 
@@ -112,7 +112,7 @@ class _Transformable:
     def _can_fold(self, args: Args) -> bool:
         """Whether samples can be sequences of the batch: not packed, and saved in a layout that is known."""
         options, save = args[self.n + 1 :][: self.n_options], args[self.n + 1 + self.n_options :]
-        return all(t is None for t in options) and not (args[0].is_cuda and save != (False,))
+        return not any(isinstance(t, Tensor) for t in options) and not (args[0].is_cuda and save != (False,))
 
     def _can_fold_backward(self, args: Args) -> bool:
         needs_grad = args[-1]
@@ -122,7 +122,10 @@ class _Transformable:
         first_weight = self._op.n_others
         ctx.n_weights = len(inputs) - first_weight
         ctx.save_for_backward(
-            *inputs[: first_weight - 1], output[0], *output[self.n :], *inputs[first_weight:]
+            *keep_tensors(ctx, inputs[: first_weight - 1]),
+            output[0],
+            *output[self.n :],
+            *inputs[first_weight:],
         )
         ctx.mark_non_differentiable(*output[self.n :])
         ctx.set_materialize_grads(False)
@@ -130,20 +133,24 @@ class _Transformable:
     def _backward(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         n, first_weight, asked = self.n, self._op.n_others, ctx.needs_input_grad
         needs_grad = (*asked[:n], *asked[first_weight:])
-        inputs, weights = ctx.saved_tensors[: -ctx.n_weights], list(ctx.saved_tensors[-ctx.n_weights :])
+        saved, weights = ctx.saved_tensors[: -ctx.n_weights], list(ctx.saved_tensors[-ctx.n_weights :])
+        n_given = first_weight - 1
+        inputs = (*with_numbers(ctx, saved[:n_given]), *saved[n_given:])
         found = self._backward_op(*grads[:n], *inputs[:n], weights, *inputs[n:], needs_grad)
         wanted = [g if needed else None for g, needed in zip(found, needs_grad, strict=True)]
         return *wanted[:n], *[None] * (first_weight - n), *wanted[n:]
 
     def _setup_double_backward(self, ctx: Any, inputs: Args, output: Args) -> None:
         first_weight = self._backward_op.n_others
-        ctx.save_for_backward(*inputs[: 2 * self.n + self.n_options], *inputs[first_weight:])
+        given = inputs[: 2 * self.n + self.n_options]
+        ctx.save_for_backward(*keep_tensors(ctx, given), *inputs[first_weight:])
         ctx.set_materialize_grads(False)
 
     def _double_backward(self, ctx: Any, *v: Tensor | None) -> tuple[Tensor | None, ...]:
         n, k = self.n, self.n_options
-        grads, options = ctx.saved_tensors[:n], ctx.saved_tensors[2 * n : 2 * n + k]
-        inputs = (*ctx.saved_tensors[n : 2 * n], *ctx.saved_tensors[2 * n + k :])
+        saved = ctx.saved_tensors
+        options = with_numbers(ctx, saved[: 2 * n + k])[2 * n :]
+        grads, inputs = saved[:n], (*saved[n : 2 * n], *saved[2 * n + k :])
 
         def run(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
             return reference.layer(self.cell, inputs[0], inputs[1:n], inputs[n:], *options)

@@ -6,10 +6,18 @@ from dataclasses import dataclass
 
 from ._extension import _C
 
-__all__ = ["CELLS", "RNN_MODES", "WEIGHTS", "Cell"]
+__all__ = ["CELLS", "PARAMETERS", "RNN_MODES", "WEIGHTS", "Cell"]
 
 # Of a layer's direction and of a Cell, in the order that every function and op takes them in.
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+# How modules name the weights that some cells have beside these, by their names in the ops.
+PARAMETERS = {
+    "w_hr": "weight_hr",
+    "norm_ih": "norm_ih_weight",
+    "norm_hh": "norm_hh_weight",
+    "norm_c": "norm_c_weight",
+    "norm_c_bias": "norm_c_bias",
+}
 
 
 @dataclass(frozen=True)
@@ -17,13 +25,15 @@ class Cell:
     """What is the same for every layer of a cell.
 
     Attributes:
-        name: Its name everywhere: "lstm", "lstm_projected", "gru", "gru_reset_before", "rnn_tanh" or
-            "rnn_relu".
+        name: Its name everywhere: "lstm", "lstm_projected", "lstm_layer_norm", "lstm_layer_norm_joint",
+            "gru", "gru_reset_before", "gru_layer_norm", "rnn_tanh" or "rnn_relu".
         gates: Blocks of H rows in w_ih and w_hh.
         saved: Values per hidden unit and step that forward saves for backward.
         has_cell_state: Whether the state has a second part, c.
         stages: Products of a step, one after another.
         is_projected: Whether h is a projection, of a size P of its own, and a direction has a weight w_hr.
+        norms: Numbers per step and sequence that forward saves of its layer normalisation; 0 without one.
+        extra_weights: Weights of a direction after w_ih, w_hh and the biases, as the ops name them.
     """
 
     name: str
@@ -32,6 +42,17 @@ class Cell:
     has_cell_state: bool
     stages: int = 1
     is_projected: bool = False
+    norms: int = 0
+    extra_weights: tuple[str, ...] = ()
+
+    @property
+    def is_normalized(self) -> bool:
+        """Whether gates are normalised, and the op has an argument `norm_eps`."""
+        return self.norms > 0
+
+    def weights(self, bias: bool) -> int:
+        """How many weights a direction has."""
+        return (4 if bias else 2) + len(self.extra_weights)
 
     @property
     def states(self) -> int:

@@ -120,7 +120,7 @@ def supports(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Seque
         return False
     if x.layout is not torch.strided:
         return False
-    if device.type == "cuda" and spec.info.is_projected:
+    if device.type == "cuda" and (spec.info.is_projected or spec.info.is_normalized):
         return False
     for t in state:
         if t.dtype is not dtype or t.device != device or t.layout is not torch.strided:
@@ -146,6 +146,8 @@ def not_supported_reasons(
     reasons += [f"layout {layout} (the kernels take strided tensors)" for layout in layouts]
     if x.device.type == "cuda" and spec.info.is_projected:
         reasons.append("proj_size > 0 (projections have kernels for the CPU alone)")
+    if x.device.type == "cuda" and spec.info.is_normalized:
+        reasons.append("norm (layer normalisation has kernels for the CPU alone)")
     if any(t is None for t in weights):
         reasons.append("weights that are None")
         weights = [t for t in weights if t is not None]

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import _C
 from . import _torch_compat as compat
-from .cells import CELLS, WEIGHTS, Cell
+from .cells import CELLS, PARAMETERS, WEIGHTS, Cell
 from .fusion import FUSED
 from .plan import spec_of
 
@@ -78,8 +78,10 @@ def freeze(module: torch.nn.Module, dtype: torch.dtype | None = None) -> Frozen:
     else:
         options["is_cell"], suffixes = True, [""]
     cell = CELLS[spec_of(module).cell]
+    if cell.is_normalized:
+        options["norm_eps"] = module.norm_eps
     parameters = [
-        _weight(module, f"{name}{suffix}") if module.bias or "bias" not in name else None
+        _weight(module, f"{name}{suffix}") if module.bias or not name.startswith("bias") else None
         for suffix in suffixes
         for name in _names(cell)
     ]
@@ -88,7 +90,7 @@ def freeze(module: torch.nn.Module, dtype: torch.dtype | None = None) -> Frozen:
 
 def _names(cell: Cell) -> tuple[str, ...]:
     """Of a direction's parameters, in the order of `_C.Frozen`."""
-    return (*WEIGHTS, "weight_hr") if cell.is_projected else WEIGHTS
+    return *WEIGHTS, *(PARAMETERS[weight] for weight in cell.extra_weights)
 
 
 def _weight(module: torch.nn.Module, name: str) -> Tensor:
@@ -109,7 +111,7 @@ def _stored(weight: Tensor, as_bfloat16: bool) -> Tensor:
 # What `_C.Frozen` takes beside the weights, and tells again.
 _OPTIONS = (
     "cell", "is_cell", "input_size", "hidden_size", "proj_size", "num_layers", "bidirectional", "batch_first",
-    "bfloat16",
+    "bfloat16", "norm_eps",
 )  # fmt: skip
 
 
@@ -133,17 +135,20 @@ class Frozen(compat.NotTraceable):
         bidirectional: bool = False,
         batch_first: bool = False,
         is_cell: bool = False,
+        norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
         self.training = False
         bfloat16 = dtype == torch.bfloat16
         names = _names(CELLS[cell]) * (len(parameters) // len(_names(CELLS[cell])))
         weights = [
-            p if p is None else _stored(p, bfloat16 and "weight" in name)
+            p if p is None else _stored(p, bfloat16 and name.startswith("weight"))
             for name, p in zip(names, parameters, strict=True)
         ]
         sizes = (input_size, hidden_size, proj_size, num_layers)
-        self._packed = _C.Frozen(cell, is_cell, *sizes, bidirectional, batch_first, bfloat16, weights)
+        self._packed = _C.Frozen(
+            cell, is_cell, *sizes, bidirectional, batch_first, bfloat16, norm_eps, weights
+        )
 
     cell = property(lambda self: self._packed.cell)
     dtype = property(lambda self: torch.bfloat16 if self._packed.bfloat16 else torch.float32)
@@ -239,7 +244,8 @@ class Frozen(compat.NotTraceable):
         for n in range(packed.num_layers * directions):
             inputs = packed.input_size if n < directions else directions * outputs
             shapes: list[tuple[int, ...]] = [(rows, inputs), (rows, outputs), (rows,), (rows,)]
-            for shape in (*shapes, *[(outputs, hidden)] * cell.is_projected):
+            extra = {"w_hr": (outputs, hidden), "norm_c": (hidden,), "norm_c_bias": (hidden,)}
+            for shape in (*shapes, *(extra.get(weight, (rows,)) for weight in cell.extra_weights)):
                 kind = dtype if len(shape) == 2 else torch.float32
                 weights.append(torch.empty(shape, dtype=kind, device="cpu"))
         packed.unpack(weights)
@@ -251,8 +257,8 @@ class Frozen(compat.NotTraceable):
     def __setstate__(self, state: dict[str, Any]) -> None:
         options, weights = state["_packed"]
         parameters = torch.load(io.BytesIO(weights), weights_only=True, map_location="cpu")
-        # Pickles of earlier versions say nothing of projections.
-        packed = _C.Frozen(**{"proj_size": 0} | options, parameters=list(parameters))
+        # Pickles of earlier versions say nothing of projections and norms.
+        packed = _C.Frozen(**{"proj_size": 0, "norm_eps": 1e-5} | options, parameters=list(parameters))
         super().__setstate__(state | {"_packed": packed})
 
     def train(self, mode: bool = True) -> Any:

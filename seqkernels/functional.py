@@ -20,7 +20,7 @@ from . import _C, _cudnn, _ops, autocast, dispatch, reference, resets
 from . import _torch_compat as compat
 from ._transforms import TRANSFORMABLE
 from .cells import WEIGHTS
-from .spec import LayerSpec
+from .spec import LayerSpec, cell_of, check_nonlinearity, check_norm_eps
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 
@@ -42,6 +42,8 @@ def lstm(
     bidirectional: bool = False,
     batch_first: bool = False,
     reset_mask: Tensor | None = None,
+    norm: str | None = None,
+    norm_eps: float = 1e-5,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A stack of LSTM layers.
@@ -53,11 +55,14 @@ def lstm(
             `batch_sizes`.
         hx: `(h0, c0)`, each [L*D, B, H]. With a projection to P features, h0 is [L*D, B, P].
         weights: In the order of `torch.nn.LSTM`: for each layer, for each direction, w_ih [4H, I], w_hh [4H,
-            H], then with `bias` b_ih [4H] and b_hh [4H], then with a projection w_hr [P, H]. Layers after the
-            first have I = D*H (or D*P). Gate order i, f, g, o.
+            H], then with `bias` b_ih [4H] and b_hh [4H], then with a projection w_hr [P, H], with a `norm`
+            norm_ih [4H] ("layer" alone), norm_hh [4H], norm_c [H] and norm_c_bias [H]. Layers after the first
+            have I = D*H (or D*P). Gate order i, f, g, o.
         batch_sizes: Sequences that have each time step, int64 [T] on the CPU, as in a PackedSequence.
         dropout: Probability of zeroing an element of each layer's output but the last, while `training`.
         reset_mask: Where sequences start anew; bool, the shape of `x` without its last dimension. See
+            `seqkernels.FusedLSTM`.
+        norm, norm_eps: None, "layer" or "layer-joint", and what is added to variances; see
             `seqkernels.FusedLSTM`.
         backend: "native" runs the kernels or raises; "reference" runs plain torch, step by step; "auto" runs
             the kernels where they can run, else what torch.nn runs. `seqkernels.explain` says which and why.
@@ -68,7 +73,7 @@ def lstm(
         autocast.
 
     Raises:
-        ValueError: An unknown `backend`, or a `reset_mask` of another shape.
+        ValueError: An unknown `backend` or `norm`, a negative `norm_eps`, or a `reset_mask` of another shape.
         TypeError: A `reset_mask` that is no bool tensor.
         RuntimeError: T = 0; states or weights that are not as many as the options say; sizes, dtypes or
             devices that do not fit together; or with `backend="native"` every reason why the kernels cannot
@@ -82,8 +87,8 @@ def lstm(
         torch.Size([5, 3, 16])
     """
     options = (num_layers, bias, bidirectional, batch_first, dropout, training, backend)
-    spec = LayerSpec("lstm", *options, batch_sizes, reset_mask)
-    if len(weights) == num_layers * spec.directions * (5 if bias else 3):
+    spec = LayerSpec(cell_of("lstm", norm), *options, batch_sizes, reset_mask, check_norm_eps(norm_eps))
+    if norm is None and len(weights) == num_layers * spec.directions * (5 if bias else 3):
         spec = replace(spec, cell="lstm_projected")
     return run(spec, x, _pair(hx), weights)  # type: ignore[return-value]
 
@@ -102,13 +107,15 @@ def gru(
     batch_first: bool = False,
     reset_mask: Tensor | None = None,
     reset_after: bool = True,
+    norm: str | None = None,
+    norm_eps: float = 1e-5,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """A stack of GRU layers: `(output, h_n)`.
 
     As `lstm`, with h0 [L*D, B, H], weights of 3H rows in the gate order r, z, n, and no projection;
-    `reset_after` as for `seqkernels.FusedGRU`. Under autocast on a CPU, the output has the wider dtype of
-    autocast's and h0's, as in torch.
+    `reset_after` and `norm` as for `seqkernels.FusedGRU`, norm_ih and norm_hh are [3H]. Under autocast on a
+    CPU, the output has the wider dtype of autocast's and h0's, as in torch.
 
     Example:
         >>> weights = [torch.randn(48, 8), torch.randn(48, 16), torch.randn(48), torch.randn(48)]
@@ -117,7 +124,8 @@ def gru(
         torch.Size([5, 3, 16])
     """
     options = (num_layers, bias, bidirectional, batch_first, dropout, training, backend)
-    spec = LayerSpec(_gru(reset_after), *options, batch_sizes, reset_mask)
+    cell = cell_of("gru", norm, reset_after)
+    spec = LayerSpec(cell, *options, batch_sizes, reset_mask, check_norm_eps(norm_eps))
     return run(spec, x, (h0,), weights)  # type: ignore[return-value]
 
 
@@ -147,7 +155,7 @@ def rnn(
         >>> output.shape
         torch.Size([5, 3, 16])
     """
-    _check_nonlinearity(nonlinearity)
+    check_nonlinearity(nonlinearity)
     options = (num_layers, bias, bidirectional, batch_first, dropout, training, backend)
     spec = LayerSpec(f"rnn_{nonlinearity}", *options, batch_sizes, reset_mask)
     return run(spec, x, (h0,), weights)  # type: ignore[return-value]
@@ -206,7 +214,8 @@ def gru_cell(
         >>> seqkernels.functional.gru_cell(x, h, torch.randn(48, 8), torch.randn(48, 16)).shape
         torch.Size([3, 16])
     """
-    return run_cell(LayerSpec(_gru(reset_after), backend=backend), x, (h,), w_ih, w_hh, b_ih, b_hh)[0]
+    spec = LayerSpec(cell_of("gru", None, reset_after), backend=backend)
+    return run_cell(spec, x, (h,), w_ih, w_hh, b_ih, b_hh)[0]
 
 
 def rnn_cell(
@@ -227,7 +236,7 @@ def rnn_cell(
         >>> seqkernels.functional.rnn_cell(x, h, torch.randn(16, 8), torch.randn(16, 16)).shape
         torch.Size([3, 16])
     """
-    _check_nonlinearity(nonlinearity)
+    check_nonlinearity(nonlinearity)
     spec = LayerSpec(f"rnn_{nonlinearity}", backend=backend)
     return run_cell(spec, x, (h,), w_ih, w_hh, b_ih, b_hh)[0]
 
@@ -469,7 +478,7 @@ def _check_stack(spec: LayerSpec, state: State, weights: Sequence[Tensor]) -> No
         if s.dim() != 3 or s.size(0) != layers:
             expected = f"{spec.num_layers} layers * {spec.directions} directions"
             raise RuntimeError(f"{'hc'[n]}0 must have size [{expected}, B, H], got {list(s.shape)}")
-    per_direction = (4 if spec.bias else 2) + spec.info.is_projected
+    per_direction = spec.info.weights(spec.bias)
     if len(weights) != layers * per_direction:
         raise RuntimeError(
             f"weights must be {layers * per_direction} tensors, {per_direction} for each of {spec.num_layers}"
@@ -488,13 +497,3 @@ def _check_cell(x: Tensor, state: State, w_ih: Tensor, w_hh: Tensor) -> None:
             raise RuntimeError(
                 f"hidden{n} has inconsistent hidden_size: got {s.size(1)}, expected {w_hh.size(1)}"
             )
-
-
-def _gru(reset_after: bool) -> str:
-    """The name of the cell."""
-    return "gru" if reset_after else "gru_reset_before"
-
-
-def _check_nonlinearity(nonlinearity: str) -> None:
-    if nonlinearity not in ("tanh", "relu"):
-        raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")

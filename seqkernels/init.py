@@ -25,7 +25,8 @@ def identity_(model: Model, *, gain: float = 1.0, generator: torch.Generator | N
     `torch.nn.init.orthogonal_` on the whole W_hh [G*H, H] would leave every block to stretch some directions
     and shrink others.
 
-    Input weights, and an LSTM's projection, are left as they are.
+    Input weights, and an LSTM's projection, are left as they are. Norms become those of `torch.nn.LayerNorm`
+    again, 1 and 0; the gain then matters by its sign alone, for a norm takes it back.
 
     Args:
         model: A recurrent layer or cell, of seqkernels or torch.nn, or any module that contains some.
@@ -65,6 +66,8 @@ def identity_(model: Model, *, gain: float = 1.0, generator: torch.Generator | N
                 gates = parameter.chunk(len(parameter) // layer.hidden_size)
                 for gate in gates:
                     gate.copy_(_square(gate, len(gates) == 1, gain, generator))
+            elif name.startswith("norm"):
+                parameter.fill_(0 if "bias" in name else 1)
     return model
 
 

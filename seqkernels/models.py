@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["StackedRNN"]
+from .modules import FusedLSTM
+
+__all__ = ["RNNTPredictor", "StackedRNN"]
 
 SKIPS = (None, "residual", "concat")
 
@@ -141,3 +143,116 @@ def _on_data(join: Callable[[bool, Tensor, Tensor], Tensor], last: bool, x: Any,
     if isinstance(output, PackedSequence):
         return output._replace(data=join(last, x.data, output.data))
     return join(last, x, output)
+
+
+class RNNTPredictor(nn.Module):
+    """The prediction network of an RNN transducer, as torchaudio's RNN-T models have it: the same arguments,
+    state_dict, inputs and outputs as `torchaudio.models.rnnt._Predictor`, on fused kernels.
+
+    Symbols are embedded and normalised, go through LSTM layers one after another, each followed by dropout,
+    and are projected and normalised again (Graves 2012, arXiv:1211.3711, with the layer-normalised LSTM of
+    `FusedLSTM(norm="layer-joint")`). With `lstm_layer_norm=False` the layers are plain LSTMs without a second
+    bias.
+
+    Args:
+        num_symbols: Symbols, blank included.
+        output_dim: Features of the output.
+        symbol_embedding_dim: Features of an embedded symbol.
+        num_lstm_layers: L.
+        lstm_hidden_dim: H.
+        lstm_layer_norm: Whether gates and cell states are normalised.
+        lstm_layer_norm_epsilon: What is added to their variances.
+        lstm_dropout: Probability of zeroing an element of a layer's output, while training.
+
+    Shapes:
+        input: Symbols [B, U], integers below `num_symbols`.
+        lengths: [B], returned as it is.
+        state: None for zeros, or for each layer [h, c], each [B, H]: what another call has returned.
+        returns: `(output, lengths, state)`, the output [B, U, output_dim].
+
+    `load_state_dict` takes torchaudio's weights: its names `lstm_layers.0.x2g.weight`, `p2g`, `g_norm` and
+    `c_norm` become those of `FusedLSTM`. What torchaudio calls the bias of `g_norm` (or of `x2g`) is
+    `bias_ih_l0` here; `bias_hh_l0` is zero and not trained.
+
+    Raises:
+        RuntimeError: From `forward`, a `state` that has not one pair for each layer.
+
+    Example:
+        >>> predictor = seqkernels.models.RNNTPredictor(30, 32, 16, 2, 24, lstm_layer_norm=True)
+        >>> symbols, lengths = torch.randint(30, (4, 7)), torch.full((4,), 7)
+        >>> output, lengths, state = predictor(symbols, lengths)
+        >>> output.shape, state[0][0].shape
+        (torch.Size([4, 7, 32]), torch.Size([4, 24]))
+    """
+
+    def __init__(
+        self,
+        num_symbols: int,
+        output_dim: int,
+        symbol_embedding_dim: int,
+        num_lstm_layers: int,
+        lstm_hidden_dim: int,
+        lstm_layer_norm: bool = False,
+        lstm_layer_norm_epsilon: float = 1e-5,
+        lstm_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_symbols, symbol_embedding_dim)
+        self.input_layer_norm = nn.LayerNorm(symbol_embedding_dim)
+        norm: dict[str, Any] = {"norm": "layer-joint", "norm_eps": lstm_layer_norm_epsilon}
+        self.lstm_layers = nn.ModuleList(
+            FusedLSTM(
+                lstm_hidden_dim if layer else symbol_embedding_dim,
+                lstm_hidden_dim,
+                **(norm if lstm_layer_norm else {}),
+            )
+            for layer in range(num_lstm_layers)
+        )
+        for lstm in self.lstm_layers:
+            bias: Any = lstm.bias_hh_l0
+            nn.init.zeros_(bias.requires_grad_(False))
+        self.dropout = nn.Dropout(p=lstm_dropout)
+        self.linear = nn.Linear(lstm_hidden_dim, output_dim)
+        self.output_layer_norm = nn.LayerNorm(output_dim)
+        self.lstm_dropout = lstm_dropout
+        self.register_load_state_dict_pre_hook(_from_torchaudio)
+
+    def forward(
+        self, input: Tensor, lengths: Tensor, state: Sequence[Sequence[Tensor]] | None = None
+    ) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
+        if state is not None and len(state) != len(self.lstm_layers):
+            raise RuntimeError(f"state must have {len(self.lstm_layers)} pairs (h, c), got {len(state)}")
+        x = self.input_layer_norm(self.embedding(input.t()))
+        finals = []
+        for n, lstm in enumerate(self.lstm_layers):
+            hx = None if state is None else tuple(s.unsqueeze(0) for s in state[n])
+            x, final = lstm(x, hx)
+            x = self.dropout(x)
+            finals.append([s.squeeze(0) for s in final])
+        return self.output_layer_norm(self.linear(x)).transpose(0, 1), lengths, finals
+
+
+# What torchaudio calls the weights of a layer.
+_OF_TORCHAUDIO = {
+    "x2g.weight": "weight_ih_l0",
+    "x2g.bias": "bias_ih_l0",
+    "p2g.weight": "weight_hh_l0",
+    "g_norm.weight": "norm_hh_weight_l0",
+    "g_norm.bias": "bias_ih_l0",
+    "c_norm.weight": "norm_c_weight_l0",
+    "c_norm.bias": "norm_c_bias_l0",
+}
+
+
+def _from_torchaudio(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Gives weights that torchaudio has saved the names that they have here."""
+    layers = f"{prefix}lstm_layers."
+    for name in [name for name in state_dict if name.startswith(layers)]:
+        layer, theirs = name.removeprefix(layers).split(".", 1)
+        own = _OF_TORCHAUDIO.get(theirs)
+        if own is None:
+            continue
+        weight = state_dict.pop(name)
+        state_dict[f"{layers}{layer}.{own}"] = weight
+        if own == "bias_ih_l0":
+            state_dict[f"{layers}{layer}.bias_hh_l0"] = torch.zeros_like(weight)

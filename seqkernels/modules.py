@@ -18,10 +18,11 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import is_tensor_like
 
 from . import _C, _tools, dispatch, functional, resets
+from ._options import ForgetBias, Norm, ResetAfter
 from ._torch_compat import WeightsAsAttributes
 from .cells import CELLS, RNN_MODES, WEIGHTS
 from .dispatch import fastpath_allowed
-from .spec import LayerSpec
+from .spec import NORMS, LayerSpec
 
 __all__ = ["FusedGRU", "FusedGRUCell", "FusedLSTM", "FusedLSTMCell", "FusedRNN", "FusedRNNCell"]
 
@@ -140,6 +141,7 @@ class _FusedLayer(_Fused, WeightsAsAttributes):
             self.__dict__.get("_backend", "auto"),  # as `backend`, without the property
             batch_sizes,
             reset_mask,
+            self.__dict__.get("norm_eps", 1e-5),
         )
 
     def _forward(self, input: Any, hx: Any, reset_mask: Tensor | None) -> Any:
@@ -230,64 +232,7 @@ class _FusedLayer(_Fused, WeightsAsAttributes):
         )
 
 
-class _ForgetBias(torch.nn.Module):
-    """The `forget_bias` option of LSTMs; the other bases are a fused class and its namesake in torch.nn."""
-
-    bias: bool
-    _forget_bias = 0.0
-
-    def __init__(self, *args: Any, forget_bias: float = 0.0, **kwargs: Any) -> None:
-        self.__dict__["_forget_bias"] = float(forget_bias)  # before torch's constructor makes the parameters
-        super().__init__(*args, **kwargs)
-        if forget_bias and not self.bias:
-            raise ValueError(f"forget_bias={forget_bias} needs bias=True: there is no bias to add it to")
-
-    def reset_parameters(self) -> None:
-        super().reset_parameters()  # type: ignore[misc]  # of torch.nn's class
-        if self._forget_bias:
-            with torch.no_grad():
-                for name, parameter in self.named_parameters():
-                    if name.startswith("bias_ih"):
-                        parameter.chunk(4)[1].add_(self._forget_bias)
-
-    def extra_repr(self) -> str:
-        shown = super().extra_repr()
-        return f"{shown}, forget_bias={self._forget_bias}" if self._forget_bias else shown
-
-
-class _ResetAfter(torch.nn.Module):
-    """The `reset_after` option of GRUs; the other bases are a fused class and its namesake in torch.nn."""
-
-    _cell = "gru"  # or, in an instance's own dictionary, "gru_reset_before"
-
-    def __init__(self, *args: Any, reset_after: bool = True, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.reset_after = reset_after
-
-    @property
-    def reset_after(self) -> bool:
-        """Whether the reset gate acts on the product with W_hh, as in torch.nn, or on the state before it."""
-        return self._cell == "gru"
-
-    @reset_after.setter
-    def reset_after(self, reset_after: bool) -> None:
-        if not isinstance(reset_after, bool):
-            raise TypeError(f"reset_after must be True or False, got {reset_after!r}")
-        if reset_after:
-            self.__dict__.pop("_cell", None)
-        else:
-            self.__dict__["_cell"] = "gru_reset_before"
-
-    @property
-    def _beyond_torch(self) -> str:
-        return "" if self.reset_after else "reset_after=False"
-
-    def extra_repr(self) -> str:
-        shown = super().extra_repr()
-        return shown if self.reset_after else f"{shown}, reset_after=False"
-
-
-class FusedLSTM(_ForgetBias, _FusedLayer, torch.nn.LSTM):
+class FusedLSTM(ForgetBias, Norm, _FusedLayer, torch.nn.LSTM):
     """`torch.nn.LSTM` on fused kernels: the same arguments, state_dict, inputs, outputs and errors.
 
     Args:
@@ -299,6 +244,22 @@ class FusedLSTM(_ForgetBias, _FusedLayer, torch.nn.LSTM):
             values, so that cells remember from the start: 1 is advised by Jozefowicz, Zaremba, Sutskever, "An
             empirical exploration of recurrent network architectures", ICML 2015, section 2.2. It is part of
             the parameter then; state_dict is torch.nn's. ValueError without a bias.
+        norm: Layer normalisation inside the recurrence; torch.nn has none. With LN(v; w) = w (v - mean v) /
+            sqrt(var v + norm_eps) over all of v, as `torch.nn.LayerNorm`:
+
+            - "layer", of Ba, Kiros, Hinton, "Layer Normalization", 2016, https://arxiv.org/abs/1607.06450,
+              equations 20 to 22, normalises both products, jointly over the gates, and c on its way to h:
+              [i f g o] = LN(W_ih x; w_ih) + b_ih + LN(W_hh h; w_hh) + b_hh,
+              c = sigmoid(f) c + sigmoid(i) tanh(g),  h = sigmoid(o) tanh(LN(c; w_c) + b_c).
+            - "layer-joint", as torchaudio's RNN-T predictor has it (`seqkernels.models.RNNTPredictor`),
+              normalises their sum, and c itself: [i f g o] = LN(W_ih x + W_hh h; w_hh) + b_ih + b_hh,
+              c = LN(sigmoid(f) c + sigmoid(i) tanh(g); w_c) + b_c,  h = sigmoid(o) tanh(c).
+
+            Biases come after norms, so they are the biases of these. Parameters beside torch.nn's are, for
+            each layer and direction, w_ih `norm_ih_weight_l0` ("layer" alone), w_hh `norm_hh_weight_l0`
+            [4H], w_c `norm_c_weight_l0` and b_c `norm_c_bias_l0` [H]. As those of `torch.nn.LayerNorm`,
+            factors begin with 1 and all biases with 0. ValueError for another value, or with proj_size.
+        norm_eps: Added to variances. ValueError if it is negative.
 
     `forward` takes one argument more: `reset_mask`, a bool tensor [T, B] ([B, T] with `batch_first`, [T] for
     unbatched input, the rows of a PackedSequence's data), makes sequences start anew. Where it is true,
@@ -315,20 +276,23 @@ class FusedLSTM(_ForgetBias, _FusedLayer, torch.nn.LSTM):
         (torch.Size([5, 3, 32]), torch.Size([4, 3, 16]))
         >>> done = torch.rand(5, 3) < 0.1  # episodes of reinforcement learning that start at a step
         >>> output, (h_n, c_n) = lstm(torch.randn(5, 3, 8), reset_mask=done)
+        >>> sorted(seqkernels.FusedLSTM(8, 16, norm="layer-joint").state_dict())[2:5]
+        ['norm_c_bias_l0', 'norm_c_weight_l0', 'norm_hh_weight_l0']
     """
 
     _like = torch.nn.LSTM
+    _kind = "lstm"
     _has_cell_state = True
 
     @property
     def _cell(self) -> str:  # type: ignore[override]
-        return "lstm_projected" if self.proj_size > 0 else "lstm"
+        return "lstm_projected" if self.proj_size > 0 else NORMS["lstm"][self.norm]
 
     def forward(self, input: Any, hx: Any = None, *, reset_mask: Tensor | None = None) -> Any:
         return self._forward(input, hx, reset_mask)
 
 
-class FusedGRU(_ResetAfter, _FusedLayer, torch.nn.GRU):
+class FusedGRU(Norm, ResetAfter, _FusedLayer, torch.nn.GRU):
     """`torch.nn.GRU` on fused kernels: the same arguments, state_dict, inputs, outputs and errors.
 
     Args:
@@ -339,6 +303,12 @@ class FusedGRU(_ResetAfter, _FusedLayer, torch.nn.GRU):
             the product, n = tanh(W_in x + b_in + W_hn (r * h) + b_hn): version 3 of the same paper, and what
             Keras (`seqkernels.keras`) and ONNX know by that name and as linear_before_reset=0. Parameters
             and state_dict are the same. May be set at any time. TypeError if it is no bool.
+        norm: None, or "layer": both products of each gate are normalised, r and z together and n by itself,
+            by equations in the supplement of Ba, Kiros, Hinton 2016, https://arxiv.org/abs/1607.06450:
+            [r z] = sigmoid(LN(W_i[rz] x; w_ih) + b_i[rz] + LN(W_h[rz] h; w_hh) + b_h[rz]),
+            n = tanh(LN(W_in x; w_ih) + b_in + r (LN(W_hn h; w_hh) + b_hn)). Parameters beside torch.nn's are
+            `norm_ih_weight_l0` and `norm_hh_weight_l0` [3H]. See `FusedLSTM`. Not with reset_after=False.
+        norm_eps: As for `FusedLSTM`.
 
     Example:
         >>> output, h_n = seqkernels.FusedGRU(8, 16)(torch.randn(5, 3, 8))
@@ -349,6 +319,7 @@ class FusedGRU(_ResetAfter, _FusedLayer, torch.nn.GRU):
     """
 
     _like = torch.nn.GRU
+    _kind = "gru"
 
     def forward(self, input: Any, hx: Any = None, *, reset_mask: Tensor | None = None) -> Any:
         return self._forward(input, hx, reset_mask)
@@ -424,7 +395,7 @@ class _FusedCell(_Fused):
         return final if has_cell_state else final[0]
 
 
-class FusedLSTMCell(_ForgetBias, _FusedCell, torch.nn.LSTMCell):
+class FusedLSTMCell(ForgetBias, _FusedCell, torch.nn.LSTMCell):
     """`torch.nn.LSTMCell` on fused kernels: the same arguments, state_dict, inputs, outputs and errors.
 
     Args:
@@ -443,7 +414,7 @@ class FusedLSTMCell(_ForgetBias, _FusedCell, torch.nn.LSTMCell):
         return self._forward("lstm", input, hx)
 
 
-class FusedGRUCell(_ResetAfter, _FusedCell, torch.nn.GRUCell):
+class FusedGRUCell(ResetAfter, _FusedCell, torch.nn.GRUCell):
     """`torch.nn.GRUCell` on fused kernels: the same arguments, state_dict, inputs, outputs and errors.
 
     Args:

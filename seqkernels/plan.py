@@ -234,7 +234,10 @@ def spec_of(module: torch.nn.Module) -> LayerSpec:
     """The options of a layer or cell, of torch.nn too."""
     backend = str(getattr(module, "backend", "auto"))
     for kinds, cell in (
-        ((torch.nn.LSTM, torch.nn.LSTMCell), "lstm_projected" if getattr(module, "proj_size", 0) else "lstm"),
+        (
+            (torch.nn.LSTM, torch.nn.LSTMCell),
+            getattr(module, "_cell", "lstm_projected" if getattr(module, "proj_size", 0) else "lstm"),
+        ),
         ((torch.nn.GRU, torch.nn.GRUCell), getattr(module, "_cell", "gru")),
         ((torch.nn.RNN,), RNN_MODES.get(getattr(module, "mode", ""), "")),
         ((torch.nn.RNNCell,), f"rnn_{getattr(module, 'nonlinearity', None)}"),
@@ -247,7 +250,7 @@ def spec_of(module: torch.nn.Module) -> LayerSpec:
             return LayerSpec(cell, bias=bool(module.bias), backend=backend)
         m = module
         options = (m.num_layers, m.bias, m.bidirectional, m.batch_first, m.dropout, m.training)
-        return LayerSpec(cell, *options, backend)
+        return LayerSpec(cell, *options, backend, norm_eps=getattr(module, "norm_eps", 1e-5))
     raise TypeError(f"explain takes a recurrent layer or cell, got {type(module).__name__}")
 
 

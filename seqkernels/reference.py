@@ -21,7 +21,9 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import layer_norm, linear
+
+from .cells import CELLS
 
 Step = Callable[..., tuple[Tensor, ...]]
 
@@ -82,6 +84,75 @@ def gru_reset_before_step(
     return ((1 - z) * n + z * h,)
 
 
+def lstm_layer_norm_step(
+    input_gates: Tensor,  # [B, 4H], LN(x W_ihᵀ) + b_ih
+    h: Tensor,  # [B, H]
+    c: Tensor,  # [B, H]
+    w_hh: Tensor,  # [4H, H]
+    b_hh: Tensor | None,  # [4H]
+    norm_hh: Tensor,  # [4H]
+    norm_c: Tensor,  # [H]
+    norm_c_bias: Tensor,  # [H]
+    *,
+    norm_eps: float,
+) -> tuple[Tensor, Tensor]:
+    """One step of the layer-normalised LSTM: Ba, Kiros, Hinton 2016, https://arxiv.org/abs/1607.06450."""
+    hidden_gates = _normalized(linear(h, w_hh), norm_hh, b_hh, norm_eps)
+    i, f, g, o = (input_gates + hidden_gates).chunk(4, dim=-1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * _normalized(c, norm_c, norm_c_bias, norm_eps).tanh(), c
+
+
+def lstm_layer_norm_joint_step(
+    input_gates: Tensor,  # [B, 4H], x W_ihᵀ
+    h: Tensor,  # [B, H]
+    c: Tensor,  # [B, H]
+    w_hh: Tensor,  # [4H, H]
+    bias: Tensor | None,  # [4H], b_ih + b_hh
+    norm_hh: Tensor,  # [4H]
+    norm_c: Tensor,  # [H]
+    norm_c_bias: Tensor,  # [H]
+    *,
+    norm_eps: float,
+) -> tuple[Tensor, Tensor]:
+    """One step of the LSTM of torchaudio's RNN-T predictor: the sum of both sides is normalised, and c."""
+    gates = _normalized(input_gates + linear(h, w_hh), norm_hh, bias, norm_eps)
+    i, f, g, o = gates.chunk(4, dim=-1)
+    c = _normalized(f.sigmoid() * c + i.sigmoid() * g.tanh(), norm_c, norm_c_bias, norm_eps)
+    return o.sigmoid() * c.tanh(), c
+
+
+def gru_layer_norm_step(
+    input_gates: Tensor,  # [B, 3H], LN(x W_ihᵀ) + b_ih, of r and z together and of n
+    h: Tensor,  # [B, H]
+    w_hh: Tensor,  # [3H, H]
+    b_hh: Tensor | None,  # [3H]
+    norm_hh: Tensor,  # [3H]
+    *,
+    norm_eps: float,
+) -> tuple[Tensor]:
+    """One step of the layer-normalised GRU, from the supplement of the same paper."""
+    hidden_gates = _normalized_gru_gates(linear(h, w_hh), norm_hh, b_hh, norm_eps)
+    x_r, x_z, x_n = input_gates.chunk(3, dim=-1)
+    h_r, h_z, h_n = hidden_gates.chunk(3, dim=-1)
+    r = (x_r + h_r).sigmoid()
+    z = (x_z + h_z).sigmoid()
+    n = (x_n + r * h_n).tanh()
+    return ((1 - z) * n + z * h,)
+
+
+def _normalized(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    return layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+def _normalized_gru_gates(gates: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """r and z together, and n."""
+    n = gates.size(-1) // 3 * 2  # where its part begins
+    of_rz, of_n = (None, None) if bias is None else (bias[:n], bias[n:])
+    rz = _normalized(gates[..., :n], weight[:n], of_rz, eps)
+    return torch.cat([rz, _normalized(gates[..., n:], weight[n:], of_n, eps)], dim=-1)
+
+
 def rnn_step(
     input_gates: Tensor,  # [B, H], x W_ihᵀ + b_ih
     h: Tensor,  # [B, H]
@@ -98,11 +169,16 @@ def rnn_step(
 STEPS: dict[str, Step] = {
     "lstm": lstm_step,
     "lstm_projected": lstm_step,
+    "lstm_layer_norm": lstm_layer_norm_step,
+    "lstm_layer_norm_joint": lstm_layer_norm_joint_step,
     "gru": gru_step,
     "gru_reset_before": gru_reset_before_step,
+    "gru_layer_norm": gru_layer_norm_step,
     "rnn_tanh": partial(rnn_step, activation=torch.tanh),
     "rnn_relu": partial(rnn_step, activation=torch.relu),
 }
+# How the cells that normalise x W_ihᵀ do so.
+INPUT_NORMS = {"lstm_layer_norm": _normalized, "gru_layer_norm": _normalized_gru_gates}
 
 
 def layer(
@@ -111,11 +187,14 @@ def layer(
     states: Sequence[Tensor],
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None = None,
+    norm_eps: float = 1e-5,
 ) -> tuple[Tensor, ...]:
     """One layer of a cell, all its directions: `(output, *final_states)`.
 
     Of an LSTM, a projection is recognised by its fifth (without biases: third) weight per direction, `w_hr`
-    [P, H]; `h0`, `h_n` and each direction of `output` then have P features instead of H.
+    [P, H]; `h0`, `h_n` and each direction of `output` then have P features instead of H. Normalised cells
+    have `norm_ih` and `norm_hh` [G*H] there (of "lstm_layer_norm_joint" `norm_hh` alone), LSTMs then `norm_c`
+    and `norm_c_bias` [H].
 
     Example:
         >>> x, h0 = torch.randn(5, 3, 8), torch.zeros(1, 3, 16)
@@ -124,34 +203,50 @@ def layer(
         >>> output.shape
         torch.Size([5, 3, 16])
     """
-    output, finals = _layer(STEPS[cell], x, tuple(states), weights, batch_sizes)
+    output, finals = _layer(cell, x, tuple(states), weights, batch_sizes, norm_eps)
     return output, *finals
 
 
 def _layer(
-    step: Step,
+    cell: str,
     x: Tensor,
     state0: tuple[Tensor, ...],  # each [D, B, H]
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
+    norm_eps: float = 1e-5,
+    step: Step | None = None,  # instead of the cell's
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run `step` over the sequence in every direction; the output and the final state."""
-    dtype = x.dtype
+    """Run the steps of the sequence in every direction; the output and the final state."""
+    info, dtype = CELLS[cell], x.dtype
+    step = step or STEPS[cell]
+    if info.is_normalized:
+        step = partial(step, norm_eps=norm_eps)
     if dtype in _NARROW:
         x, *rest = _widen(x, *state0, *weights)
         state0, weights = tuple(rest[: len(state0)]), rest[len(state0) :]
 
     directions = state0[0].size(0)
     per_direction = len(weights) // directions
+    has_biases = per_direction == info.weights(True)
     steps = None if batch_sizes is None else batch_sizes.tolist()
     outputs, finals = [], []
     for d in range(directions):
-        w_ih, w_hh, *rest = weights[d * per_direction : (d + 1) * per_direction]
-        bias, projection = rest[:2] if len(rest) > 1 else (None, None), rest[len(rest) // 2 * 2 :]
-        input_gates = linear(x, w_ih, bias[0])
+        w_ih, w_hh, *extra = weights[d * per_direction : (d + 1) * per_direction]
+        b_ih: Tensor | None = None
+        b_hh: Tensor | None = None
+        if has_biases:
+            b_ih, b_hh, *extra = extra
+        if cell in INPUT_NORMS:
+            norm_ih, *extra = extra
+            input_gates = INPUT_NORMS[cell](linear(x, w_ih), norm_ih, b_ih, norm_eps)
+        elif cell == "lstm_layer_norm_joint":  # whose biases come after the norm of the sum
+            input_gates = linear(x, w_ih)
+            b_hh = b_hh if b_ih is None or b_hh is None else b_ih + b_hh
+        else:
+            input_gates = linear(x, w_ih, b_ih)
         inputs = input_gates.unbind(0) if steps is None else input_gates.split(steps)
         output, final = _scan(
-            lambda gates, *state: step(gates, *state, w_hh, bias[1], *projection),  # noqa: B023
+            partial(_step_with, step, (w_hh, b_hh, *extra)),
             inputs,
             tuple(s[d] for s in state0),
             dtype,
@@ -165,6 +260,10 @@ def _layer(
     if steps is None:
         output = output.view(x.size(0), state0[0].size(1), output.size(-1))
     return _to(output, dtype), tuple(_to(torch.stack(f), dtype) for f in zip(*finals, strict=True))
+
+
+def _step_with(step: Step, weights: Sequence[Tensor | None], *given: Tensor) -> tuple[Tensor, ...]:
+    return step(*given, *weights)
 
 
 def _scan(

@@ -15,7 +15,9 @@ from seqkernels import reference
 from seqkernels.cells import CELLS as REGISTRY
 
 CELLS = tuple(REGISTRY)
-CUDA_CELLS = tuple(name for name, cell in REGISTRY.items() if not cell.is_projected)  # that have CUDA kernels
+CUDA_CELLS = tuple(  # that have CUDA kernels
+    name for name, cell in REGISTRY.items() if not (cell.is_projected or cell.is_normalized)
+)
 FLOAT64 = {"dtype": torch.float64}
 FINALS = {name: ("h_n", "c_n")[: cell.states] for name, cell in REGISTRY.items()}
 
@@ -40,6 +42,7 @@ class Problem:
     device: torch.device | str = "cpu"
     seed: int = 0
     proj_size: int = 0  # of a cell with a projection; 0: two thirds of the hidden units
+    norm_eps: float = 1e-3  # of a normalised cell; so large that few units are no ill-conditioned problem
 
     x: Tensor = field(init=False)  # [T, B, I], packed [rows, I]
     states: list[Tensor] = field(init=False)  # h0 [D, B, P] or h0, c0 [D, B, H]
@@ -57,7 +60,7 @@ class Problem:
             return values.to(self.dtype).to(self.device)
 
         d, h, gates = self.directions, self.hidden_size, REGISTRY[self.cell].gates * self.hidden_size
-        is_projected, p = REGISTRY[self.cell].is_projected, self.output_size
+        p = self.output_size
         x = random(self.seq_len, self.batch, self.input_size)
         if self.lengths is not None:
             packed = pack_padded_sequence(x, torch.tensor(self.lengths))
@@ -65,7 +68,8 @@ class Problem:
         self.x = x
         self.states = [random(d, self.batch, n) for n in self.state_sizes]
         shapes = [(gates, self.input_size), (gates, p)] + [(gates,), (gates,)] * self.bias
-        shapes += [(p, h)] * is_projected
+        extra = {"w_hr": (p, h), "norm_c": (h,), "norm_c_bias": (h,)}
+        shapes += [extra.get(name, (gates,)) for name in REGISTRY[self.cell].extra_weights]
         # torch.nn's own deviation, or less for an input that would saturate gates: a step's gain is below 1.
         fans = [max(h, self.input_size)] + [h] * (len(shapes) - 1)
         self.weights = [
@@ -73,6 +77,10 @@ class Problem:
             for _ in range(d)
             for shape, fan in zip(shapes, fans, strict=True)
         ]
+        # Norms leave gates of the size of their factors, which must not saturate either.
+        for i, name in enumerate(self.names[1 + len(self.states) :]):
+            if name.startswith(("norm_ih", "norm_hh", "norm_c[")):
+                self.weights[i] = self.weights[i] + 0.5
         self.grads = [random(*x.shape[:-1], d * p), *(random(d, self.batch, n) for n in self.state_sizes)]
 
     @property
@@ -96,7 +104,7 @@ class Problem:
     def names(self) -> list[str]:
         """Of `inputs`."""
         own = ["w_ih", "w_hh", "b_ih", "b_hh"][: 4 if self.bias else 2]
-        own += ["w_hr"] * REGISTRY[self.cell].is_projected
+        own += REGISTRY[self.cell].extra_weights
         weights = [f"{name}[{d}]" for d in range(self.directions) for name in own]
         return ["x", *["h0", "c0"][: len(self.states)], *weights]
 
@@ -104,10 +112,16 @@ class Problem:
     def finals(self) -> tuple[str, ...]:
         return FINALS[self.cell]
 
+    @property
+    def options(self) -> tuple[Any, ...]:
+        """Of the ops, in their order."""
+        eps = (self.norm_eps,) if REGISTRY[self.cell].is_normalized else ()
+        return (self.batch_sizes, *eps)
+
     def arguments(self, save_for_backward: bool | None = None) -> tuple:
         """Of the forward op."""
         save = () if save_for_backward is None else (save_for_backward,)
-        return (self.x, *self.states, self.weights, self.batch_sizes, *save)
+        return (self.x, *self.states, self.weights, *self.options, *save)
 
     def forward(self, save_for_backward: bool | None = None) -> tuple[Tensor, ...]:
         return getattr(torch.ops.seqkernels, self.cell)(*self.arguments(save_for_backward))
@@ -143,11 +157,13 @@ class Problem:
         n = 1 + len(self.states)
         x, states, weights = inputs[0], inputs[1:n], inputs[n:]
         with torch.enable_grad():
-            results = reference.layer(self.cell, x, states, weights, self.batch_sizes)
+            results = reference.layer(self.cell, x, states, weights, *self.options)
             derived = results
             if self.cell == "rnn_relu" and kinks is not None:
                 step = self._relu_step(kinks.detach().cpu())
-                output, (h_n,) = reference._layer(step, x, tuple(states), weights, self.batch_sizes)
+                output, (h_n,) = reference._layer(
+                    self.cell, x, tuple(states), weights, self.batch_sizes, step=step
+                )
                 derived = (output, h_n)
             pairs = [(r, g.cpu().double()) for r, g in zip(derived, self.grads, strict=True) if g is not None]
             pairs = [(r, g) for r, g in pairs if r.requires_grad]
@@ -213,4 +229,4 @@ def of_inputs(problem: Problem) -> Callable[..., tuple[Tensor, ...]]:
     """The forward op as a function of `problem.inputs`, one by one."""
     n = 1 + len(problem.states)
     op = getattr(torch.ops.seqkernels, problem.cell)
-    return lambda *t: op(*t[:n], list(t[n:]), problem.batch_sizes)[:n]
+    return lambda *t: op(*t[:n], list(t[n:]), *problem.options)[:n]

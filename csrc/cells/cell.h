@@ -23,6 +23,15 @@
 //
 // The first stage multiplies h_prev, each later one the operand that the stage before it has made.
 //
+// Layer normalisation (Ba, Kiros, Hinton, "Layer Normalization", 2016, arXiv:1607.06450) is the loops' part, before the
+// pointwise one. With LN(v; w) = w (v - mean v) / sqrt(var v + eps):
+//   kNorm              Norm::kSides: input_gates = LN(x W_ih^T; w_ih) + b_ih and hidden_gates = LN(h_prev W_hh^T; w_hh) + b_hh;
+//                      Norm::kSum: hidden_gates = LN(x W_ih^T + h_prev W_hh^T; w_hh) + b_hh and input_gates = b_ih
+//   kNormGroups        so many parts of the gates have a mean and variance of their own; norm_group(gate): which one a gate
+//                      belongs to
+//   kNormalizesCell    whether the last stage has no product: its one gate is LN(c; w_c) + b_c, of the c that the stage before it
+//                      has left, which its `prev` has too
+//
 // forward:   input_gates = x W_ih^T + b_ih and hidden_gates = operand W_hh^T + b_hh, both in the order of the weights; those
 //            of other stages are undefined. The result is the new state, or of any stage but the last one, in its h, the
 //            operand of the next. `operand` makes that once more from what was saved.
@@ -46,13 +55,24 @@ struct State {
   V c;  // unused where the cell has no cell state
 };
 
+// What is normalised.
+enum class Norm { kNone, kSides, kSum };
+
+// What a cell says of normalisation that has none.
+struct NotNormalized {
+  static constexpr Norm kNorm = Norm::kNone;
+  static constexpr int kNormGroups = 0;
+  static constexpr bool kNormalizesCell = false;
+  SEQKERNELS_INLINE static constexpr int norm_group(int) { return 0; }
+};
+
 // Says which stage a function is of.
 template <int stage>
 struct Stage {};
 
 // What a cell of one stage says of it.
 template <int gates, int saved>
-struct OneStage {
+struct OneStage : NotNormalized {
   static constexpr int kGates = gates, kSaved = saved;
   static constexpr int kStages = 1, kStageGates[] = {gates}, kStageSaved[] = {saved}, kCarried = 0;
   static constexpr bool kIsProjected = false;
@@ -71,6 +91,13 @@ template <class Cell>
 constexpr bool is_projection(int stage) {
   return Cell::kIsProjected && stage == Cell::kStages - 1;
 }
+template <class Cell>
+constexpr bool is_norm(int stage) {
+  return Cell::kNormalizesCell && stage == Cell::kStages - 1;
+}
+// Stages whose gates have a product with x.
+template <class Cell>
+constexpr int kInputStages = Cell::kStages - Cell::kIsProjected - Cell::kNormalizesCell;
 // Whether a stage has units of h, and of c.
 template <class Cell>
 constexpr bool has_h(int stage) {
@@ -80,5 +107,18 @@ template <class Cell>
 constexpr bool has_c(int stage) {
   return Cell::kHasCellState && !is_projection<Cell>(stage);
 }
+
+// What loops save of a normalised cell, in place of what it saves: of each unit the values of zero mean and unit variance, of
+// which they make its gates once more and run its forward again; of each row 1 / sqrt(var + eps) of every group. Both are of the
+// input side where that is normalised, then of the hidden side or the sum, then of c.
+template <class Cell>
+constexpr int kNormSides = Cell::kNorm == Norm::kSides ? 2
+                           : Cell::kNorm == Norm::kSum ? 1
+                                                       : 0;
+template <class Cell>
+constexpr int kReserved =
+    Cell::kNorm == Norm::kNone ? Cell::kSaved : kNormSides<Cell> * Cell::kGates + Cell::kNormalizesCell;
+template <class Cell>
+constexpr int kNormsOfRow = kNormSides<Cell> * Cell::kNormGroups + Cell::kNormalizesCell;
 
 }  // namespace seqkernels::cells

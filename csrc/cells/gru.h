@@ -43,4 +43,13 @@ struct Gru : OneStage<3, 4> {
   }
 };
 
+// With layer normalisation on both sides of each gate: r and z share a mean and variance, n has its own, as in the equations
+// of the supplement of Ba, Kiros, Hinton, "Layer Normalization", 2016 (arXiv:1607.06450).
+struct GruLayerNorm : Gru {
+  static constexpr const char* kName = "gru_layer_norm";
+  static constexpr Norm kNorm = Norm::kSides;
+  static constexpr int kNormGroups = 2;
+  SEQKERNELS_INLINE static constexpr int norm_group(int gate) { return gate / 2; }
+};
+
 }  // namespace seqkernels::cells

@@ -11,7 +11,7 @@
 
 namespace seqkernels::cells {
 
-struct GruResetBefore {
+struct GruResetBefore : NotNormalized {
   static constexpr const char* kName = "gru_reset_before";
   // The first stage makes r and z, the second one n. Saved are [z, r | n]: the second stage reads z.
   static constexpr int kGates = 3, kSaved = 3, kDgates = 3;

@@ -4,6 +4,7 @@
 #include "gru.h"
 #include "gru_reset_before.h"
 #include "lstm.h"
+#include "lstm_layer_norm.h"
 #include "rnn.h"
 
 namespace seqkernels::cells {
@@ -19,6 +20,7 @@ template <class A>
 constexpr bool kIsSame<A, A> = true;
 
 // The build reads this line: it compiles cuda/cell.cu once for each name.
-using Registry = CellList<Lstm, LstmProjected, Gru, GruResetBefore, RnnTanh, RnnRelu>;
+using Registry = CellList<Lstm, LstmProjected, LstmLayerNorm, LstmLayerNormJoint, Gru, GruResetBefore, GruLayerNorm,
+                          RnnTanh, RnnRelu>;
 
 }  // namespace seqkernels::cells

@@ -4,13 +4,15 @@
 //   1. step by step and stage by stage, the last one first, the cell turns dh and dc into dgates; then the gradient of the
 //      stage's operand is dgates W_hh, which for the first stage adds to dh_prev;
 //   2. dW += dgates^T [x | operands], db += sum of dgates, dx = dgates W_ih for all rows of the chunk.
-// Memory of dgates is that of a chunk, whatever the length of the sequence. The products of 2 are in backward_products-inl.h.
+// Memory of dgates is that of a chunk, whatever the length of the sequence. The cell is in backward_cell-inl.h, normalisation in
+// backward_norm-inl.h, the products of 2 in backward_products-inl.h.
 //
 // Type parameters: Cell is one of cells/*.h, S the storage type of tensors, F the format of operands
 // (gemm/formats-inl.h). In the class T = Compute<S> is the type of sums and states, V a vector of them, E = F::Element
 // the type of operands where they lie.
 #pragma once
 #include "gemm/packing-inl.h"
+#include "norm-inl.h"
 #include "sequence-inl.h"
 
 namespace seqkernels::SEQKERNELS_ISA {
@@ -21,7 +23,13 @@ class BackwardLoop {
   using E = typename F::Element;
   using V = Vec<T>;
   static constexpr int kGates = Cell::kGates, kDgates = Cell::kDgates, kLanes = V::kLanes;
-  static constexpr int kStages = Cell::kStages, kSides = 1 + kStages;
+  static constexpr int kStages = Cell::kStages, kProducts = kStages - Cell::kNormalizesCell, kSides = 1 + kProducts;
+  // What is normalised: the input side, the hidden side or the sum of both, c. The first two follow each other in blocks of
+  // dgates of their own, which hold the gradients of what products have made.
+  static constexpr bool kNormalizes = Cell::kNorm != cells::Norm::kNone;
+  static constexpr int kNormSides = cells::kNormSides<Cell>, kNorms = kNormSides + Cell::kNormalizesCell;
+  static constexpr int kHiddenNormSide = kNormSides - 1, kGroups = Cell::kNormGroups;
+  static constexpr int kAllDgates = kDgates + kNormSides * kGates, kReserved = cells::kReserved<Cell>;
   static_assert(kStages == 1 || kDgates == cells::first_gate<Cell>(kStages), "a stage writes its own gates' dgates");
   static_assert(!Cell::kIsProjected || kStages == 2, "what is left of dh has no other place than grad_operand");
   static constexpr int kTileRows = max_rows_in_parts<F>(kPanelVectors);
@@ -43,7 +51,8 @@ class BackwardLoop {
     int64_t units, columns;
     int first_gate, gates;
     int dgates[kGates];  // the block of each of its gates
-    int first_dgate;     // the lowest of them
+    int biases[kGates];  // and that whose sums are the gradients of its biases
+    int first_dgate;     // the lowest block of a gate
     Panels<T> panels() const { return {columns}; }
     // Whether its weight is read where it lies: it must not be widened, and whole vectors must end where rows do.
     bool in_place(int64_t rows) const { return rows <= kSmallM && !kMixedPrecision && columns % kLanes == 0; }
@@ -51,16 +60,22 @@ class BackwardLoop {
 
   // Scratch of one direction.
   struct Buffers {
-    T* w[kSides];        // panels of [packs of a side][panel width], rows in the order of dgates
-    T* operand[kSides];  // x, h_prev and what stages make, of the chunk: panels of [packs of chunk rows][panel width]
-    T* grad_w[kSides];   // [gates units, columns], only where S is not T and chunks add up
-    T* grad_b[kSides];   // [gates units], only where S is not T
-    E* dgates;           // [chunk rows][dgates_stride], each gate in a block of whole packs
-    T* dh;               // [B][outputs_padded]
-    T* dc;               // [B][padded]
-    T* grad_operand;     // [B][padded], of a stage's operand
-    S* operand_row;      // [threads][padded], one row of it
-    T* grad_x;           // [R, I]: the second direction's share
+    T* w[kSides];          // panels of [packs of a side][panel width], rows in the order of dgates
+    T* operand[kSides];    // x, h_prev and what stages make, of the chunk: panels of [packs of chunk rows][panel width]
+    T* grad_w[kSides];     // [gates units, columns], only where S is not T and chunks add up
+    T* grad_b[kSides];     // [gates units], only where S is not T
+    E* dgates;             // [chunk rows][dgates_stride], each gate in a block of whole packs
+    T* dh;                 // [B][outputs_padded]
+    T* dc;                 // [B][padded]
+    T* grad_operand;       // [B][padded], of a stage's operand
+    S* operand_row;        // [threads][padded], one row of it
+    T* grad_x;             // [R, I]: the second direction's share
+    T* norms[kNorms + 1];  // [gates][padded], the factors
+    T* norm_biases[kNorms + 1];          // likewise
+    T* input_biases;                     // [gates][padded], of Norm::kSum
+    T* grad_norms[kNorms + 1];           // [gates H] as grad_b; of the last one also its bias
+    T* grad_norm_bias;                   // [H], of c
+    NormSums<T>* norm_sums[kNorms + 1];  // [unit parts][B][groups]
   };
 
  public:
@@ -71,7 +86,7 @@ class BackwardLoop {
         rows_(shape_.offsets[shape_.seq_len]),
         block_(packs<F>(max(size_.hidden, size_.outputs)) * F::kPack),
         chunk_rows_(chunk_capacity(shape_, kChunkRows)),
-        dgates_stride_(row_stride<F>(kDgates * block_)) {
+        dgates_stride_(row_stride<F>(kAllDgates * block_)) {
     Arena arena(workspace);
     const int64_t batch = shape_.batch;
     for (int d = 0; d < shape_.directions; ++d) {
@@ -93,6 +108,7 @@ class BackwardLoop {
       buffers.grad_operand = arena.take<T>(kStages > 1 ? batch * size_.padded : 0);
       buffers.operand_row = arena.take<S>(kStages > 1 ? p_.threads * size_.padded : 0);
       buffers.grad_x = arena.take<T>(d > 0 && p_.grad_x ? rows_ * size_.inputs : 0);
+      if constexpr (kNormalizes) take_norms(arena, d);
     }
     workspace_ = arena.used();
   }
@@ -103,11 +119,16 @@ class BackwardLoop {
     const FlushDenormals flush;
     [[maybe_unused]] const typename F::Setup setup;
     for_directions(shape_, member, [&](int d, int rank, int size) {
-      StageProduct<F> products[kStages];
-      for (int i = 0; i < kStages; ++i)
-        products[i] = {sides_[d][1 + i].panels().count(), kPanelVectors, packs_of(sides_[d][1 + i]),
-                       kStages == 1 ? kDgates : Cell::kStageGates[i]};
-      run_direction({d, rank, size, choose_split(size, shape_.batch, products)}, member.size);
+      SplitRequest products[kProducts];
+      for (int i = 0; i < kProducts; ++i)
+        products[i] = {size,
+                       shape_.batch,
+                       sides_[d][1 + i].panels().count(),
+                       kPanelVectors,
+                       packs_of(sides_[d][1 + i]),
+                       kProducts == 1 ? kDgates : Cell::kStageGates[i],
+                       1 + kNormalizes + Cell::kNormalizesCell};
+      run_direction({d, rank, size, choose_split<F>(products)}, member.size);
     });
     if (shape_.directions > 1 && p_.grad_x) {
       barrier_wait(p_.team, everybody(), member.size);
@@ -119,28 +140,30 @@ class BackwardLoop {
   Side side_of(int direction, int s) const {
     const Weights& weights = p_.weights[direction];
     const WeightGrads& grads = p_.grads[direction];
-    Side side{weights.w_ih, grads.w_ih, grads.b_ih, size_.hidden, size_.inputs, 0, kGates, {}, kDgates};
-    if (s > 0) {
-      const int stage = s - 1, first = cells::first_gate<Cell>(stage), gates = Cell::kStageGates[stage];
-      const auto from = [&](auto* p, int64_t columns) {
-        return p ? p + first * size_.hidden * columns * int64_t(sizeof(S)) : nullptr;
+    const auto side_with = [&](WeightKind kind, WeightKind bias, int stage, int64_t columns) {
+      const bool is_projection = cells::is_projection<Cell>(stage);
+      const int first = s == 0 ? 0 : cells::first_gate<Cell>(stage), first_row = is_projection ? 0 : first;
+      const auto from = [&](auto* p, int64_t width) {
+        return p ? p + first_row * size_.hidden * width * int64_t(sizeof(S)) : nullptr;
       };
-      const int64_t units = size_.units(stage), columns = size_.operands(stage);
-      if (cells::is_projection<Cell>(stage))
-        side = {weights.w_hr, grads.w_hr, nullptr, units, columns, first, gates, {}, kDgates};
-      else
-        side = {from(weights.w_hh, columns),
-                from(grads.w_hh, columns),
-                from(grads.b_hh, 1),
-                units,
-                columns,
-                first,
-                gates,
-                {},
-                kDgates};
-    }
+      return Side{from(weights[kind], columns),
+                  from(grads[kind], columns),
+                  is_projection ? nullptr : from(grads[bias], 1),
+                  size_.units(stage),
+                  columns,
+                  first,
+                  s == 0 ? kGates : Cell::kStageGates[stage],
+                  {},
+                  {},
+                  kAllDgates};
+    };
+    Side side = s == 0 ? side_with(kInputWeight, kInputBias, 0, size_.inputs)
+                       : side_with(cells::is_projection<Cell>(s - 1) ? kProjection : kHiddenWeight, kHiddenBias, s - 1,
+                                   size_.operands(s - 1));
+    const int own_blocks = kDgates + (s == 0 ? 0 : kHiddenNormSide) * kGates;  // where it is normalised
     for (int g = 0; g < side.gates; ++g) {
-      side.dgates[g] = s == 0 ? Cell::input_dgate(g) : Cell::hidden_dgate(side.first_gate + g);
+      side.biases[g] = s == 0 ? Cell::input_dgate(g) : Cell::hidden_dgate(side.first_gate + g);
+      side.dgates[g] = kNormalizes ? own_blocks + g : side.biases[g];
       side.first_dgate = int(min(side.first_dgate, side.dgates[g]));
     }
     return side;
@@ -174,19 +197,28 @@ class BackwardLoop {
       const Chunk chunk = next_chunk(steps, begin, chunk_rows_, true);
       pack_operands(slice, steps, chunk);
       barrier_wait(p_.team, all, slice.size);
+      const auto wait_for_group = [&] { barrier_wait(p_.team, group, slice.split.unit_parts); };
       if (slice.recurs())
         for (int64_t i = chunk.begin; i < chunk.end; ++i) {
           const int64_t t = steps.time(steps.count() - 1 - i);
           for_indices<kStages>([&](auto index) {
             constexpr int stage = kStages - 1 - index.value;
-            pointwise_step<stage>(slice, steps, chunk, t);
-            barrier_wait(p_.team, group, slice.split.unit_parts);
-            if (stage > 0 || i + 1 < steps.count() || p_.grad_h0) operand_gradient<stage>(slice, steps, chunk, t);
+            if constexpr (kNormalizes)
+              normalized_step<stage>(slice, steps, chunk, t, wait_for_group);
+            else
+              pointwise_step<stage>(slice, steps, chunk, t);
+            if constexpr (!cells::is_norm<Cell>(stage)) {
+              wait_for_group();
+              if (stage > 0 || i + 1 < steps.count() || p_.grad_h0) operand_gradient<stage>(slice, steps, chunk, t);
+            }
           });
         }
       barrier_wait(p_.team, all, slice.size);
-      for_indices<kStages>([&](auto stage) { weight_gradients<stage.value>(slice, chunk); });
-      for (int s = 0; s < kSides; ++s) bias_gradient(slice, chunk, s);
+      for_indices<kProducts>([&](auto stage) { weight_gradients<stage.value>(slice, chunk); });
+      if constexpr (kNormalizes)
+        norm_weight_gradients(slice, chunk);
+      else
+        for (int s = 0; s < kSides; ++s) bias_gradient(slice, chunk, s);
       input_gradient(slice, chunk);
       barrier_wait(p_.team, all, slice.size);
       begin = chunk.end;
@@ -209,6 +241,7 @@ class BackwardLoop {
       for (int g = 0; g < side.gates && slice.rank == 0; ++g)
         pack_zeros(k_padding(side, g), side.panels(), packs_of(side), packed);
     }
+    if constexpr (kNormalizes) pack_norms(slice);
   }
 
   // The row of W for gate g of unit u.
@@ -246,7 +279,7 @@ class BackwardLoop {
     const Range rows = share(chunk_rows_, slice.rank, slice.size);
     const int64_t fewest = min(size_.hidden, size_.outputs);
     for (int64_t row = rows.begin; row < rows.end && block_ > fewest; ++row)
-      for (int g = 0; g < kDgates; ++g)
+      for (int g = 0; g < kAllDgates; ++g)
         for (int64_t u = fewest; u < block_; ++u) buffers.dgates[row * dgates_stride_ + g * block_ + u] = E{};
     if (rows_ > 0) return;
     // Without rows, no product writes the gradients of weights.
@@ -255,6 +288,8 @@ class BackwardLoop {
       if (side.grad) zero(buffers.grad_w[s], side.gates * side.units * side.columns);
       if (side.bias_grad) zero(buffers.grad_b[s], side.gates * side.units);
     }
+    if constexpr (kNormalizes)
+      if (slice.rank == 0) for_norm_gradients(slice.direction, [](T* grad, char*, int64_t n) { zero(grad, n); });
     barrier_wait(p_.team, direction_barrier(slice.direction), slice.size);
   }
 
@@ -280,6 +315,8 @@ class BackwardLoop {
           narrow_all(slice, buffers.grad_w[s], side.grad, side.gates * side.units * side.columns);
         if (side.bias_grad) narrow_all(slice, buffers.grad_b[s], side.bias_grad, side.gates * side.units);
       }
+    if constexpr (kMixedPrecision && kNormalizes)
+      for_norm_gradients(slice.direction, [&](const T* grad, char* to, int64_t n) { narrow_all(slice, grad, to, n); });
   }
 
   void narrow_all(const ThreadSlice& slice, const T* from, char* to, int64_t n) const {
@@ -297,11 +334,12 @@ class BackwardLoop {
       store(grad + i, load(grad + i, n - i) + load(second + i, n - i), n - i);
   }
 
-  // ---- the recurrence ----
+  // ---- the recurrence; the cell (backward_cell-inl.h) ----
 
   // What the cell reads and writes of one sequence at one step, from its first unit on.
   struct CellRow {
-    const S* saved;                     // [kSaved][padded]
+    const Buffers* buffers;
+    const S* saved;                     // [saved][padded]
     const S *h_prev, *h, *grad_output;  // the last one may be null
     const S* c0;                        // where the sequence starts, else null
     const T *c_prev, *c;
@@ -310,94 +348,38 @@ class BackwardLoop {
     E* dgates;
   };
 
-  CellRow cell_row(int d, const Steps& steps, const Chunk& chunk, int64_t t, int64_t b) const {
-    const Buffers& buffers = buffers_[d];
-    const int64_t row = steps.first_row(t) + b, previous = steps.previous(t);
-    const bool starts = b >= steps.starting(t);
-    const auto cells = [&](int64_t r) { return reinterpret_cast<const T*>(p_.cells) + (d * rows_ + r) * size_.padded; };
-    CellRow result{};
-    result.saved = reinterpret_cast<const S*>(p_.gates) + (d * rows_ + row) * Cell::kSaved * size_.padded;
-    if (p_.grad_output.data) result.grad_output = row_of<const S>(p_.grad_output, shape_, t, b) + d * size_.outputs;
-    if constexpr (Cell::kBackwardReadsH) {
-      result.h_prev = starts ? initial_h(d, b) : output_row(previous, b, d);
-      result.h = output_row(t, b, d);
-    }
-    if constexpr (Cell::kHasCellState) {
-      if (starts)
-        result.c0 = state_row(p_.c0, size_.hidden, d, b);
-      else
-        result.c_prev = cells(steps.first_row(previous) + b);
-      result.c = cells(row);
-      result.dc = buffers.dc + b * size_.padded;
-    }
-    result.dh = buffers.dh + b * size_.outputs_padded;
-    result.grad_operand = buffers.grad_operand + b * size_.padded;
-    result.dgates = buffers.dgates + (row - chunk.first_row) * dgates_stride_;
-    return result;
-  }
-
-  // Turns dh and dc of step t into the dgates of a stage, and what flows back directly, for the units and sequences of this
-  // thread.
+  CellRow cell_row(int d, const Steps& steps, const Chunk& chunk, int64_t t, int64_t b) const;
   template <int stage>
-  void pointwise_step(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk, int64_t t) const {
-    const Range panels = slice.units(Panels<T>{size_.units(stage)}.count());
-    const Range vectors{panels.begin * kPanelVectors,
-                        min(panels.end * kPanelVectors, ceil_div(size_.units(stage), kLanes))};
-    const int64_t count = slice.sequences(steps.active(t));
-    for (int64_t r = 0; r < count; ++r)
-      pointwise_vectors<stage>(cell_row(slice.direction, steps, chunk, t, slice.sequence(r)), vectors);
-  }
-
-  // A stage of the cell for the vectors of units [range) of a row, kVectors of them side by side while there are.
+  Range own_vectors(const ThreadSlice& slice) const;
+  template <int stage>
+  void pointwise_step(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk, int64_t t) const;
   template <int stage, int kVectors = kSideBySide>
-  SEQKERNELS_INLINE void pointwise_vectors(const CellRow& row, Range range) const {
-    for (; range.size() >= kVectors; range.begin += kVectors) pointwise<stage, kVectors>(row, range.begin * kLanes);
-    if constexpr (kVectors > 1) pointwise_vectors<stage, kVectors - 1>(row, range);
-  }
-
+  void pointwise_vectors(const CellRow& row, Range range) const;
   template <int stage, int kVectors>
-  SEQKERNELS_INLINE void pointwise(const CellRow& row, int64_t u) const {
-    using Vectors = VecN<T, kVectors>;
-    // Padded rows are read and written whole, tensors up to their last unit.
-    const auto read = [&](const auto* p) { return Vectors::each([&](int i) { return load(p + u + i * kLanes); }); };
-    const int64_t units = size_.units(stage);
-    const auto read_units = [&](const S* p) {
-      return Vectors::each([&](int i) { return load(p + u + i * kLanes, units - u - i * kLanes); });
-    };
-    const auto write = [&](T* p, const Vectors& v) {
-#pragma GCC unroll 4
-      for (int i = 0; i < kVectors; ++i) store(p + u + i * kLanes, v.part[i]);
-    };
-    constexpr bool kHasH = cells::has_h<Cell>(stage), kHasC = cells::has_c<Cell>(stage);
-    Vectors saved[Cell::kSaved + 1], dgates[kDgates];
-    if constexpr (!cells::is_projection<Cell>(stage))
-      for (int s = 0; s < Cell::kSaved; ++s) saved[s] = read(row.saved + s * size_.padded);
-    cells::State<Vectors> prev{Vectors(0), Vectors(0)}, state{Vectors(0), Vectors(0)}, grad{Vectors(0), Vectors(0)};
-    if constexpr (kHasH) grad.h = read(row.dh);
-    if (stage == kStages - 1 && row.grad_output) grad.h = grad.h + read_units(row.grad_output);
-    if constexpr (Cell::kBackwardReadsH) prev.h = read_units(row.h_prev), state.h = read_units(row.h);
-    if constexpr (kHasC) {
-      prev.c = row.c0 ? read_units(row.c0) : read(row.c_prev);
-      state.c = read(row.c);
-      grad.c = read(row.dc);
-    }
+  void pointwise(const CellRow& row, int64_t u) const;
 
-    cells::State<Vectors> left;
-    if constexpr (stage == kStages - 1)
-      left = Cell::backward(cells::Stage<stage>(), saved, prev, state, grad, dgates);
-    else
-      left = Cell::backward(cells::Stage<stage>(), saved, prev, state, grad, read(row.grad_operand), dgates);
+  // ---- normalisation (backward_norm-inl.h) ----
 
-    if constexpr (kHasH) write(row.dh, left.h);
-    if constexpr (kHasC) write(row.dc, left.c);
-    constexpr int kFirst = cells::first_gate<Cell>(stage);
-    for (int g = kFirst; g < (kStages == 1 ? kDgates : kFirst + Cell::kStageGates[stage]); ++g)
-#pragma GCC unroll 4
-      for (int i = 0; i < kVectors; ++i) {
-        const int64_t unit = u + i * kLanes;
-        store(row.dgates + g * block_ + unit, dgates[g].part[i], units - unit);
-      }
-  }
+  struct NormRow;
+  void take_norms(Arena& arena, int direction);
+  void pack_norms(const ThreadSlice& slice) const;
+  template <class Visit>
+  void for_norm_gradients(int direction, const Visit& f) const;
+  template <class Vectors, class Read>
+  void remake_saved(const CellRow& row, const cells::State<Vectors>& prev, const Read& read, Vectors* saved) const;
+  template <int norm>
+  NormRow norm_row(int direction, const Chunk& chunk, int64_t row) const;
+  template <int norm, class Visit>
+  void for_unit_values(const NormRow& row, Range vectors, const Visit& f) const;
+  template <int norm>
+  void sum_units(const NormRow& row, Range vectors, NormSums<T>* sums) const;
+  template <int norm, class P>
+  void unit_gradients(const NormRow& row, Range vectors, const NormSums<T>* sums, int parts, int64_t stride,
+                      P* out) const;
+  template <int stage, class Wait>
+  void normalized_step(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk, int64_t t,
+                       const Wait& wait) const;
+  void norm_weight_gradients(const ThreadSlice& slice, const Chunk& chunk) const;
 
   const S* output_row(int64_t t, int64_t b, int direction) const {
     return row_of<const S>(p_.output, shape_, t, b) + direction * size_.outputs;

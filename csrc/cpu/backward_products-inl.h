@@ -3,7 +3,7 @@
 //
 // Members of BackwardLoop, which names the types.
 #pragma once
-#include "backward-inl.h"
+#include "backward_cell-inl.h"
 
 namespace seqkernels::SEQKERNELS_ISA {
 

@@ -1,8 +1,8 @@
 // The kernels of one cell and storage type S, with operands in format F (gemm/formats-inl.h). Compiled once per ISA.
 #pragma once
-#include "backward-inl.h"
-#include "backward_products-inl.h"
+#include "backward_norm-inl.h"
 #include "forward_inputs-inl.h"
+#include "forward_norm-inl.h"
 
 namespace seqkernels::SEQKERNELS_ISA {
 

@@ -5,13 +5,14 @@
 //   1. input_gates = x W_ih^T + b_ih for all its rows, into a buffer that stays in cache;
 //   2. step by step and stage by stage, hidden_gates = operand W_hh^T + b_hh for one tile of rows and one panel, and at once
 //      the cell. The operand of the first stage is h_prev, that of any later one what the stage before it has made.
-// What is done for a chunk is in forward_inputs-inl.h.
+// What is done for a chunk is in forward_inputs-inl.h, the cell in forward_cell-inl.h, normalisation in forward_norm-inl.h.
 //
 // Type parameters: Cell is one of cells/*.h, S the storage type of tensors, F the format of operands
 // (gemm/formats-inl.h). In the class T = Compute<S> is the type of sums and states, V a vector of them, E = F::Element
 // the type of operands where they lie.
 #pragma once
 #include "gate_product-inl.h"
+#include "norm-inl.h"
 
 namespace seqkernels::SEQKERNELS_ISA {
 
@@ -27,26 +28,38 @@ class ForwardLoop {
   using T = Compute<S>;
   using E = typename F::Element;
   using V = Vec<T>;
-  template <int stage>
-  using Product = GateProduct<Cell::kStageGates[stage], S, F>;
-  static constexpr int kLanes = V::kLanes, kStages = Cell::kStages, kOperands = kStages - 1;
+  // Stages that have a product, and that have one with x; the last one may normalise c, in panels of the stage before it.
+  static constexpr int kLanes = V::kLanes, kStages = Cell::kStages;
+  static constexpr int kProducts = kStages - Cell::kNormalizesCell, kOperands = kProducts - 1;
+  static constexpr int kInputStages = cells::kInputStages<Cell>;
   // Gates of all stages, and those that have a product with x.
   static constexpr int kGates = cells::first_gate<Cell>(kStages), kInputGates = Cell::kGates;
-  static constexpr int kInputStages = kStages - Cell::kIsProjected;
+  static constexpr bool kNormalizes = Cell::kNorm != cells::Norm::kNone;
+  static constexpr int kGroups = Cell::kNormGroups;
+  static constexpr bool kNormalizesInputs = Cell::kNorm == cells::Norm::kSides;
+  static constexpr int kReserved = cells::kReserved<Cell>, kNormsOfRow = cells::kNormsOfRow<Cell>;
+  static_assert(!kNormalizes || kProducts == 1, "the gates that are normalised are those of one stage");
+  template <int stage>
+  using Product = GateProduct<Cell::kStageGates[cells::is_norm<Cell>(stage) ? stage - 1 : stage], S, F>;
 
   // Scratch of one direction.
   struct Buffers {
-    GateWeights<S> w_ih[kStages];  // packed: [panels or threads], see packs_when_needed; not of a projection
-    GateWeights<S> w_hh[kStages];  // or W_hr, of a projection
-    T* input_gates[kStages];       // [panels][chunk rows][panel width]
-    E* h[2];                       // [B][h_stride], previous and current step in turn
-    E* operands[kOperands + 1];    // [B][operand_stride], of the stages after the first one
-    T* carried;                    // [B][kCarried][padded], from stage to stage
-    T* c;                          // [B][padded]
-    const E** x_rows;              // [chunk rows]
-    E* x_copy;                     // [chunk rows][x_stride], where x is not read where it lies
-    T* x_columns;                  // the chunk's rows of x as columns, if that is how they are multiplied
-    T* h_columns;                  // [threads][h_columns_size], likewise rows of an operand
+    GateWeights<S> w_ih[kProducts];  // packed: [panels or threads], see packs_when_needed; not of a projection
+    GateWeights<S> w_hh[kProducts];  // or W_hr, of a projection
+    T* input_gates[kProducts];       // [panels][chunk rows][panel width]
+    E* h[2];                         // [B][h_stride], previous and current step in turn
+    E* operands[kOperands + 1];      // [B][operand_stride], of the stages after the first one
+    T* carried;                      // [B][kCarried][padded], from stage to stage
+    T* c;                            // [B][padded]
+    const E** x_rows;                // [chunk rows]
+    E* x_copy;                       // [chunk rows][x_stride], where x is not read where it lies
+    T* x_columns;                    // the chunk's rows of x as columns, if that is how they are multiplied
+    T* h_columns;                    // [threads][h_columns_size], likewise rows of an operand
+    // Of normalised cells:
+    T* hidden_gates;               // [panels][B][panel width], products that wait for their moments
+    Moments<T>* moments[kStages];  // [unit parts][B][groups]
+    Scaling<T>* scalings;          // [threads][B][groups]
+    T *norm_c, *norm_c_bias;       // [padded]
   };
 
  public:
@@ -66,7 +79,7 @@ class ForwardLoop {
     const int64_t batch = shape_.batch;
     for (int d = 0; d < shape_.directions; ++d) {
       Buffers& buffers = buffers_[d];
-      for_indices<kStages>([&](auto stage) { take_stage<stage.value>(arena, p_.weights[d], buffers); });
+      for_indices<kProducts>([&](auto stage) { take_stage<stage.value>(arena, p_.weights[d], buffers); });
       for (E*& h : buffers.h) h = arena.take<E>(batch * h_stride_);
       for (int i = 0; i < kOperands; ++i) buffers.operands[i] = arena.take<E>(batch * operand_stride_);
       buffers.carried = arena.take<T>(batch * Cell::kCarried * size_.padded);
@@ -75,6 +88,7 @@ class ForwardLoop {
       buffers.x_copy = arena.take<E>(reads_x_in_place() ? 0 : chunk_rows_ * x_stride());
       buffers.x_columns = arena.take<T>(columns_size<F>(columns_rows_, size_.inputs));
       buffers.h_columns = arena.take<T>(p_.threads * h_columns_size_);
+      if constexpr (kNormalizes) take_norms(arena, buffers);
     }
     workspace_ = arena.used();
   }
@@ -85,13 +99,18 @@ class ForwardLoop {
     const FlushDenormals flush;
     [[maybe_unused]] const typename F::Setup setup;
     for_directions(shape_, member, [&](int d, int rank, int size) {
-      StageProduct<F> products[kStages];
-      for_indices<kStages>([&](auto stage) {
+      SplitRequest products[kProducts];
+      for_indices<kProducts>([&](auto stage) {
         using Of = Product<stage.value>;
-        products[stage.value] = {Of::panels(size_.units(stage.value)), Of::kVectors,
-                                 packs<F>(size_.operands(stage.value)), Cell::kStageGates[stage.value]};
+        products[stage.value] = {size,
+                                 shape_.batch,
+                                 Of::panels(size_.units(stage.value)),
+                                 Of::kVectors,
+                                 packs<F>(size_.operands(stage.value)),
+                                 Cell::kStageGates[stage.value],
+                                 1 + kNormalizes + Cell::kNormalizesCell};
       });
-      run_direction({d, rank, size, choose_split(size, shape_.batch, products)}, member.size);
+      run_direction({d, rank, size, choose_split<F>(products)}, member.size);
     });
   }
 
@@ -111,11 +130,20 @@ class ForwardLoop {
       }
       for_indices<kInputStages>([&](auto stage) { project_inputs<stage.value>(slice, chunk); });
       barrier_wait(p_.team, all, slice.size);
+      if constexpr (kNormalizesInputs) {
+        normalize_inputs(slice, chunk);
+        barrier_wait(p_.team, all, slice.size);
+      }
+      const auto wait_for_group = [&] { barrier_wait(p_.team, group, slice.split.unit_parts); };
       if (slice.recurs())
         for (int64_t i = chunk.begin; i < chunk.end; ++i)
           for_indices<kStages>([&](auto stage) {
-            run_stage<stage.value>(slice, steps, chunk, i);
-            barrier_wait(p_.team, group, slice.split.unit_parts);
+            if constexpr (kNormalizes)
+              run_normalized_stage<stage.value>(slice, steps, chunk, i, wait_for_group);
+            else
+              run_stage<stage.value>(slice, steps, chunk, i);
+            // A norm is one of units that the member has made itself.
+            if (!cells::is_norm<Cell>(stage.value + 1)) wait_for_group();
           });
       begin = chunk.end;
     }
@@ -131,18 +159,26 @@ class ForwardLoop {
     constexpr int kWidth = Product<stage>::kPanelWidth;
     const int64_t panels = Product<stage>::panels(size_.units(stage));
     const int64_t first_row = kIsProjection ? 0 : cells::first_gate<Cell>(stage) * size_.hidden;
-    const auto take = [&](const char* weight, const char* bias, int64_t k_size, int64_t kept_panels) {
-      GateWeights<S> taken{reinterpret_cast<const S*>(weight) + first_row * k_size,
-                           bias ? reinterpret_cast<const S*>(bias) + first_row : nullptr, k_size, nullptr, nullptr};
+    const auto take = [&](const char* weight, const char* bias, const char* norm, int64_t k_size, int64_t kept_panels) {
+      const auto from = [&](const char* vector) {
+        return vector ? reinterpret_cast<const S*>(vector) + first_row : nullptr;
+      };
+      GateWeights<S> taken{
+          reinterpret_cast<const S*>(weight) + first_row * k_size, from(bias), k_size, {}, {}, from(norm), {}};
       taken.packed = arena.take<T>(small_m_ ? 0 : kept_panels * kWidth * packs<F>(k_size));
       taken.packed_bias = arena.take<T>(panels * kWidth);
+      taken.packed_norm = arena.take<T>(norm ? panels * kWidth : 0);
       return taken;
     };
-    const char* const b_hh = kIsProjection ? nullptr : weights.b_hh;
-    buffers.w_hh[stage] = take(kIsProjection ? weights.w_hr : weights.w_hh, b_hh, size_.operands(stage), panels);
-    if (kIsProjection) return;
+    const int64_t operands = size_.operands(stage);
+    if (kIsProjection) {
+      buffers.w_hh[stage] = take(weights[kProjection], nullptr, nullptr, operands, panels);
+      return;
+    }
     const int64_t input_panels = packs_when_needed<stage>() ? p_.threads : panels;
-    buffers.w_ih[stage] = take(weights.w_ih, weights.b_ih, size_.inputs, input_panels);
+    buffers.w_hh[stage] = take(weights[kHiddenWeight], weights[kHiddenBias], weights[kHiddenNorm], operands, panels);
+    buffers.w_ih[stage] =
+        take(weights[kInputWeight], weights[kInputBias], weights[kInputNorm], size_.inputs, input_panels);
     buffers.input_gates[stage] = arena.take<T>(panels * kWidth * chunk_rows_);
   }
 
@@ -204,7 +240,7 @@ class ForwardLoop {
   }
 
   void pack_weights(const ThreadSlice& slice) const {
-    for_indices<kStages>([&](auto stage) {
+    for_indices<kProducts>([&](auto stage) {
       const auto pack = [&](const auto& product, bool keeps) {
         const Range own = share(product.panels(), slice.rank, slice.size);
         for (int64_t panel = own.begin; panel < own.end; ++panel) {
@@ -216,6 +252,7 @@ class ForwardLoop {
         pack(input_product<stage.value>(slice.direction), !packs_when_needed<stage.value>());
       pack(hidden_product<stage.value>(slice.direction), true);
     });
+    if constexpr (Cell::kNormalizesCell) pack_norm_of_cell(slice);
   }
 
   // The row of sequence b in a [D, B, units] tensor: `outputs` units of h, `hidden` of c.
@@ -283,8 +320,9 @@ class ForwardLoop {
     E* h;               // [B][h_stride]
     S* output;          // [B] rows of output_stride
     int64_t output_stride;
-    S* gates;  // [B][kSaved][padded] or null
+    S* gates;  // [B][saved][padded] or null
     T* cells;  // [B][padded] or null
+    T* norms;  // [B][norms] or null
   };
 
   Step step_at(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk, int64_t i) const {
@@ -298,13 +336,39 @@ class ForwardLoop {
             buffers.h[(i + 1) % 2],
             row_of<S>(p_.output, shape_, t, 0) + slice.direction * size_.outputs,
             p_.output.batch_stride,
-            p_.gates ? reinterpret_cast<S*>(p_.gates) + reserve * Cell::kSaved : nullptr,
-            p_.cells ? reinterpret_cast<T*>(p_.cells) + reserve : nullptr};
+            p_.gates ? reinterpret_cast<S*>(p_.gates) + reserve * kReserved : nullptr,
+            p_.cells ? reinterpret_cast<T*>(p_.cells) + reserve : nullptr,
+            p_.norms ? reinterpret_cast<T*>(p_.norms) + reserve_row * kNormsOfRow : nullptr};
   }
 
   template <int stage>
   void run_stage(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk, int64_t i) const {
     const Step step = step_at(slice, steps, chunk, i);
+    constexpr int kMaxRows = max(kMaxColumns<F>, max_rows_in_parts<F>(Product<stage>::kProductVectors));
+    alignas(64) T tile[kMaxRows * Product<stage>::kPanelWidth];
+    multiply_operand<stage, true>(
+        slice, steps, i, step,
+        [&](int64_t panel, Range rows) {
+          prefetch<stage>(step, chunk, slice, panel, rows);
+          return tile;
+        },
+        [&](int64_t panel, Range rows) {
+          const int64_t width = hidden_product<stage>(slice.direction).panel_width(panel);
+          pointwise_rows<stage>(step, panel, {0, rows.size()}, [&](int64_t r) {
+            const int64_t b = slice.sequence(rows.begin + r);
+            const T* input = nullptr;
+            if constexpr (stage < kInputStages)
+              input = input_gates<stage>(slice.direction, chunk, panel, step.chunk_row + b);
+            return CellRow{b, input, tile + r * width, nullptr};
+          });
+        });
+  }
+
+  // Makes hidden gates of a stage, panel by panel and tile by tile: for each calls place(panel, rows), which says where they
+  // are to be, and then f(panel, rows). Rows are counted among the member's own.
+  template <int stage, bool kWithBias, class Place, class Visit>
+  SEQKERNELS_INLINE void multiply_operand(const ThreadSlice& slice, const Steps& steps, int64_t i, const Step& step,
+                                          const Place& place, const Visit& f) const {
     const auto product = hidden_product<stage>(slice.direction);
     const Range panels = slice.units(product.panels());
     const int64_t sequences = slice.sequences(steps.active(steps.time(i)));
@@ -313,24 +377,15 @@ class ForwardLoop {
     const int64_t row_stride = stage == 0 ? h_stride_ : operand_stride_;
     const EvenRows<E> operand{all + slice.sequence(0) * row_stride, row_stride * slice.split.batch_parts};
     const T* const columns = pack_operand(slice, operand, sequences, size_.operands(stage));
-    constexpr int64_t kMaxRows = max(kMaxColumns<F>, max_rows_in_parts<F>(Product<stage>::kProductVectors));
-    alignas(64) T tile[kMaxRows * Product<stage>::kPanelWidth];
     for (int64_t n = 0; n < panels.size(); ++n) {
       // Alternating (serpentine) traversal: what the last step read last is what the cache still holds.
       const int64_t panel = i % 2 ? panels.end - 1 - n : panels.begin + n;
-      const int64_t width = product.panel_width(panel);
       for (int64_t j = 0; j < tiles.count(); ++j) {
         const Range rows = tiles[j];
-        prefetch<stage>(step, chunk, slice, panel, rows);
-        product.multiply(operand.from(rows.begin), columns, rows.size(), panel, product.packed(panel), tile);
-        const auto cell_row = [&](int64_t r) {
-          const int64_t b = slice.sequence(rows.begin + r);
-          const T* input = nullptr;
-          if constexpr (stage < kInputStages)
-            input = input_gates<stage>(slice.direction, chunk, panel, step.chunk_row + b);
-          return CellRow{b, input, tile + r * width};
-        };
-        pointwise_rows<stage>(step, panel, {0, rows.size()}, cell_row);
+        T* const out = place(panel, rows);
+        product.template multiply<kWithBias>(operand.from(rows.begin), columns, rows.size(), panel,
+                                             product.packed(panel), out);
+        f(panel, rows);
       }
     }
   }
@@ -354,99 +409,36 @@ class ForwardLoop {
     }
   }
 
+  // ---- the cell (forward_cell-inl.h) ----
+
   // What the cell reads of one row of a tile.
   struct CellRow {
-    int64_t b;                // sequence
-    const T *input, *hidden;  // gates [panel width]
+    int64_t b;                   // sequence
+    const T *input, *hidden;     // gates [panel width]
+    const Scaling<T>* scalings;  // of its groups of gates, where they are normalised
   };
 
-  // A stage of the cell for the units of one panel of the rows [range) of a tile, kRows of them side by side while there are.
   template <int stage, int kRows = kSideBySide, class Row>
-  SEQKERNELS_INLINE void pointwise_rows(const Step& step, int64_t panel, Range range, const Row& cell_row) const {
-    for (; range.size() >= kRows; range.begin += kRows) {
-      CellRow rows[kRows];
-      for (int i = 0; i < kRows; ++i) rows[i] = cell_row(range.begin + i);
-      pointwise<stage>(step, panel, rows);
-    }
-    if constexpr (kRows > 1) pointwise_rows<stage, kRows - 1>(step, panel, range, cell_row);
-  }
-
+  void pointwise_rows(const Step& step, int64_t panel, Range range, const Row& cell_row) const;
   template <int stage, int kRows>
-  SEQKERNELS_INLINE void pointwise(const Step& step, int64_t panel, const CellRow (&rows)[kRows]) const {
-    using Vectors = VecN<T, kRows>;
-    constexpr int kFirst = cells::first_gate<Cell>(stage), kStageGates = Cell::kStageGates[stage];
-    constexpr int kUnitVectors = Product<stage>::kUnitVectors;
-    const Buffers& buffers = buffers_[step.direction];
-    const int unit_vectors = hidden_product<stage>(step.direction).panel_unit_vectors(panel);
-    for (int v = 0; v < unit_vectors; ++v) {
-      const int64_t u = (panel * kUnitVectors + v) * kLanes;
-      const auto c = [&](int i) { return buffers.c + rows[i].b * size_.padded + u; };
-      const auto carried = [&](int i, int s) {
-        return buffers.carried + (rows[i].b * Cell::kCarried + s) * size_.padded + u;
-      };
-      Vectors input_gates[kGates], hidden_gates[kGates], saved[Cell::kSaved + 1];
-#pragma GCC unroll 4
-      for (int g = 0; g < kStageGates; ++g) {
-        const int column = (v * kStageGates + g) * kLanes;
-        if constexpr (stage < kInputStages)
-          input_gates[kFirst + g] = Vectors::each([&](int i) { return load(rows[i].input + column); });
-        hidden_gates[kFirst + g] = Vectors::each([&](int i) { return load(rows[i].hidden + column); });
-      }
-      cells::State<Vectors> prev{Vectors(0), Vectors(0)};
-      if constexpr (cells::has_h<Cell>(stage))
-        prev.h = Vectors::each([&](int i) { return load(step.h_prev + rows[i].b * h_stride_ + u); });
-      if constexpr (cells::has_c<Cell>(stage)) prev.c = Vectors::each([&](int i) { return load(c(i)); });
-      if constexpr (stage > 0)
-        for (int s = 0; s < Cell::kCarried; ++s) saved[s] = Vectors::each([&](int i) { return load(carried(i, s)); });
-
-      const cells::State<Vectors> made = Cell::forward(cells::Stage<stage>(), input_gates, hidden_gates, prev, saved);
-
-#pragma GCC unroll 4
-      for (int i = 0; i < kRows; ++i) {
-        const int64_t b = rows[i].b;
-        constexpr int kSavedFrom = cells::first_saved<Cell>(stage), kSavedTo = kSavedFrom + Cell::kStageSaved[stage];
-        if constexpr (Cell::kSaved > 0)
-          if (step.gates)
-            for (int s = kSavedFrom; s < kSavedTo; ++s)
-              save(step.gates + (b * Cell::kSaved + s) * size_.padded, u, saved[s].part[i]);
-        const V h = round_to<S>(made.h.part[i]);
-        if constexpr (stage < kStages - 1) {
-          for (int s = kSavedFrom; s < min(kSavedTo, Cell::kCarried); ++s) store(carried(i, s), saved[s].part[i]);
-          store_operand(buffers.operands[stage] + b * operand_stride_, u, size_.hidden, h);
-        } else {
-          finish_h(step, b, u, h);
-        }
-        if constexpr (Cell::kHasCellState && stage == kInputStages - 1) finish_c(step, b, u, made.c.part[i]);
-      }
-    }
-  }
-
-  // The padding stays zero where a pack reaches into it: there, infinity times the padding of W would be NaN.
-  SEQKERNELS_INLINE static void store_operand(E* row, int64_t u, int64_t units, V value) {
-    store(row + u, value, F::kPack == 1 ? kLanes : units - u);
-  }
-
-  // The new state of sequence b.
-  SEQKERNELS_INLINE void finish_h(const Step& step, int64_t b, int64_t u, V h) const {
-    const int64_t valid = size_.outputs - u;
-    store_operand(step.h + b * h_stride_, u, size_.outputs, h);
-    store(step.output + b * step.output_stride + u, h, valid);
-    if (b >= step.ending) store(state_row(p_.h_n, size_.outputs, step.direction, b) + u, h, valid);
-  }
-  SEQKERNELS_INLINE void finish_c(const Step& step, int64_t b, int64_t u, V c) const {
-    store(buffers_[step.direction].c + b * size_.padded + u, c);
-    if (step.cells) save(step.cells + b * size_.padded, u, c);
-    if (b >= step.ending) store(state_row(p_.c_n, size_.hidden, step.direction, b) + u, c, size_.hidden - u);
-  }
-
-  // Stores the units [u, u + kLanes) of a padded row; the last ones with the padding, which is zero.
+  void pointwise(const Step& step, int64_t panel, const CellRow (&rows)[kRows]) const;
+  static void store_operand(E* row, int64_t u, int64_t units, V value);
+  void finish_h(const Step& step, int64_t b, int64_t u, V h) const;
+  void finish_c(const Step& step, int64_t b, int64_t u, V c) const;
   template <class P>
-  SEQKERNELS_INLINE void save(P* row, int64_t u, V value) const {
-    store(row + u, value);
-    if constexpr (kLanes < kUnitPadding)
-      if (u + kLanes >= size_.hidden)
-        for (int64_t rest = u + kLanes; rest < size_.padded; rest += kLanes) store(row + rest, V(0));
-  }
+  void save(P* row, int64_t u, V value) const;
+
+  // ---- normalisation (forward_norm-inl.h) ----
+
+  void take_norms(Arena& arena, Buffers& buffers) const;
+  void pack_norm_of_cell(const ThreadSlice& slice) const;
+  void normalize_inputs(const ThreadSlice& slice, const Chunk& chunk) const;
+  template <int stage, class Wait>
+  void run_normalized_stage(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk, int64_t i,
+                            const Wait& wait) const;
+  template <int stage, int kRows>
+  VecN<T, kRows> normalized_gate(const Step& step, int64_t panel, const CellRow (&rows)[kRows], int g, int column,
+                                 int64_t u) const;
 
   const ForwardArguments& p_;
   const LayerShape& shape_;

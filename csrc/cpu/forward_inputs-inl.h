@@ -55,7 +55,7 @@ inline const Compute<S>* ForwardLoop<Cell, S, F>::input_panel(const ThreadSlice&
   return own;
 }
 
-// Makes a stage's input gates of the chunk's rows, x W_ih^T + b_ih.
+// Makes a stage's input gates of the chunk's rows, x W_ih^T + b_ih, without the bias if they are to be normalised.
 template <class Cell, class S, class F>
 template <int stage>
 inline void ForwardLoop<Cell, S, F>::project_inputs(const ThreadSlice& slice, const Chunk& chunk) const {
@@ -69,8 +69,8 @@ inline void ForwardLoop<Cell, S, F>::project_inputs(const ThreadSlice& slice, co
       [&](int64_t panel) { return input_panel<stage>(slice, panel); },
       [&](const T* w, int64_t panel, int64_t j) {
         const Range rows = tiles[j];
-        product.multiply(input_rows(buffers, rows.begin), columns, rows.size(), panel, w,
-                         input_gates<stage>(slice.direction, chunk, panel, rows.begin));
+        product.template multiply<!kNormalizes>(input_rows(buffers, rows.begin), columns, rows.size(), panel, w,
+                                                input_gates<stage>(slice.direction, chunk, panel, rows.begin));
       });
 }
 

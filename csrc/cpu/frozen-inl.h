@@ -32,6 +32,7 @@ struct PackedWeights<Bf16> {
 
 template <class Cell, class W>
 class FrozenForward {
+ protected:
   using V = VecF;
   using Raw = V::Raw;
   static constexpr int kLanes = V::kLanes, kPack = PackedWeights<W>::kPack, kStages = Cell::kStages;
@@ -46,6 +47,9 @@ class FrozenForward {
         outputs_(Cell::kIsProjected ? p_.output_size : p_.hidden_size),
         input_packs_(ceil_div(p_.input_size, kPack)),
         states_(p_.directions * p_.batch * p_.hidden_size) {}
+
+  // Numbers of scratch memory: operands [stages - 1, D, B, H], then carried values [carried, D, B, H].
+  int64_t scratch() const { return (kStages - 1 + Cell::kCarried) * states_; }
 
   void run(Member member) const {
     const FlushDenormals flush;
@@ -63,7 +67,15 @@ class FrozenForward {
       });
   }
 
- private:
+ protected:
+  // The step that a direction takes as its i-th.
+  int64_t time(int64_t direction, int64_t i) const { return direction == 0 ? i : p_.seq_len - 1 - i; }
+  // h before that step, of sequences from b on; null for zeros.
+  EvenRows<float> previous(int64_t direction, int64_t i, int64_t b) const {
+    if (i == 0) return {p_.h0 ? p_.h0 + (direction * p_.batch + b) * outputs_ : nullptr, outputs_};
+    return {row(p_.output, time(direction, i - 1), b) + direction * outputs_, p_.output.batch_stride};
+  }
+
   // Units that a stage makes, those of what it multiplies, and packs of one gate in its panels.
   template <int stage>
   int64_t units() const {
@@ -100,12 +112,10 @@ class FrozenForward {
   __attribute__((noinline)) void step(int64_t direction, int64_t panel, int64_t i, int64_t b) const {
     constexpr int kFirst = cells::first_gate<Cell>(stage), kGates = Cell::kStageGates[stage];
     constexpr int64_t kPackStride = kGates * kLanes;  // packs of all gates of the stage, from one k to the next
-    const int64_t t = direction == 0 ? i : p_.seq_len - 1 - i, sequence = direction * p_.batch + b;
+    const int64_t t = time(direction, i), sequence = direction * p_.batch + b;
     const RowTensor &in = p_.x, &out = p_.output;
-    const EvenRows<float> x{row(in, t, b), in.batch_stride};
+    const EvenRows<float> x{row(in, t, b), in.batch_stride}, h_prev = previous(direction, i, b);
     float* const h = row(out, t, b) + direction * outputs_;
-    EvenRows<float> h_prev{h + (direction == 0 ? -1 : 1) * out.step_stride, out.batch_stride};
-    if (i == 0) h_prev = {p_.h0 ? p_.h0 + sequence * outputs_ : nullptr, outputs_};
     const float* const c_prev = i == 0 ? p_.c0 : p_.c_n;
 
     const float* packs = first_panel<stage>(direction) + panel * panel_packs<stage>() * kPackStride;

@@ -15,17 +15,22 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // What the panels of a stage hold, of weights with `pack` numbers to a pack.
 struct PanelSizes {
   int64_t units, gates;
-  int64_t biases, input_packs, operand_packs;  // of a gate
+  std::vector<WeightKind> vectors;     // float32, one number for each row
+  int64_t input_packs, operand_packs;  // of a gate
 
   PanelSizes(const CellInfo& cell, int stage, const StackSizes& sizes, int64_t input_size, int64_t pack) {
-    const bool is_projection = cell.is_projected && stage == cell.stages - 1;
+    const bool is_last = stage == cell.stages - 1, is_norm = is_last && cell.has_weight[kCellNorm];
+    const bool is_projection = is_last && cell.is_projected, has_input = !is_norm && !is_projection;
     units = is_projection ? sizes.output_size : sizes.hidden_size;
     gates = cell.stage_gates[stage];
-    biases = is_projection ? 0 : 2;
-    input_packs = is_projection ? 0 : ceil_div(input_size, pack);
-    operand_packs = ceil_div(stage == 0 ? sizes.output_size : sizes.hidden_size, pack);
+    const auto candidates =
+        is_norm ? std::vector{kCellNorm, kCellNormBias} : std::vector{kInputBias, kHiddenBias, kInputNorm, kHiddenNorm};
+    for (const WeightKind kind : candidates)
+      if (!is_projection && cell.has_weight[kind]) vectors.push_back(kind);
+    input_packs = has_input ? ceil_div(input_size, pack) : 0;
+    operand_packs = is_norm ? 0 : ceil_div(stage == 0 ? sizes.output_size : sizes.hidden_size, pack);
   }
-  int64_t packs() const { return biases + input_packs + operand_packs; }
+  int64_t packs() const { return int64_t(vectors.size()) + input_packs + operand_packs; }
   int64_t size(int64_t lanes) const { return ceil_div(units, lanes) * packs() * gates * lanes; }
 };
 
@@ -66,29 +71,34 @@ void Frozen::each_weight(const PackedDirection& direction, void* const* paramete
   constexpr int64_t kPack = sizeof(float) / sizeof(W);
   const CellInfo& cell = cell_info(cell_);
   const int64_t lanes = kernels_.lanes;
-  const auto [w_ih, w_hh, b_ih, b_hh] = std::array{parameters[0], parameters[1], parameters[2], parameters[3]};
+  const auto parameter = [&](WeightKind kind) {
+    int place = 0;
+    for (int before = 0; before < kind; ++before) place += cell.has_weight[before];
+    return parameters[place];
+  };
   float* panels = packed() + direction.begin;  // of a stage
   int64_t first_row = 0;                       // of its gates
   for (int stage = 0; stage < cell.stages; ++stage) {
     const PanelSizes sizes(cell, stage, sizes_, direction.input_size, kPack);
-    const bool is_projection = sizes.biases == 0;
+    const bool is_projection = cell.is_projected && stage == cell.stages - 1;
     const int64_t stride = sizes.gates * lanes;  // packs of all gates of the stage, from one along K to the next
     for (int64_t u = 0; u < sizes.units; ++u)
       for (int64_t g = 0; g < sizes.gates; ++g) {
         float* const column = panels + u / lanes * sizes.packs() * stride + g * lanes + u % lanes;
-        const int64_t row = (is_projection ? 0 : first_row) + g * sizes.units + u;
+        const bool has_own_rows = is_projection || sizes.operand_packs == 0;  // which are not of all gates
+        const int64_t row = (has_own_rows ? 0 : first_row) + g * sizes.units + u;
         const auto move_row = [&](void* weight, int64_t size, int64_t first) {
           W* const plain = static_cast<W*>(weight) + row * size;
-          W* const packed = reinterpret_cast<W*>(column + (sizes.biases + first) * stride);
+          W* const packed = reinterpret_cast<W*>(column + (int64_t(sizes.vectors.size()) + first) * stride);
           for (int64_t k = 0; k < size; ++k) move(packed[k / kPack * stride * kPack + k % kPack], plain[k]);
         };
-        if (!is_projection) {
-          if (b_ih) move(column[0], static_cast<float*>(b_ih)[row]);
-          if (b_hh) move(column[stride], static_cast<float*>(b_hh)[row]);
-          move_row(w_ih, direction.input_size, 0);
-        }
-        move_row(is_projection ? parameters[4] : w_hh, stage == 0 ? sizes_.output_size : sizes_.hidden_size,
-                 sizes.input_packs);
+        for (size_t i = 0; i < sizes.vectors.size(); ++i)
+          if (void* const vector = parameter(sizes.vectors[i]))
+            move(column[int64_t(i) * stride], static_cast<float*>(vector)[row]);
+        if (sizes.input_packs > 0) move_row(parameter(kInputWeight), direction.input_size, 0);
+        if (sizes.operand_packs > 0)
+          move_row(parameter(is_projection ? kProjection : kHiddenWeight),
+                   stage == 0 ? sizes_.output_size : sizes_.hidden_size, sizes.input_packs);
       }
     panels += sizes.size(lanes);
     first_row += sizes.gates * sizes.units;
@@ -104,15 +114,14 @@ void Frozen::run(const StackCall& call) const {
   const auto kernel = weights_ == DType::kBFloat16 ? kernels.bfloat16 : kernels.float32;
   const auto floats = [](char* data) { return reinterpret_cast<float*>(data); };
   const Stack stack(call);
-  const CellInfo& cell = cell_info(cell_);
-  const int64_t handed_on = (cell.stages - 1 + cell.carried) * sizes_.directions * call.batch * sizes_.hidden_size;
-  const Scratch scratch(handed_on * int64_t(sizeof(float)));
+  FrozenArguments sizes{};
+  sizes.batch = call.batch, sizes.directions = sizes_.directions;
+  sizes.hidden_size = sizes_.hidden_size, sizes.output_size = sizes_.output_size;
+  const Scratch scratch(kernels.scratch(sizes) * int64_t(sizeof(float)));
   run_team(team_threads(work(call.seq_len * call.batch)), 1, [&](Team* team, Member member) {
     stack.for_layers([&](const LayerCall& layer) {
-      FrozenArguments p{};
-      p.seq_len = call.seq_len, p.batch = call.batch;
-      p.input_size = layer.input_size, p.directions = sizes_.directions;
-      p.hidden_size = sizes_.hidden_size, p.output_size = sizes_.output_size;
+      FrozenArguments p = sizes;
+      p.seq_len = call.seq_len, p.input_size = layer.input_size, p.norm_eps = call.norm_eps;
       for (int64_t d = 0; d < sizes_.directions; ++d)
         p.packed[d] = packed() + directions_[static_cast<size_t>(layer.index * sizes_.directions + d)].begin;
       p.x = layer.x, p.output = layer.output;

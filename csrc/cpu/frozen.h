@@ -9,12 +9,13 @@
 namespace seqkernels {
 
 // Parameters of a layer's direction.
-inline int frozen_parameters(CellKind cell) { return cell_info(cell).is_projected ? 5 : 4; }
+inline int frozen_parameters(CellKind cell) { return cell_info(cell).weights(true); }
 
 class Frozen {
  public:
-  // Per layer and direction w_ih [G H, I], w_hh [G H, P] of the weights' type, float32 b_ih, b_hh [G H] or null and, with a
-  // projection, w_hr [P, H]; I is D P after the first layer. Packed for the kernels that are in use now, which stay those of this object.
+  // Per layer and direction w_ih [G H, I], w_hh [G H, P] of the weights' type, float32 b_ih, b_hh [G H] or null, and what the cell has
+  // beside them: w_hr [P, H], float32 norms. I is D P after the first layer. Packed for the kernels that are in use now, which stay
+  // those of this object.
   Frozen(CellKind cell, DType weights, const StackSizes& sizes, const std::vector<const void*>& parameters);
 
   // Unpacks the weights: fills tensors like those it was made from, without null.

@@ -19,6 +19,8 @@ struct GateWeights {
   int64_t k_size;
   Compute<S>* packed;       // [panels][packs of K][panel width]; not with small M
   Compute<S>* packed_bias;  // [panels][panel width]
+  const S* norm;            // [gates H], the factor of what is normalised, or null
+  Compute<S>* packed_norm;  // as packed_bias
 };
 
 template <int kGates, class S, class F>
@@ -40,9 +42,10 @@ class GateProduct {
   static int64_t unit_vectors(int64_t units) { return ceil_div(units, kLanes); }
   static int64_t panels(int64_t units) { return ceil_div(unit_vectors(units), kUnitVectors); }
   int64_t panels() const { return panels(units_); }
-  int panel_unit_vectors(int64_t panel) const {
-    return int(min(kUnitVectors, unit_vectors(units_) - panel * kUnitVectors));
+  static int panel_unit_vectors(int64_t panel, int64_t units) {
+    return int(min(kUnitVectors, unit_vectors(units) - panel * kUnitVectors));
   }
+  int panel_unit_vectors(int64_t panel) const { return panel_unit_vectors(panel, units_); }
   int panel_vectors(int64_t panel) const { return kGates * panel_unit_vectors(panel); }
   int64_t panel_width(int64_t panel) const { return panel_vectors(panel) * kLanes; }
 
@@ -59,21 +62,37 @@ class GateProduct {
     });
   }
 
+  // Packs one panel of the bias, and of the norm if there is one.
   void pack_bias(int64_t panel) const {
-    for_columns(panel, [&](int g, int64_t unit, int64_t column) {
-      store(weights_.packed_bias + panel * kPanelWidth + column,
-            weights_.bias ? load(weights_.bias + g * units_ + unit, units_ - unit) : V(0));
-    });
+    const auto pack = [&](const S* from, T* to) {
+      for_columns(panel, [&](int g, int64_t unit, int64_t column) {
+        store(to + panel * kPanelWidth + column, from ? load(from + g * units_ + unit, units_ - unit) : V(0));
+      });
+    };
+    pack(weights_.bias, weights_.packed_bias);
+    if (weights_.norm) pack(weights_.norm, weights_.packed_norm);
+  }
+  // Where those of a panel lie.
+  const T* packed_bias(int64_t panel) const { return weights_.packed_bias + panel * kPanelWidth; }
+  const T* packed_norm(int64_t panel) const { return weights_.packed_norm + panel * kPanelWidth; }
+
+  // Calls f(gate, first unit, first column) for the vectors of a panel.
+  template <class Visit>
+  SEQKERNELS_INLINE void for_columns(int64_t panel, const Visit& f) const {
+    for (int v = 0; v < panel_unit_vectors(panel); ++v)
+#pragma GCC unroll 4
+      for (int g = 0; g < kGates; ++g) f(g, (panel * kUnitVectors + v) * kLanes, (v * kGates + g) * kLanes);
   }
 
-  // Makes out[rows][panel width] = rows W^T + b for one panel, packed there unless M is small; `columns` are null or the
-  // same rows as columns.
-  template <class Rows>
+  // Makes out[rows][panel width] = rows W^T, plus b unless told otherwise, for one panel, packed there unless M is small;
+  // `columns` are null or the same rows as columns.
+  template <bool kWithBias = true, class Rows>
   SEQKERNELS_INLINE void multiply(const Rows& rows, const T* columns, int64_t count, int64_t panel,
                                   const T* packed_panel, T* out) const {
     const int vectors = panel_vectors(panel);
     const int64_t k_size = weights_.k_size;
-    const auto tile = Tile<T>::from_bias(out, vectors * kLanes, weights_.packed_bias + panel * kPanelWidth);
+    alignas(64) static constexpr T kZeros[kPanelWidth] = {};
+    const auto tile = Tile<T>::from_bias(out, vectors * kLanes, kWithBias ? packed_bias(panel) : kZeros);
     if (small_m_) {
       for (int v = 0; v < vectors; ++v) {
         const int64_t unit = (panel * kUnitVectors + v / kGates) * kLanes, last = units_ - 1 - unit;
@@ -102,13 +121,6 @@ class GateProduct {
   // The row of the weight for gate g of unit u, null in the padding.
   const S* row(int g, int64_t u) const {
     return u < units_ ? weights_.weight + (g * units_ + u) * weights_.k_size : nullptr;
-  }
-
-  // Calls f(gate, first unit, first column) for the vectors of a panel.
-  template <class Visit>
-  void for_columns(int64_t panel, const Visit& f) const {
-    for (int v = 0; v < panel_unit_vectors(panel); ++v)
-      for (int g = 0; g < kGates; ++g) f(g, (panel * kUnitVectors + v) * kLanes, (v * kGates + g) * kLanes);
   }
 
   const GateWeights<S>& weights_;

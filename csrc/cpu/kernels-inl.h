@@ -2,16 +2,24 @@
 #pragma once
 #include "../cells/registry.h"
 #include "cell_kernels-inl.h"
-#include "frozen-inl.h"
+#include "frozen_norm-inl.h"
 
 namespace seqkernels::SEQKERNELS_ISA {
 
-template <class Cell>
+template <template <class, class> class Forward, class Cell>
 constexpr FrozenKernels frozen_kernels() {
   return {
-      [](const FrozenArguments& p, Member member) { FrozenForward<Cell, float>(p).run(member); },
-      [](const FrozenArguments& p, Member member) { FrozenForward<Cell, Bf16>(p).run(member); },
+      [](const FrozenArguments& p) { return Forward<Cell, float>(p).scratch(); },
+      [](const FrozenArguments& p, Member member) { Forward<Cell, float>(p).run(member); },
+      [](const FrozenArguments& p, Member member) { Forward<Cell, Bf16>(p).run(member); },
   };
+}
+template <class Cell>
+constexpr FrozenKernels frozen_kernels() {
+  if constexpr (Cell::kNorm == cells::Norm::kNone)
+    return frozen_kernels<FrozenForward, Cell>();
+  else
+    return frozen_kernels<FrozenNormForward, Cell>();
 }
 
 // Every cell of the registry and every dtype, in the order of DType.

@@ -34,21 +34,14 @@ struct LayerShape {
   bool packed;
 };
 
-struct Weights {     // of one direction; contiguous
-  const char* w_ih;  // [G H, I]
-  const char* w_hh;  // [G H, P]
-  const char* b_ih;  // [G H] or null
-  const char* b_hh;  // [G H] or null
-  const char* w_hr;  // [P, H]; null without a projection
+// Weights of one direction, or their gradients: contiguous; null where there is none, or not asked for.
+template <class P>
+struct WeightPointers {
+  P of[kWeightKinds];
+  P operator[](WeightKind kind) const { return of[kind]; }
 };
-
-struct WeightGrads {  // as Weights; null where not asked for
-  char* w_ih;
-  char* w_hh;
-  char* b_ih;
-  char* b_hh;
-  char* w_hr;
-};
+using Weights = WeightPointers<const char*>;
+using WeightGrads = WeightPointers<char*>;
 
 struct Team;
 
@@ -60,8 +53,10 @@ struct LayerArguments {
   char* h0;          // [D, B, P]; forward: or null, zeros
   char* c0;          // [D, B, H]; forward: or null, zeros; null without cell state
   Weights weights[2];
-  char* gates;      // [D, R, kSaved, Hp] or null: nothing is saved
+  double norm_eps;  // of a normalised cell, as all that is named norm
+  char* gates;      // [D, R, saved, Hp] or null: nothing is saved
   char* cells;      // [D, R, Hp] compute type, or null
+  char* norms;      // [D, R, norms] compute type, or null
   int threads;      // no team has more members
   char* workspace;  // as many bytes as forward_workspace() or backward_workspace() say
   Team* team;
@@ -83,9 +78,10 @@ struct BackwardArguments : LayerArguments {
 };
 
 // A layer with packed weights; float32 tensors. `packed` is, per direction, 32-bit packs in panels of `lanes` hidden
-// units: of each stage, one after another, [panels][2 + packs of I + packs of H][gates of the stage][lanes]. The first two of
-// a panel are b_ih and b_hh as float32; a pack of the rest is one float32 weight or, low half first, two bfloat16 weights that
-// follow each other in K. Padding is zero. Panels of a projection have neither biases nor packs of I. K of W_hh is P.
+// units: of each stage, one after another, [panels][vectors + packs of I + packs of H][gates of the stage][lanes]. The vectors are
+// float32: b_ih, b_hh, then norm_ih and norm_hh as far as the cell has them. A pack of the rest is one float32 weight or, low
+// half first, two bfloat16 weights that follow each other in K. Padding is zero. Panels of a projection have neither biases nor
+// packs of I, those of the norm of c the vectors norm_c and norm_c_bias alone. K of W_hh is P.
 struct FrozenArguments {
   int64_t seq_len, batch, input_size, hidden_size, output_size, directions;
   const float* packed[2];
@@ -95,7 +91,8 @@ struct FrozenArguments {
   const float* c0;   // [D, B, H] or null: zeros
   float* h_n;        // [D, B, P]; may be the output
   float* c_n;        // [D, B, H]; not used by a cell without cell state
-  float* scratch;    // what stages hand on: operands [stages - 1, D, B, H], then carried values [carried, D, B, H]
+  float* scratch;    // what stages hand on: as many numbers as FrozenKernels::scratch says
+  double norm_eps;   // of a normalised cell
   Team* team;
 };
 
@@ -114,6 +111,7 @@ struct LayerKernels {
 
 // The kernels of one cell for each type of packed weights.
 struct FrozenKernels {
+  int64_t (*scratch)(const FrozenArguments&);  // in numbers
   void (*float32)(const FrozenArguments&, Member);
   void (*bfloat16)(const FrozenArguments&, Member);
 };

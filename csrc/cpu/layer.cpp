@@ -20,9 +20,9 @@ Arguments arguments_of(const Layer& layer) {
   arguments.x = rows_of(layer.x(), layer.packed());
   arguments.h0 = data(layer.h0());
   arguments.c0 = data(layer.c0());
+  arguments.norm_eps = layer.norm_eps();
   for (int64_t d = 0; d < layer.directions(); ++d)
-    arguments.weights[d] = {layer.weight(d, kInputWeight), layer.weight(d, kHiddenWeight), layer.weight(d, kInputBias),
-                            layer.weight(d, kHiddenBias), layer.weight(d, kProjection)};
+    for (int kind = 0; kind < kWeightKinds; ++kind) arguments.weights[d].of[kind] = layer.weight(d, WeightKind(kind));
   return arguments;
 }
 
@@ -40,8 +40,11 @@ LayerOutputs layer_forward_cpu(const LayerInputs& inputs, bool save_for_backward
   arguments.h_n = data(out.h_n);
   arguments.c_n = data(out.c_n);
   if (save_for_backward) {
-    arguments.gates = data(out.gates);
-    arguments.cells = data(out.cells);
+    for (const auto& saved : {out.saved.gates, out.saved.cells})  // most of what a training step allocates
+      if (saved) want_huge_pages(data(saved), saved->numel() * int64_t(saved->element_size()));
+    arguments.gates = data(out.saved.gates);
+    arguments.cells = data(out.saved.cells);
+    arguments.norms = data(out.saved.norms);
   }
   const LayerKernels& kernels = kernels_of(layer);
   run_kernel(arguments, layer.work(), kernels.forward_workspace, kernels.forward);
@@ -49,24 +52,23 @@ LayerOutputs layer_forward_cpu(const LayerInputs& inputs, bool save_for_backward
 }
 
 InputGradients layer_backward_cpu(const LayerInputs& inputs, const LayerGradients& grads, const Tensor& output,
-                                  const std::optional<Tensor>& gates, const std::optional<Tensor>& cells,
-                                  const std::vector<bool>& needs_grad) {
+                                  const LayerSaved& saved, const std::vector<bool>& needs_grad) {
   const Layer layer(inputs);
-  LayerBackwardTensors tensors(layer, grads, output, gates, cells, needs_grad);
+  LayerBackwardTensors tensors(layer, grads, output, saved, needs_grad);
   BackwardArguments arguments = arguments_of<BackwardArguments>(layer);
   arguments.output = rows_of(tensors.output, layer.packed());
   if (tensors.grad_output) arguments.grad_output = rows_of(*tensors.grad_output, layer.packed());
   arguments.grad_h_n = data(tensors.grad_h_n);
   arguments.grad_c_n = data(tensors.grad_c_n);
-  arguments.gates = data(tensors.gates);
-  arguments.cells = data(tensors.cells);
+  arguments.gates = data(tensors.saved.gates);
+  arguments.cells = data(tensors.saved.cells);
+  arguments.norms = data(tensors.saved.norms);
   arguments.grad_x = result_data(tensors.results.x);
   arguments.grad_h0 = result_data(tensors.results.h0);
   if (tensors.results.c0) arguments.grad_c0 = result_data(*tensors.results.c0);
   for (int64_t d = 0; d < layer.directions(); ++d)
-    arguments.grads[d] = {tensors.weight(layer, d, kInputWeight), tensors.weight(layer, d, kHiddenWeight),
-                          tensors.weight(layer, d, kInputBias), tensors.weight(layer, d, kHiddenBias),
-                          tensors.weight(layer, d, kProjection)};
+    for (int kind = 0; kind < kWeightKinds; ++kind)
+      arguments.grads[d].of[kind] = tensors.weight(layer, d, WeightKind(kind));
   const LayerKernels& kernels = kernels_of(layer);
   run_kernel(arguments, 2 * layer.work(), kernels.backward_workspace, kernels.backward);
   return tensors.results;

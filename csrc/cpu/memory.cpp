@@ -17,8 +17,20 @@ namespace seqkernels {
 
 void FreeMemory::operator()(char* memory) const { std::free(memory); }
 
+namespace {
+constexpr size_t kHugePage = 2 << 20;
+}
+
+void want_huge_pages([[maybe_unused]] char* memory, [[maybe_unused]] int64_t bytes) {
+#if defined(__linux__)
+  const uintptr_t first = reinterpret_cast<uintptr_t>(memory), last = first + static_cast<uintptr_t>(bytes);
+  const uintptr_t begin = (first + kHugePage - 1) / kHugePage * kHugePage, end = last / kHugePage * kHugePage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
 Memory new_memory(int64_t bytes) {
-  constexpr size_t kHugePage = 2 << 20, kCacheLine = 64;
+  constexpr size_t kCacheLine = 64;
   const auto wanted = static_cast<size_t>(bytes);
   const size_t alignment = wanted >= kHugePage ? kHugePage : kCacheLine;
   // Huge pages for whole ones, and for what fills most of one.
@@ -26,9 +38,7 @@ Memory new_memory(int64_t bytes) {
   const size_t size = std::max((wanted + kCacheLine - 1) / kCacheLine * kCacheLine, alignment == kHugePage ? huge : 0);
   void* memory = nullptr;
   if (size > 0 && posix_memalign(&memory, alignment, size) != 0) throw std::bad_alloc();
-#if defined(__linux__)
-  if (alignment == kHugePage) madvise(memory, huge, MADV_HUGEPAGE);  // a hint: it may be refused
-#endif
+  if (alignment == kHugePage) want_huge_pages(static_cast<char*>(memory), static_cast<int64_t>(huge));
   return Memory(static_cast<char*>(memory));
 }
 

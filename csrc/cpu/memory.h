@@ -16,6 +16,9 @@ using Memory = std::unique_ptr<char[], FreeMemory>;
 // fault instead of 512, the hardware prefetches across all of them, and they lie evenly in the sets of a cache.
 Memory new_memory(int64_t bytes);
 
+// Asks for huge pages where memory that somebody else has allocated holds whole ones. It is a hint, which may be refused.
+void want_huge_pages(char* memory, int64_t bytes);
+
 struct Spare {
   int64_t bytes = 0;
   Memory memory;

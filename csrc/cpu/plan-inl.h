@@ -34,9 +34,10 @@ struct SplitRequest {
   int members;
   int64_t batch;
   int64_t panels;
-  int vectors;      // of a panel
-  int64_t k_packs;  // K of the product, in packs
-  int gates;        // of a unit, which the cell makes or reads
+  int vectors;       // of a panel
+  int64_t k_packs;   // K of the product, in packs
+  int gates;         // of a unit, which the cell makes or reads
+  int barriers = 1;  // where members split by units
 };
 
 // What a member's part of one stage of a step takes, in cycles of a server core.
@@ -44,11 +45,10 @@ struct StepCost {
   static constexpr double kBarrierCycles = 1000;
   double arithmetic;  // multiply-adds and cells
   double stream;      // reading the member's panels
-  bool has_barrier;
+  int barriers;
   // About half of what takes less is hidden behind what takes more.
   SEQKERNELS_INLINE double cycles() const {
-    return (arithmetic > stream ? arithmetic + stream / 2 : stream + arithmetic / 2) +
-           (has_barrier ? kBarrierCycles : 0);
+    return (arithmetic > stream ? arithmetic + stream / 2 : stream + arithmetic / 2) + barriers * kBarrierCycles;
   }
 };
 
@@ -62,7 +62,7 @@ SEQKERNELS_INLINE StepCost step_cost(const Limits& limits, const SplitRequest& r
   const double stream = bytes / (bytes <= kL2Bytes ? kL2BytesPerCycle : kL3BytesPerCycle);
   const double compute = double(own) * request.k_packs * per_pack;
   const double arithmetic = compute + double(own) * rows * request.gates * kPointwiseCycles;
-  return {arithmetic, stream, split.unit_parts > 1};
+  return {arithmetic, stream, split.unit_parts > 1 ? request.barriers : 0};
 }
 
 // The split whose step takes the fewest cycles, all its stages together; members and batch are those of the first one. Fewer

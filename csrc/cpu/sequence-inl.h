@@ -113,26 +113,12 @@ struct FormatLimits {
   }
 };
 
-// A stage's product with W_hh or its transpose, and the pointwise part that follows it.
-template <class F>
-struct StageProduct {
-  int64_t panels;
-  int vectors;      // of a panel
-  int64_t k_packs;  // K of the product, in packs
-  int gates;        // of a unit, which the cell makes or reads
-};
-
-// The split whose step takes the fewest cycles.
-template <class F, int kStages>
-Split choose_split(int members, int64_t batch, const StageProduct<F> (&products)[kStages]) {
-  FormatLimits<F> limits[kStages];
-  SplitRequest requests[kStages];
-  for (int i = 0; i < kStages; ++i) {
-    const StageProduct<F>& product = products[i];
-    limits[i] = {product.vectors};
-    requests[i] = {members, batch, product.panels, product.vectors, product.k_packs, product.gates};
-  }
-  return fastest_split(limits, requests);
+// The split whose step takes the fewest cycles: one request for each of its products.
+template <class F, int kProducts>
+Split choose_split(const SplitRequest (&products)[kProducts]) {
+  FormatLimits<F> limits[kProducts];
+  for (int i = 0; i < kProducts; ++i) limits[i] = {products[i].vectors};
+  return fastest_split(limits, products);
 }
 
 // What one thread of a direction works on: its rank in the products that are shared out, its part of the recurrence.
@@ -156,6 +142,10 @@ struct ThreadSlice {
   // member's r-th sequence, and how many of the first `active` it has.
   int64_t sequence(int64_t r) const { return group + r * split.batch_parts; }
   int64_t sequences(int64_t active) const { return max(0, ceil_div(active - group, split.batch_parts)); }
+  // How many of `batch` are those of the groups before this one.
+  int64_t first_row(int64_t batch) const {
+    return group * (batch / split.batch_parts) + min(group, batch % split.batch_parts);
+  }
 };
 
 // Barriers of a team: one for everybody, one per direction, one per group of a split by units.

@@ -17,6 +17,7 @@ double work_of(CellKind cell, const StackSizes& sizes);
 
 struct StackCall {
   StackSizes sizes;
+  double norm_eps;  // of a normalised cell
   DType dtype;
   int64_t seq_len, batch;
   RowTensor x;      // [T, B, I]

@@ -55,7 +55,7 @@ PassKernels with_persistent() {
 
 template <class Cell, class Element, class Operand = void>
 CellKernels both_passes() {
-  if constexpr (Cell::kIsProjected)
+  if constexpr (Cell::kIsProjected || Cell::kNorm != cells::Norm::kNone)
     return {};  // not written
   else if constexpr (std::is_void_v<Operand>)
     return {stepwise_only<Forward<Cell, Element>>(), stepwise_only<Backward<Cell, Element>>()};

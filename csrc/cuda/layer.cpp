@@ -134,9 +134,9 @@ void input_gradients(const Layer& layer, const Tensor& dgates, const Tensor& gra
 
 }  // namespace
 
-// Cells with a projection run by the reference on a GPU; this is for who calls the op itself.
+// Cells with a projection, and normalised ones, run by the reference on a GPU; this is for who calls the op itself.
 void check_cell(const Layer& layer) {
-  if (layer.info().is_projected) fail(layer.info().name, " has no CUDA kernels");
+  if (layer.info().is_projected || layer.info().is_normalized()) fail(layer.info().name, " has no CUDA kernels");
 }
 
 LayerOutputs layer_forward_cuda(const LayerInputs& inputs, bool save_for_backward) {
@@ -162,20 +162,19 @@ LayerOutputs layer_forward_cuda(const LayerInputs& inputs, bool save_for_backwar
   problem.c_n = data(out.c_n);
   problem.c_carry = data(c_carry);
   if (save_for_backward) {
-    problem.gates = data(out.gates);
-    problem.cells = data(out.cells);
+    problem.gates = data(out.saved.gates);
+    problem.cells = data(out.saved.cells);
   }
   run_forward(device, layer, problem);
   return out;
 }
 
 InputGradients layer_backward_cuda(const LayerInputs& inputs, const LayerGradients& grads, const Tensor& output,
-                                   const std::optional<Tensor>& gates, const std::optional<Tensor>& cells,
-                                   const std::vector<bool>& needs_grad) {
+                                   const LayerSaved& saved, const std::vector<bool>& needs_grad) {
   const Layer layer(inputs);
   check_cell(layer);
   const Device device(layer.x());
-  LayerBackwardTensors tensors(layer, grads, output, gates, cells, needs_grad);
+  LayerBackwardTensors tensors(layer, grads, output, saved, needs_grad);
   const std::optional<Tensor> offsets = device_offsets(device, layer);
   const Tensor states = as_contiguous(tensors.output);
   std::optional<Tensor> grad_output;
@@ -193,8 +192,8 @@ InputGradients layer_backward_cuda(const LayerInputs& inputs, const LayerGradien
   problem.h0 = data(layer.h0());
   problem.c0 = data(layer.c0());
   problem.output = data(states);
-  problem.gates = data(tensors.gates);
-  problem.cells = data(tensors.cells);
+  problem.gates = data(tensors.saved.gates);
+  problem.cells = data(tensors.saved.cells);
   problem.input_dgates = data(input_dgates);
   problem.hidden_dgates = differ ? data(hidden_dgates) : nullptr;
   problem.grad_h0 = result_data(tensors.results.h0);
@@ -210,7 +209,7 @@ InputGradients layer_backward_cuda(const LayerInputs& inputs, const LayerGradien
     const Tensor to_input = of_direction(layer, input_dgates, d), to_hidden = of_direction(layer, hidden_dgates, d);
     if (wants(kInputWeight)) cuda::multiply(cuda::transposed(to_input), x, result(kInputWeight));
     if (wants(kHiddenWeight)) {
-      if (operands.empty()) operands = operands_of(device, layer, problem.shape, states, tensors.gates);
+      if (operands.empty()) operands = operands_of(device, layer, problem.shape, states, tensors.saved.gates);
       hidden_weight_gradients(layer, hidden_dgates, operands, d, result(kHiddenWeight));
     }
     if (wants(kInputBias)) cuda::sum_rows(to_input, result(kInputBias));

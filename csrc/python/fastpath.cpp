@@ -40,6 +40,7 @@ struct Names {
            *input_size = intern("input_size"), *hidden_size = intern("hidden_size"), *proj_size = intern("proj_size"),
            *num_layers = intern("num_layers"), *bidirectional = intern("bidirectional"),
            *batch_first = intern("batch_first"), *training = intern("training"), *dropout = intern("dropout"),
+           *norm_eps = intern("norm_eps"),
            *weights_of_a_cell =
                Py_BuildValue("(NNNN)", intern("weight_ih"), intern("weight_hh"), intern("bias_ih"), intern("bias_hh"));
 
@@ -52,7 +53,7 @@ struct Names {
 
 bool read_form(const Attributes& attributes, const std::string_view cell, bool is_cell, Form& form) {
   const Names& names = Names::get();
-  form = {{}, is_cell, {0, 0, 0, 1, 1}, false};
+  form = {{}, is_cell, {0, 0, 0, 1, 1}, false, 0};
   if (!find_cell(cell, form.cell)) return false;
   StackSizes& sizes = form.sizes;
   if (!attributes.read(names.input_size, sizes.input_size) || !attributes.read(names.hidden_size, sizes.hidden_size))
@@ -61,6 +62,12 @@ bool read_form(const Attributes& attributes, const std::string_view cell, bool i
   sizes.output_size = sizes.hidden_size;
   if (cell_info(form.cell).is_projected && (!attributes.read(names.proj_size, sizes.output_size) || is_cell))
     return false;
+  if (cell_info(form.cell).is_normalized()) {
+    PyObject* const norm_eps = attributes.get(names.norm_eps);
+    if (!norm_eps || !PyFloat_Check(norm_eps)) return false;
+    form.norm_eps = PyFloat_AS_DOUBLE(norm_eps);
+    if (!(form.norm_eps >= 0)) return false;
+  }
   if (is_cell) return true;
   bool bidirectional, training;
   if (!attributes.read(names.num_layers, sizes.layers) || sizes.layers < 1 ||
@@ -73,7 +80,7 @@ bool read_form(const Attributes& attributes, const std::string_view cell, bool i
   return dropout && PyFloat_Check(dropout) && PyFloat_AS_DOUBLE(dropout) == 0.0;
 }
 
-// Reads w_ih, w_hh and maybe b_ih, b_hh, and w_hr of every layer and direction; false where one is not an ordinary parameter that fits.
+// Reads the weights of every layer and direction; false where one is not an ordinary parameter that fits.
 bool read_weights(const Attributes& attributes, const Form& form, DType dtype, bool gradients,
                   std::vector<BorrowedTensor>& tensors, std::vector<Weights>& weights) {
   const Names& all = Names::get();
@@ -82,33 +89,27 @@ bool read_weights(const Attributes& attributes, const Form& form, DType dtype, b
   if (!parameters || !PyDict_Check(parameters) || !names || !(PyList_Check(names) || PyTuple_Check(names)))
     return false;
   const StackSizes& sizes = form.sizes;
-  const int64_t count = sizes.layers * sizes.directions, hidden = sizes.hidden_size, outputs = sizes.output_size;
-  const int64_t per_direction = PySequence_Fast_GET_SIZE(names) / count;
-  const int64_t without_projection = per_direction - cell_info(form.cell).is_projected;
-  if (PySequence_Fast_GET_SIZE(names) != per_direction * count || (without_projection != 2 && without_projection != 4))
-    return false;
-  const int64_t gate_rows = cell_info(form.cell).gates * hidden;
+  const CellInfo& info = cell_info(form.cell);
+  const int64_t count = sizes.layers * sizes.directions, per_direction = PySequence_Fast_GET_SIZE(names) / count;
+  const bool biases = per_direction == info.weights(true);
+  if (PySequence_Fast_GET_SIZE(names) != per_direction * count || per_direction != info.weights(biases)) return false;
   PyObject* const* name = PySequence_Fast_ITEMS(names);
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t inputs = i < sizes.directions ? sizes.input_size : sizes.directions * outputs;
-    const char* found[5] = {};
-    for (int64_t place = 0; place < per_direction; ++place) {
-      const int64_t kind = place < without_projection ? place : 4;
+    Weights found{};
+    for (int place = 0; place < per_direction; ++place) {
+      const WeightKind kind = info.kind_of_weight(place, biases);
       PyObject* const object = PyDict_GetItemWithError(parameters, *name++);
-      if (object == Py_None && form.is_cell && kind >= 2) continue;  // a Cell without biases
+      if (object == Py_None && form.is_cell && is_bias(kind)) continue;  // a Cell without biases
       BorrowedTensor weight;
       if (!object || !borrow(object, gradients, weight) || weight.dtype != dtype || !weight.is_contiguous())
         return false;
-      const bool fits = kind == 0   ? weight.has_sizes({gate_rows, inputs})
-                        : kind == 1 ? weight.has_sizes({gate_rows, outputs})
-                        : kind == 4 ? weight.has_sizes({outputs, hidden})
-                                    : weight.has_sizes({gate_rows});
-      if (!fits) return false;
-      found[kind] = weight.data;
+      const auto [rows, columns] = form.size_of(kind, i / sizes.directions);
+      if (!(columns < 0 ? weight.has_sizes({rows}) : weight.has_sizes({rows, columns}))) return false;
+      found.of[kind] = weight.data;
       tensors.push_back(std::move(weight));
     }
-    if (!found[2] != !found[3]) return false;
-    weights.push_back({found[0], found[1], found[2], found[3], found[4]});
+    if (!found[kInputBias] != !found[kHiddenBias]) return false;
+    weights.push_back(found);
   }
   return true;
 }

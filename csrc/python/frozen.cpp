@@ -15,11 +15,17 @@ namespace {
 
 namespace py = pybind11;
 
-// Of parameter `i` of a form, in the order of torch.nn: w_ih, w_hh, b_ih, b_hh and maybe w_hr of each layer and direction.
+WeightKind kind_of(const Form& form, int64_t i) {
+  return cell_info(form.cell).kind_of_weight(static_cast<int>(i % frozen_parameters(form.cell)), true);
+}
+
+// Of parameter `i` of a form: as modules name them.
 std::string parameter_name(const Form& form, int64_t i) {
-  static const char* const names[] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"};
+  static const char* const names[kWeightKinds] = {"weight_ih",      "weight_hh",     "bias_ih",
+                                                  "bias_hh",        "weight_hr",     "norm_ih_weight",
+                                                  "norm_hh_weight", "norm_c_weight", "norm_c_bias"};
   const int64_t direction = i / frozen_parameters(form.cell);
-  std::string name = names[i % frozen_parameters(form.cell)];
+  std::string name = names[kind_of(form, i)];
   if (form.is_cell) return name;
   name += "_l" + std::to_string(direction / form.sizes.directions);
   return direction % form.sizes.directions == 1 ? name + "_reverse" : name;
@@ -54,31 +60,26 @@ class FrozenModule {
   // Where the parameters are, once they are known to be what this form has; null for a bias that is None.
   template <class Pointer>
   std::vector<Pointer> addresses(const py::list& parameters) const {
-    const auto [input_size, hidden, outputs, layers, directions] = form_.sizes;
-    const int64_t per_direction = frozen_parameters(form_.cell), count = per_direction * layers * directions;
+    const int64_t per_direction = frozen_parameters(form_.cell), directions = form_.sizes.directions;
+    const int64_t count = per_direction * form_.sizes.layers * directions;
     if (static_cast<int64_t>(parameters.size()) != count)
       throw std::invalid_argument("expected " + std::to_string(count) + " parameters, got " +
                                   std::to_string(parameters.size()));
     std::vector<Pointer> list;
     for (int64_t i = 0; i < count; ++i) {
       const py::object parameter = parameters[static_cast<size_t>(i)];
-      const int64_t kind = i % per_direction;
-      const bool is_bias = kind == 2 || kind == 3;
-      if (is_bias && parameter.is_none()) {
+      const WeightKind kind = kind_of(form_, i);
+      if (is_bias(kind) && parameter.is_none()) {
         list.push_back(nullptr);
         continue;
       }
-      const int64_t rows = kind == 4 ? outputs : cell_info(form_.cell).gates * hidden;
-      const int64_t columns = kind == 4                        ? hidden
-                              : kind == 1                      ? outputs
-                              : i / per_direction < directions ? input_size
-                                                               : directions * outputs;
-      const DType dtype = is_bias ? DType::kFloat32 : weights_;
+      const auto [rows, columns] = form_.size_of(kind, i / per_direction / directions);
       BorrowedTensor tensor;
-      const bool fits = borrow(parameter.ptr(), false, tensor) && tensor.dtype == dtype && tensor.is_contiguous() &&
-                        (is_bias ? tensor.has_sizes({rows}) : tensor.has_sizes({rows, columns}));
+      const bool fits = borrow(parameter.ptr(), false, tensor) && tensor.is_contiguous() &&
+                        tensor.dtype == (columns < 0 ? DType::kFloat32 : weights_) &&
+                        (columns < 0 ? tensor.has_sizes({rows}) : tensor.has_sizes({rows, columns}));
       if (!fits) {
-        const std::string sizes = std::to_string(rows) + (is_bias ? "" : ", " + std::to_string(columns));
+        const std::string sizes = std::to_string(rows) + (columns < 0 ? "" : ", " + std::to_string(columns));
         throw std::invalid_argument(parameter_name(form_, i) + " must be a plain tensor of size [" + sizes +
                                     "] with all its memory, got " + describe(parameter));
       }
@@ -111,7 +112,7 @@ void check_size(const char* name, int64_t value, int64_t least) {
 void define_frozen(py::module_& m) {
   py::class_<FrozenModule>(m, "Frozen", "A packed copy of a module's weights; see seqkernels.freeze.")
       .def(py::init([](std::string_view cell, bool is_cell, int64_t input_size, int64_t hidden_size, int64_t proj_size,
-                       int64_t num_layers, bool bidirectional, bool batch_first, bool bfloat16,
+                       int64_t num_layers, bool bidirectional, bool batch_first, bool bfloat16, double norm_eps,
                        const py::list& parameters) {
              CellKind kind;
              if (!find_cell(cell, kind)) throw std::invalid_argument("unknown cell " + std::string(cell));
@@ -121,17 +122,20 @@ void define_frozen(py::module_& m) {
              if (proj_size > 0 && !cell_info(kind).is_projected)
                throw std::invalid_argument(std::string(cell) + " has no projection");
              check_size("num_layers", num_layers, 1);
+             if (!(norm_eps >= 0))
+               throw std::invalid_argument("norm_eps must be at least 0, got " + std::to_string(norm_eps));
              if (is_cell && (num_layers > 1 || bidirectional || batch_first))
                throw std::invalid_argument("a Cell has one layer and one direction, and no batch_first");
              if (!can_borrow())
                throw std::runtime_error("freeze knows DLPack's exchange API 1.x, and this torch has another");
              const int64_t output_size = proj_size > 0 ? proj_size : hidden_size;
              const StackSizes sizes{input_size, hidden_size, output_size, num_layers, bidirectional ? 2 : 1};
-             return std::make_unique<FrozenModule>(Form{kind, is_cell, sizes, batch_first}, bfloat16, parameters);
+             return std::make_unique<FrozenModule>(Form{kind, is_cell, sizes, batch_first, norm_eps}, bfloat16,
+                                                   parameters);
            }),
            py::arg("cell"), py::arg("is_cell"), py::arg("input_size"), py::arg("hidden_size"), py::arg("proj_size"),
            py::arg("num_layers"), py::arg("bidirectional"), py::arg("batch_first"), py::arg("bfloat16"),
-           py::arg("parameters"))
+           py::arg("norm_eps"), py::arg("parameters"))
       .def("unpack", &FrozenModule::unpack)
       .def("run", &FrozenModule::run, "The result of the module's forward, or None.")
       .def_property_readonly("cell", [](const FrozenModule& m) { return cell_info(m.form().cell).name; })
@@ -144,6 +148,7 @@ void define_frozen(py::module_& m) {
       .def_property_readonly("num_layers", [](const FrozenModule& m) { return m.form().sizes.layers; })
       .def_property_readonly("bidirectional", [](const FrozenModule& m) { return m.form().sizes.directions == 2; })
       .def_property_readonly("batch_first", [](const FrozenModule& m) { return m.form().batch_first; })
+      .def_property_readonly("norm_eps", [](const FrozenModule& m) { return m.form().norm_eps; })
       .def_property_readonly("bfloat16", &FrozenModule::bfloat16);
 }
 

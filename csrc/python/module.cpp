@@ -47,6 +47,11 @@ std::vector<pybind11::dict> list_cells() {
     described["has_cell_state"] = cell.has_cell_state;
     described["stages"] = cell.stages;
     described["is_projected"] = cell.is_projected;
+    described["norms"] = cell.norms;
+    pybind11::list extra;
+    for (int kind = kProjection; kind < kWeightKinds; ++kind)
+      if (cell.has_weight[kind]) extra.append(kWeightNames[kind]);
+    described["extra_weights"] = pybind11::tuple(extra);
     list.push_back(std::move(described));
   }
   return list;

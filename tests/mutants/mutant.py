@@ -12,9 +12,14 @@ SINGLE_STEPS = ("tests/test_single_steps.py", "-k", "test_results")
 FROZEN = ("tests/test_frozen.py", "-k", "test_sizes")
 
 VEC, CELLS = "cpu/vec-inl.h", "cells/"
-FORWARD, GATES = "cpu/forward-inl.h", "cpu/gate_product-inl.h"
-BACKWARD, PRODUCTS = "cpu/backward-inl.h", "cpu/backward_products-inl.h"
-SEQUENCE, FROZEN_LOOP = "cpu/sequence-inl.h", "cpu/frozen-inl.h"
+FORWARD, FORWARD_CELL, GATES = "cpu/forward-inl.h", "cpu/forward_cell-inl.h", "cpu/gate_product-inl.h"
+BACKWARD, BACKWARD_CELL, PRODUCTS = (
+    "cpu/backward-inl.h",
+    "cpu/backward_cell-inl.h",
+    "cpu/backward_products-inl.h",
+)
+NORM, FORWARD_NORM, BACKWARD_NORM = "cpu/norm-inl.h", "cpu/forward_norm-inl.h", "cpu/backward_norm-inl.h"
+SEQUENCE, FROZEN_LOOP, FROZEN_NORM = "cpu/sequence-inl.h", "cpu/frozen-inl.h", "cpu/frozen_norm-inl.h"
 GEMM, REGISTERS, TILES = "cpu/gemm/gemm-inl.h", "cpu/gemm/register_kernel-inl.h", "cpu/gemm/amx_driver-inl.h"
 GEMV, COLUMNS, FORMATS = "cpu/gemm/gemv-inl.h", "cpu/gemm/columns-inl.h", "cpu/gemm/formats-inl.h"
 

@@ -6,7 +6,7 @@ from .mutant import (
     BACKWARD,
     COLUMNS,
     FORMATS,
-    FORWARD,
+    FORWARD_CELL,
     GATES,
     GEMM,
     GEMV,
@@ -95,7 +95,7 @@ MUTANTS = [
     ),
     Mutant(
         "rounded_differently_when_saved",
-        FORWARD,
+        FORWARD_CELL,
         "const V h = «round_to<S>(made.h.part[i])»;",
         "made.h.part[i]",
         "The next step reads h as it was before it was rounded to the storage type.",

@@ -1,0 +1,115 @@
+// The cell in the forward time loop: its gates from products, its results to the tensors. Compiled once per ISA.
+//
+// Members of ForwardLoop, which names the types.
+#pragma once
+#include "forward-inl.h"
+
+namespace seqkernels::SEQKERNELS_ISA {
+
+// A stage of the cell for the units of one panel of the rows [range) of a tile, kRows of them side by side while there are.
+template <class Cell, class S, class F>
+template <int stage, int kRows, class Row>
+SEQKERNELS_INLINE void ForwardLoop<Cell, S, F>::pointwise_rows(const Step& step, int64_t panel, Range range,
+                                                               const Row& cell_row) const {
+  for (; range.size() >= kRows; range.begin += kRows) {
+    CellRow rows[kRows];
+    for (int i = 0; i < kRows; ++i) rows[i] = cell_row(range.begin + i);
+    pointwise<stage>(step, panel, rows);
+  }
+  if constexpr (kRows > 1) pointwise_rows<stage, kRows - 1>(step, panel, range, cell_row);
+}
+
+template <class Cell, class S, class F>
+template <int stage, int kRows>
+SEQKERNELS_INLINE void ForwardLoop<Cell, S, F>::pointwise(const Step& step, int64_t panel,
+                                                          const CellRow (&rows)[kRows]) const {
+  using Vectors = VecN<T, kRows>;
+  constexpr bool kHasC = cells::has_c<Cell>(stage);
+  constexpr int kFirst = cells::first_gate<Cell>(stage), kStageGates = Cell::kStageGates[stage];
+  constexpr int kUnitVectors = Product<stage>::kUnitVectors;
+  const Buffers& buffers = buffers_[step.direction];
+  const int unit_vectors = Product<stage>::panel_unit_vectors(panel, size_.units(stage));
+  for (int v = 0; v < unit_vectors; ++v) {
+    const int64_t u = (panel * kUnitVectors + v) * kLanes;
+    const auto c = [&](int i) { return buffers.c + rows[i].b * size_.padded + u; };
+    const auto carried = [&](int i, int s) {
+      return buffers.carried + (rows[i].b * Cell::kCarried + s) * size_.padded + u;
+    };
+    Vectors input_gates[kGates], hidden_gates[kGates], saved[Cell::kSaved + 1];
+#pragma GCC unroll 4
+    for (int g = 0; g < kStageGates; ++g) {
+      const int column = (v * kStageGates + g) * kLanes;
+      if constexpr (Cell::kNorm == cells::Norm::kSum)
+        input_gates[kFirst + g] = Vectors::each(
+            [&](int) { return load(buffers.w_ih[0].packed_bias + panel * Product<stage>::kPanelWidth + column); });
+      else if constexpr (stage < kInputStages)
+        input_gates[kFirst + g] = Vectors::each([&](int i) { return load(rows[i].input + column); });
+      if constexpr (kNormalizes)
+        hidden_gates[kFirst + g] = normalized_gate<stage>(step, panel, rows, g, column, u);
+      else
+        hidden_gates[kFirst + g] = Vectors::each([&](int i) { return load(rows[i].hidden + column); });
+    }
+    cells::State<Vectors> prev{Vectors(0), Vectors(0)};
+    if constexpr (cells::has_h<Cell>(stage))
+      prev.h = Vectors::each([&](int i) { return load(step.h_prev + rows[i].b * h_stride_ + u); });
+    if constexpr (kHasC) prev.c = Vectors::each([&](int i) { return load(c(i)); });
+    if constexpr (stage > 0)
+      for (int s = 0; s < Cell::kCarried; ++s) saved[s] = Vectors::each([&](int i) { return load(carried(i, s)); });
+
+    const cells::State<Vectors> made = Cell::forward(cells::Stage<stage>(), input_gates, hidden_gates, prev, saved);
+
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) {
+      const int64_t b = rows[i].b;
+      constexpr int kSavedFrom = cells::first_saved<Cell>(stage), kSavedTo = kSavedFrom + Cell::kStageSaved[stage];
+      if constexpr (Cell::kSaved > 0 && !kNormalizes)
+        if (step.gates)
+          for (int s = kSavedFrom; s < kSavedTo; ++s)
+            save(step.gates + (b * kReserved + s) * size_.padded, u, saved[s].part[i]);
+      const V h = round_to<S>(made.h.part[i]);
+      if constexpr (stage < kStages - 1) {
+        for (int s = kSavedFrom; s < min(kSavedTo, Cell::kCarried); ++s) store(carried(i, s), saved[s].part[i]);
+        if constexpr (stage < kOperands)
+          store_operand(buffers.operands[stage] + b * operand_stride_, u, size_.hidden, h);
+      } else {
+        finish_h(step, b, u, h);
+      }
+      if constexpr (kHasC) {
+        store(c(i), made.c.part[i]);
+        if constexpr (stage == kStages - 1 || !cells::has_c<Cell>(stage + 1)) finish_c(step, b, u, made.c.part[i]);
+      }
+    }
+  }
+}
+
+// The padding stays zero where a pack reaches into it: there, infinity times the padding of W would be NaN.
+template <class Cell, class S, class F>
+SEQKERNELS_INLINE void ForwardLoop<Cell, S, F>::store_operand(E* row, int64_t u, int64_t units, V value) {
+  store(row + u, value, F::kPack == 1 ? kLanes : units - u);
+}
+
+// The new state of sequence b.
+template <class Cell, class S, class F>
+SEQKERNELS_INLINE void ForwardLoop<Cell, S, F>::finish_h(const Step& step, int64_t b, int64_t u, V h) const {
+  const int64_t valid = size_.outputs - u;
+  store_operand(step.h + b * h_stride_, u, size_.outputs, h);
+  store(step.output + b * step.output_stride + u, h, valid);
+  if (b >= step.ending) store(state_row(p_.h_n, size_.outputs, step.direction, b) + u, h, valid);
+}
+template <class Cell, class S, class F>
+SEQKERNELS_INLINE void ForwardLoop<Cell, S, F>::finish_c(const Step& step, int64_t b, int64_t u, V c) const {
+  if (step.cells) save(step.cells + b * size_.padded, u, c);
+  if (b >= step.ending) store(state_row(p_.c_n, size_.hidden, step.direction, b) + u, c, size_.hidden - u);
+}
+
+// Stores the units [u, u + kLanes) of a padded row; the last ones with the padding, which is zero.
+template <class Cell, class S, class F>
+template <class P>
+SEQKERNELS_INLINE void ForwardLoop<Cell, S, F>::save(P* row, int64_t u, V value) const {
+  store(row + u, value);
+  if constexpr (kLanes < kUnitPadding)
+    if (u + kLanes >= size_.hidden)
+      for (int64_t rest = u + kLanes; rest < size_.padded; rest += kLanes) store(row + rest, V(0));
+}
+
+}  // namespace seqkernels::SEQKERNELS_ISA

@@ -1,0 +1,129 @@
+"""What layers and cells have beyond torch.nn, as bases of the classes in modules.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .cells import CELLS, PARAMETERS
+from .spec import cell_of, check_norm_eps
+
+
+class ForgetBias(torch.nn.Module):
+    """The `forget_bias` option of LSTMs; the other bases are a fused class and its namesake in torch.nn."""
+
+    bias: bool
+    _forget_bias = 0.0
+
+    def __init__(self, *args: Any, forget_bias: float = 0.0, **kwargs: Any) -> None:
+        self.__dict__["_forget_bias"] = float(forget_bias)  # before torch's constructor makes the parameters
+        super().__init__(*args, **kwargs)
+        if forget_bias and not self.bias:
+            raise ValueError(f"forget_bias={forget_bias} needs bias=True: there is no bias to add it to")
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()  # type: ignore[misc]  # of torch.nn's class
+        if self._forget_bias:
+            with torch.no_grad():
+                for name, parameter in self.named_parameters():
+                    if name.startswith("bias_ih"):
+                        parameter.chunk(4)[1].add_(self._forget_bias)
+
+    def extra_repr(self) -> str:
+        shown = super().extra_repr()
+        return f"{shown}, forget_bias={self._forget_bias}" if self._forget_bias else shown
+
+
+class ResetAfter(torch.nn.Module):
+    """The `reset_after` option of GRUs; the other bases are a fused class and its namesake in torch.nn."""
+
+    _cell = "gru"  # or, in an instance's own dictionary, another one
+
+    def __init__(self, *args: Any, reset_after: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.reset_after = reset_after
+
+    @property
+    def reset_after(self) -> bool:
+        """Whether the reset gate acts on the product with W_hh, as in torch.nn, or on the state before it."""
+        return self._cell != "gru_reset_before"
+
+    @reset_after.setter
+    def reset_after(self, reset_after: bool) -> None:
+        if not isinstance(reset_after, bool):
+            raise TypeError(f"reset_after must be True or False, got {reset_after!r}")
+        cell = cell_of("gru", getattr(self, "norm", None), reset_after)
+        if cell == "gru":
+            self.__dict__.pop("_cell", None)
+        else:
+            self.__dict__["_cell"] = cell
+
+    @property
+    def _beyond_torch(self) -> str:
+        return "" if self.reset_after else "reset_after=False"
+
+    def extra_repr(self) -> str:
+        shown = super().extra_repr()
+        return shown if self.reset_after else f"{shown}, reset_after=False"
+
+
+class Norm(torch.nn.Module):
+    """The `norm` option of layers; the other bases are a fused class and its namesake in torch.nn."""
+
+    _kind: str  # of the cell, in `NORMS`
+    hidden_size: int
+    num_layers: int
+    bidirectional: bool
+    _flat_weights_names: list[str]
+    norm: str | None = None  # of a module that was fused or pickled without one
+    norm_eps = 1e-5
+
+    def __init__(self, *args: Any, norm: str | None = None, norm_eps: float = 1e-5, **kwargs: Any) -> None:
+        self.__dict__["norm"] = norm  # before torch's constructor sets initial values
+        self.__dict__["norm_eps"] = check_norm_eps(norm_eps)
+        cell = cell_of(self._kind, norm)
+        super().__init__(*args, **kwargs)
+        if norm is None:
+            return
+        if getattr(self, "proj_size", 0):
+            raise ValueError(f"norm={norm!r} needs proj_size=0, got {self.proj_size}")
+        names = self._flat_weights_names
+        per_direction = len(names) // (self.num_layers * (1 + self.bidirectional))
+        like, self._flat_weights_names, self._all_weights = getattr(self, names[0]), [], []
+        sizes = {"norm_ih": len(like), "norm_hh": len(like), "norm_c": self.hidden_size}
+        for first in range(0, len(names), per_direction):
+            own = names[first : first + per_direction]
+            suffix = own[0].removeprefix("weight_ih")
+            for weight in CELLS[cell].extra_weights:
+                own.append(PARAMETERS[weight] + suffix)
+                values = torch.empty(
+                    sizes[weight.removesuffix("_bias")], dtype=like.dtype, device=like.device
+                )
+                self.register_parameter(own[-1], torch.nn.Parameter(values))
+            self._flat_weights_names += own
+            self._all_weights.append(own)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As torch.nn, and norms as those of `torch.nn.LayerNorm`: factors of 1 and biases of 0."""
+        super().reset_parameters()  # type: ignore[misc]  # of torch.nn's class
+        if self.norm is None:
+            return
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if "bias" in name:
+                    parameter.zero_()
+                elif name.startswith("norm"):
+                    parameter.fill_(1)
+
+    @property
+    def _beyond_torch(self) -> str:
+        return f"norm={self.norm!r}" if self.norm else str(super()._beyond_torch)  # type: ignore[misc]
+
+    def extra_repr(self) -> str:
+        shown = super().extra_repr()
+        if self.norm is None:
+            return shown
+        eps = "" if self.norm_eps == 1e-5 else f", norm_eps={self.norm_eps}"
+        return f"{shown}, norm={self.norm!r}{eps}"
