@@ -2,6 +2,7 @@
 
 A call of a module is tried in this order:
 
+    "torch"         while torch exports to ONNX, which knows its functions
     fast path       around torch's dispatcher: no gradient, nobody watches (`fastpath_allowed`)
     "cudnn"         inference that cuDNN runs faster (`_cudnn.py`)
     "native"        the ops of this package (`supports`)
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
+from torch.jit import is_tracing
 
 from . import _cudnn
 from . import _torch_compat as compat
@@ -72,11 +74,14 @@ def choose(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequenc
 
     Raises:
         ValueError: An unknown backend.
-        RuntimeError: With `backend="native"`, every reason why the kernels cannot run this.
+        RuntimeError: With `backend="native"`, every reason why the kernels cannot run this. While torch exports
+            to ONNX, a cell that torch has no function of.
     """
     backend = spec.backend
     if backend not in BACKENDS:
         check_backend(backend)
+    if backend != "reference" and (is_compiling() or is_tracing()) and torch.onnx.is_in_onnx_export():
+        return _for_onnx(spec)
     if backend != "reference" and supports(spec, x, state, weights):
         if backend == "auto" and x.is_cuda and not is_compiling():
             if cudnn_is_faster(spec, x, state, weights):
@@ -87,6 +92,16 @@ def choose(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequenc
         reasons = not_supported_reasons(spec, x, state, weights)
         raise RuntimeError("backend='native' cannot run this because of\n  - " + "\n  - ".join(reasons))
     return "torch" if backend == "auto" and torch_runs(spec, x, state, weights) else "reference"
+
+
+def _for_onnx(spec: LayerSpec) -> str:
+    """What ONNX has an operator for: what torch has a function of."""
+    if spec.cell in TORCH_CELLS:
+        return "torch"
+    raise RuntimeError(
+        f"{spec.cell} cannot be exported to ONNX as one operator; with backend='reference' it becomes the "
+        "operators of as many steps as the example has"
+    )
 
 
 def torch_runs(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:

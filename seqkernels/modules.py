@@ -288,7 +288,7 @@ class FusedLSTM(ForgetBias, Norm, _FusedLayer, torch.nn.LSTM):
     def _cell(self) -> str:  # type: ignore[override]
         return "lstm_projected" if self.proj_size > 0 else NORMS["lstm"][self.norm]
 
-    def forward(self, input: Any, hx: Any = None, *, reset_mask: Tensor | None = None) -> Any:
+    def forward(self, input: Any, hx: Any = None, reset_mask: Tensor | None = None) -> Any:
         return self._forward(input, hx, reset_mask)
 
 
@@ -321,7 +321,7 @@ class FusedGRU(Norm, ResetAfter, _FusedLayer, torch.nn.GRU):
     _like = torch.nn.GRU
     _kind = "gru"
 
-    def forward(self, input: Any, hx: Any = None, *, reset_mask: Tensor | None = None) -> Any:
+    def forward(self, input: Any, hx: Any = None, reset_mask: Tensor | None = None) -> Any:
         return self._forward(input, hx, reset_mask)
 
 
@@ -344,7 +344,7 @@ class FusedRNN(_FusedLayer, torch.nn.RNN):
     def _cell(self) -> str:  # type: ignore[override]
         return RNN_MODES.get(self.mode, "")
 
-    def forward(self, input: Any, hx: Any = None, *, reset_mask: Tensor | None = None) -> Any:
+    def forward(self, input: Any, hx: Any = None, reset_mask: Tensor | None = None) -> Any:
         return self._forward(input, hx, reset_mask)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from typing import Any, ClassVar
 
 import pytest
@@ -336,3 +338,40 @@ def test_flops_of_packed_input(name: str, no_onednn: None) -> None:
     packed = PackedSequence(packed.data.detach(), packed.batch_sizes)
     assert flops(ours, packed) == flops(theirs, packed)
     assert flops(ours, packed)[0] == 2 * 8 * sum(p.numel() for p in ours.parameters() if p.dim() == 2)
+
+
+# ---------------------------------------------------------------- torch.onnx
+
+
+def exported(module: nn.Module, *inputs: Tensor) -> Any:
+    """A session of ONNX Runtime with what torch exports."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that exporter is the old one, and the one without another package
+        torch.onnx.export(module.eval(), inputs, file, dynamo=False)
+    return onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_onnx(name: str) -> None:
+    """An operator of ONNX for each layer, as of torch.nn's own."""
+    pytest.importorskip("onnx")
+    module = getattr(seqkernels, f"Fused{name}")(I, H, num_layers=2, bidirectional=True)
+    x = torch.randn(5, 2, I)
+    session = exported(module, x)
+    (given,) = session.get_inputs()
+    results = session.run(None, {given.name: x.numpy()})
+    assert_close([torch.from_numpy(r) for r in results], flat(module(x)))
+
+
+def test_what_has_no_operator_in_onnx() -> None:
+    pytest.importorskip("onnx")
+    x = torch.randn(5, 2, I)
+    for module in (seqkernels.FusedGRU(I, H, reset_after=False), seqkernels.FusedLSTM(I, H, norm="layer")):
+        with pytest.raises(RuntimeError, match=r"cannot be exported to ONNX .* backend='reference'"):
+            exported(module, x)
+        module.backend = "reference"
+        session = exported(module, x)
+        results = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        assert_close([torch.from_numpy(r) for r in results], flat(module(x)))

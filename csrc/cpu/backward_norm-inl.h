@@ -184,7 +184,6 @@ template <int norm, class Visit>
 SEQKERNELS_INLINE void BackwardLoop<Cell, S, F>::for_unit_values(const NormRow& row, Range vectors,
                                                                  const Visit& f) const {
   const auto visit = [&](int64_t u, int64_t valid) {
-#pragma GCC unroll 4
     for (int g = 0; g < norm_gates<Cell>(norm); ++g) {
       const int64_t at = g * size_.padded + u;
       const V dgates = load(row.dgates + norm_dgate<Cell>(norm, g) * block_ + u, valid);
