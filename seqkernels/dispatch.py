@@ -74,8 +74,8 @@ def choose(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequenc
 
     Raises:
         ValueError: An unknown backend.
-        RuntimeError: With `backend="native"`, every reason why the kernels cannot run this. While torch exports
-            to ONNX, a cell that torch has no function of.
+        RuntimeError: With `backend="native"`, every reason why the kernels cannot run this. While torch
+            exports to ONNX, a cell that torch has no function of.
     """
     backend = spec.backend
     if backend not in BACKENDS:

@@ -92,13 +92,17 @@ def test_second_derivative_is_the_references(cell: str, dtype: torch.dtype, devi
         "lstm_projected": ("LSTM", {"proj_size": 12}),
         "gru": ("GRU", {}),
         "gru_reset_before": ("GRU", {"reset_after": False}),
+        "lstm_layer_norm": ("LSTM", {"norm": "layer", "norm_eps": 0.5}),
+        "lstm_layer_norm_joint": ("LSTM", {"norm": "layer-joint", "norm_eps": 0.5}),
+        "gru_layer_norm": ("GRU", {"norm": "layer", "norm_eps": 0.5}),
     }.get(cell, ("RNN", {"nonlinearity": cell.removeprefix("rnn_")}))
     backend = "auto" if device != "cpu" and len(options) and name != "RNN" else "native"
     module = getattr(seqkernels, f"Fused{name}")(
         5, 20, backend=backend, device=device, dtype=dtype, **options
     )
-    if "reset_after" in options:
-        right = seqkernels.FusedGRU(5, 20, backend="reference", **FLOAT64, **options)
+    if options.keys() & {"reset_after", "norm"}:
+        fused = getattr(seqkernels, f"Fused{name}")
+        right = fused(5, 20, backend="reference", **FLOAT64, **options)
     else:
         right = getattr(torch.nn, name)(5, 20, **FLOAT64, **options)
     right.load_state_dict(module.state_dict())
