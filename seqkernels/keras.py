@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ._options import Norm
+
 __all__ = ["load"]
 
 Recurrent = TypeVar("Recurrent", bound=nn.Module)
@@ -64,7 +66,7 @@ def load(
     Raises:
         TypeError: `module` is none of these, or the weights are no list.
         ValueError: The weights do not fit the module in number or shape; its `reset_after` is not theirs; it
-            has several layers, a projection or parametrized weights. Nothing has changed then.
+            has several layers, a projection, a norm or parametrized weights. Nothing has changed then.
 
     Source: the layouts are those of https://keras.io/api/layers/recurrent_layers/gru/ and its neighbours.
 
@@ -83,6 +85,8 @@ def load(
         raise ValueError(f"module must have num_layers=1, as a layer of Keras has, but it has {layers}")
     if proj_size := getattr(module, "proj_size", 0):
         raise ValueError(f"module must have no projection, as no layer of Keras has, but has {proj_size=}")
+    if isinstance(module, Norm) and module._norm:
+        raise ValueError(f"module must have norm=None, as no layer of Keras has one, not {module._norm!r}")
     bidirectional = getattr(module, "bidirectional", False)
     if bidirectional and reverse_weights is None:
         raise ValueError(f"reverse_weights must be given for this {kind}: it is bidirectional")
