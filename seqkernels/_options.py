@@ -53,7 +53,7 @@ class ResetAfter(torch.nn.Module):
     def reset_after(self, reset_after: bool) -> None:
         if not isinstance(reset_after, bool):
             raise TypeError(f"reset_after must be True or False, got {reset_after!r}")
-        cell = cell_of("gru", getattr(self, "norm", None), reset_after)
+        cell = cell_of("gru", getattr(self, "_norm", None), reset_after)
         if cell == "gru":
             self.__dict__.pop("_cell", None)
         else:
@@ -76,13 +76,13 @@ class Norm(torch.nn.Module):
     num_layers: int
     bidirectional: bool
     _flat_weights_names: list[str]
-    norm: str | None = None  # of a module that was fused or pickled without one
-    norm_eps = 1e-5
+    norm_eps: float  # of a module with a norm
+    _norm: str | None = None  # under this name, for subclasses have a norm of their own
 
     def __init__(self, *args: Any, norm: str | None = None, norm_eps: float = 1e-5, **kwargs: Any) -> None:
-        self.__dict__["norm"] = norm  # before torch's constructor sets initial values
-        self.__dict__["norm_eps"] = check_norm_eps(norm_eps)
-        cell = cell_of(self._kind, norm)
+        cell, norm_eps = cell_of(self._kind, norm), check_norm_eps(norm_eps)
+        if norm is not None:  # before torch's constructor sets initial values
+            self.__dict__ |= {"_norm": norm, "norm_eps": norm_eps}
         super().__init__(*args, **kwargs)
         if norm is None:
             return
@@ -103,12 +103,14 @@ class Norm(torch.nn.Module):
                 self.register_parameter(own[-1], torch.nn.Parameter(values))
             self._flat_weights_names += own
             self._all_weights.append(own)
+        for name in self._flat_weights_names:  # as of torch.nn, in the order that functions take
+            self._parameters[name] = self._parameters.pop(name)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """As torch.nn, and norms as those of `torch.nn.LayerNorm`: factors of 1 and biases of 0."""
         super().reset_parameters()  # type: ignore[misc]  # of torch.nn's class
-        if self.norm is None:
+        if self._norm is None:
             return
         with torch.no_grad():
             for name, parameter in self.named_parameters():
@@ -119,11 +121,11 @@ class Norm(torch.nn.Module):
 
     @property
     def _beyond_torch(self) -> str:
-        return f"norm={self.norm!r}" if self.norm else str(super()._beyond_torch)  # type: ignore[misc]
+        return f"norm={self._norm!r}" if self._norm else str(super()._beyond_torch)  # type: ignore[misc]
 
     def extra_repr(self) -> str:
         shown = super().extra_repr()
-        if self.norm is None:
+        if self._norm is None:
             return shown
         eps = "" if self.norm_eps == 1e-5 else f", norm_eps={self.norm_eps}"
-        return f"{shown}, norm={self.norm!r}{eps}"
+        return f"{shown}, norm={self._norm!r}{eps}"

@@ -286,7 +286,7 @@ class FusedLSTM(ForgetBias, Norm, _FusedLayer, torch.nn.LSTM):
 
     @property
     def _cell(self) -> str:  # type: ignore[override]
-        return "lstm_projected" if self.proj_size > 0 else NORMS["lstm"][self.norm]
+        return "lstm_projected" if self.proj_size > 0 else NORMS["lstm"][self._norm]
 
     def forward(self, input: Any, hx: Any = None, reset_mask: Tensor | None = None) -> Any:
         return self._forward(input, hx, reset_mask)

@@ -67,7 +67,7 @@ def cell_of(kind: str, norm: str | None, reset_after: bool = True) -> str:
         ValueError: A `norm` that there is not, or not with the other option.
     """
     norms = NORMS[kind]
-    if norm not in norms:
+    if norm not in list(norms):  # which need not be hashable
         raise ValueError(f"norm must be one of {', '.join(map(repr, norms))}, got {norm!r}")
     if norm and not reset_after:
         raise ValueError(f"norm={norm!r} needs reset_after=True: the reset gate acts on a normalised product")

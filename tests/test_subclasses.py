@@ -58,6 +58,16 @@ class WithoutForward(nn.GRU):
             raise ValueError("not a number")
 
 
+class WithNorm(nn.LSTM):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.norm, self.norm_eps = nn.LayerNorm(self.hidden_size), 0.5
+
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        output, state = super().forward(input, hx)
+        return self.norm(output) * self.norm_eps, state
+
+
 class Step(nn.LSTMCell):
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         h, c = super().forward(input, hx)
@@ -109,6 +119,7 @@ FUSED = {
     GRU: seqkernels.FusedGRU,
     OldStyle: seqkernels.FusedRNN,
     WithoutForward: seqkernels.FusedGRU,
+    WithNorm: seqkernels.FusedLSTM,
     Step: seqkernels.FusedLSTMCell,
 }
 LEFT_ALONE = {
@@ -253,6 +264,19 @@ def test_a_subclass_of_a_fused_class() -> None:
         module = seqkernels.unfuse(seqkernels.fuse(cls(I, H)))
         assert type(module) is cls
         assert seqkernels.explain(module, x).backend == backend
+
+
+def test_subclasses_of_fused_classes_with_a_norm_of_their_own() -> None:
+    class Own(WithNorm, seqkernels.FusedLSTM):
+        pass
+
+    class Cell(seqkernels.FusedGRUCell):
+        norm = "batch"
+
+    theirs, ours, x = WithNorm(I, H), Own(I, H), torch.randn(4, 3, I)
+    ours.load_state_dict(theirs.state_dict())
+    assert_close(ours(x), theirs(x))
+    assert not Cell(I, H, reset_after=False).reset_after
 
 
 @pytest.mark.parametrize("cls", [LSTM, Step])
