@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from . import _torch_compat as compat
 from .cells import CELLS, PARAMETERS
 from .spec import cell_of, check_norm_eps
 
@@ -73,9 +74,6 @@ class Norm(torch.nn.Module):
 
     _kind: str  # of the cell, in `NORMS`
     hidden_size: int
-    num_layers: int
-    bidirectional: bool
-    _flat_weights_names: list[str]
     norm_eps: float  # of a module with a norm
     _norm: str | None = None  # under this name, for subclasses have a norm of their own
 
@@ -88,23 +86,12 @@ class Norm(torch.nn.Module):
             return
         if getattr(self, "proj_size", 0):
             raise ValueError(f"norm={norm!r} needs proj_size=0, got {self.proj_size}")
-        names = self._flat_weights_names
-        per_direction = len(names) // (self.num_layers * (1 + self.bidirectional))
-        like, self._flat_weights_names, self._all_weights = getattr(self, names[0]), [], []
-        sizes = {"norm_ih": len(like), "norm_hh": len(like), "norm_c": self.hidden_size}
-        for first in range(0, len(names), per_direction):
-            own = names[first : first + per_direction]
-            suffix = own[0].removeprefix("weight_ih")
-            for weight in CELLS[cell].extra_weights:
-                own.append(PARAMETERS[weight] + suffix)
-                values = torch.empty(
-                    sizes[weight.removesuffix("_bias")], dtype=like.dtype, device=like.device
-                )
-                self.register_parameter(own[-1], torch.nn.Parameter(values))
-            self._flat_weights_names += own
-            self._all_weights.append(own)
-        for name in self._flat_weights_names:  # as of torch.nn, in the order that functions take
-            self._parameters[name] = self._parameters.pop(name)
+        gate_rows = CELLS[cell].gates * self.hidden_size
+        extra = [(PARAMETERS[weight], weight) for weight in CELLS[cell].extra_weights]
+        compat.add_weights(
+            self,
+            {name: self.hidden_size if weight.startswith("norm_c") else gate_rows for name, weight in extra},
+        )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -368,6 +368,20 @@ def weight_names(module: torch.nn.RNNBase) -> Sequence[str]:
     return module._flat_weights_names
 
 
+def add_weights(module: Any, sizes: dict[str, int]) -> None:
+    """Give each direction of a layer vectors of these sizes as parameters, in torch's order after its own."""
+    like = getattr(module, module._flat_weights_names[0])
+    for own in module._all_weights:
+        suffix = own[0].removeprefix("weight_ih")
+        for name, size in sizes.items():
+            own.append(name + suffix)
+            values = torch.empty(size, dtype=like.dtype, device=like.device)
+            module.register_parameter(own[-1], torch.nn.Parameter(values))
+    module._flat_weights_names = [name for own in module._all_weights for name in own]
+    for name in module._flat_weights_names:
+        module._parameters[name] = module._parameters.pop(name)
+
+
 def refresh_weights(module: torch.nn.RNNBase) -> None:
     """Make the list that torch.nn's layers keep of their weights anew."""
     module._init_flat_weights()
