@@ -241,7 +241,8 @@ class _Differentiable:
         kept: list[Tensor | None] = list(tensors)
         unread = []
         per_direction = (len(tensors) - self.n) // directions
-        for i in _unread(self.n, needed, per_direction, per_direction == self.info.weights(True)):
+        has_biases = per_direction == self.info.weights(True)
+        for i in _unread(self.n, needed, per_direction, has_biases and not self.info.is_normalized):
             unread.append((i, tensors[i], compat.version_of(tensors[i])))
             kept[i] = tensors[i].detach().clone() if i == 1 else None
         return kept, unread
@@ -290,10 +291,13 @@ def with_numbers(ctx: Any, tensors: Sequence[Tensor | None]) -> Sequence[Any]:
 
 
 @functools.lru_cache(maxsize=256)
-def _unread(n: int, needed: tuple[bool, ...], per_direction: int, has_biases: bool) -> list[int]:
-    """Places among x, the states (together n) and the weights that a layer's backward does not read."""
+def _unread(n: int, needed: tuple[bool, ...], per_direction: int, biases_unread: bool) -> list[int]:
+    """Places among x, the states (together n) and the weights that a layer's backward does not read.
+
+    With biases the backward of a normalised cell makes its gates once more; others save them.
+    """
     kinds = [range(n + kind, len(needed), per_direction) for kind in range(per_direction)]  # of weights
-    unread = [i for biases in kinds[2:4] for i in biases] if has_biases else []
+    unread = [i for biases in kinds[2:4] for i in biases] if biases_unread else []
     if not needed[0]:
         unread += kinds[0]
     for i in (0, 1):  # x by the gradient of W_ih, h0 by that of W_hh
