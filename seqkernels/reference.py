@@ -142,10 +142,13 @@ def gru_layer_norm_step(
 
 
 def _normalized(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-    """`torch.nn.functional.layer_norm` over the last dimension, whose third derivative is wrong in torch."""
-    centred = x - x.mean(-1, keepdim=True)
-    y = weight * (centred * (centred.square().mean(-1, keepdim=True) + eps).rsqrt())
-    return y if bias is None else y + bias
+    """torch.nn.functional.layer_norm of the last dimension, whose third derivative torch has wrong."""
+    for t in (weight,) if bias is None else (weight, bias):
+        if t.shape != x.shape[-1:]:  # which would be broadcast
+            raise RuntimeError(f"weights of a norm must have size {list(x.shape[-1:])}, got {list(t.shape)}")
+    distance = x - x.mean(-1, keepdim=True)
+    result = distance * (distance.square().mean(-1, keepdim=True) + eps).rsqrt() * weight
+    return result if bias is None else result + bias
 
 
 def _normalized_gru_gates(gates: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
