@@ -14,7 +14,7 @@ import seqkernels
 from seqkernels import _ops, _torch_compat, functional
 
 from .conftest import assert_close
-from .problems import CELLS, FLOAT64, Problem, of_inputs, tiny
+from .problems import CELLS, FLOAT64, REGISTRY, Problem, of_inputs, tiny
 
 
 def leaves(problem: Problem) -> list[Tensor]:
@@ -51,8 +51,13 @@ def test_third_derivative(cell: str, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=["one", "stacked"])
-@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
-def test_derivatives_of_modules(name: str, options: dict, device: torch.device) -> None:
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [("LSTM", {}), ("GRU", {}), ("RNN", {})]
+    + [(name, {"norm": "layer", "norm_eps": 0.1}) for name in ("LSTM", "GRU")],
+)
+def test_derivatives_of_modules(name: str, norm: dict, options: dict, device: torch.device) -> None:
+    options = options | norm
     module = getattr(seqkernels, f"Fused{name}")(2, 2, backend="native", device=device, **FLOAT64, **options)
     batch_sizes = torch.tensor([2, 2, 1])
 
@@ -266,15 +271,19 @@ def test_backward_twice(cell: str, device: torch.device) -> None:
         torch.autograd.grad(loss, inputs)
 
 
-@pytest.mark.parametrize("what", ["x", "h0", "w_ih", "w_hh", "output"])
+@pytest.mark.parametrize("what", ["x", "h0", "w_ih", "w_hh", "b_ih", "b_hh", "output"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_changes_in_place_are_noticed(cell: str, what: str, device: torch.device) -> None:
     problem = tiny(cell, device=device)
+    if what.startswith("b_") and not REGISTRY[cell].is_normalized:
+        pytest.skip("backward does not read biases")
     inputs = leaves(problem)
     output = of_inputs(problem)(*inputs)[0]
     loss = output.sum()
     with torch.no_grad():
-        changed = output if what == "output" else inputs[problem.names.index(what + "[0]" * (what[0] == "w"))]
+        changed = (
+            output if what == "output" else inputs[problem.names.index(what + "[0]" * (what[0] in "wb"))]
+        )
         changed.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()

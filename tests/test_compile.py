@@ -18,6 +18,11 @@ from .conftest import assert_close, flat
 from .problems import CELLS, Problem
 
 NAMES = ("LSTM", "GRU", "RNN")
+NORMS = {
+    "LSTM layer": {"norm": "layer", "norm_eps": 0.1},
+    "LSTM joint": {"norm": "layer-joint", "norm_eps": 0.1},
+    "GRU layer": {"norm": "layer", "norm_eps": 0.1},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -46,9 +51,10 @@ def test_opcheck(cell: str, variant: dict[str, Any], device: torch.device) -> No
 @pytest.mark.parametrize(
     "options", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}], ids=str
 )
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *NORMS])
 def test_compile_once_for_all_sizes(name: str, options: dict[str, Any], device: torch.device) -> None:
-    module = getattr(seqkernels, f"Fused{name}")(4, 5, device=device, **options)
+    options = options | NORMS.get(name, {})
+    module = getattr(seqkernels, f"Fused{name.split()[0]}")(4, 5, device=device, **options)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(lambda x: module(x), backend=counter, fullgraph=True)
     frames = []
@@ -63,7 +69,7 @@ def test_compile_once_for_all_sizes(name: str, options: dict[str, Any], device: 
         frames.append(counter.frame_count)
     assert frames[-1] == frames[2]  # static, T dynamic, B dynamic too; no more
     targets = [str(node.target) for graph in counter.graphs for node in graph.graph.nodes]
-    cell = module.mode.lower()
+    cell = module._cell
     assert f"seqkernels.{cell}.default" in " ".join(targets) or f"seqkernels.{cell}" in targets
 
 

@@ -117,11 +117,15 @@ def test_cells_of_several_stages(
         pytest.skip("the fast path is for the CPU")
     projected = seqkernels.FusedLSTM(I, H, proj_size=3, **options).to(dtype).eval()
     before = seqkernels.FusedGRU(I, H, reset_after=False, **options).to(dtype).eval()
+    layer, joint = (
+        seqkernels.FusedLSTM(I, H, norm=norm, **options).to(dtype).eval() for norm in ("layer", "layer-joint")
+    )
+    gru = seqkernels.FusedGRU(I, H, norm="layer", norm_eps=0.1, **options).to(dtype).eval()
     states = before.num_layers * (1 + before.bidirectional)
     for shape in ((1, 1), (4, 3), (9, 30), (4,)):
         batch = shape[:1] if before.batch_first and len(shape) > 1 else shape[1:]
         h, p = (torch.randn(states, *batch, size).to(dtype) for size in (H, 3))
-        for module, hx in ((projected, (p, h)), (before, h)):
+        for module, hx in ((projected, (p, h)), (before, h), (layer, (h, h)), (joint, (h, h)), (gru, h)):
             check(calls, module, torch.randn(*shape, I).to(dtype))
             check(calls, module, torch.randn(*shape, I).to(dtype), hx)
 

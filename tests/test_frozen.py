@@ -40,8 +40,14 @@ STAGED: dict[str, Callable[..., nn.Module]] = {
     "GRUCell reset before": lambda i, h, **options: seqkernels.FusedGRUCell(
         i, h, reset_after=False, backend="reference", **options
     ),
+    **{
+        f"{name} {norm}": lambda i, h, name=name, norm=norm, **options: getattr(seqkernels, f"Fused{name}")(
+            i, h, norm=norm, norm_eps=0.1, backend="reference", **options
+        )
+        for name, norm in (("LSTM", "layer"), ("LSTM", "layer-joint"), ("GRU", "layer"))
+    },
 }
-STAGED_LAYERS = ("LSTM projected", "GRU reset before")
+STAGED_LAYERS = tuple(name for name in STAGED if "Cell" not in name)
 
 
 def make(name: str, *sizes: int, **options: Any) -> nn.Module:
@@ -72,7 +78,7 @@ def check(module: nn.Module, dtype: torch.dtype, *inputs: Any) -> None:
     actual = seqkernels.freeze(module, dtype)(*inputs)
     exact = copy.deepcopy(module).double().eval()
     for name, parameter in exact.named_parameters():
-        if "weight" in name:
+        if name.startswith("weight"):
             parameter.data = parameter.data.to(dtype).double()
     with torch.no_grad():
         expected = exact(*doubled(inputs))

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import seqkernels
 from seqkernels import _C, __main__, dispatch, functional
+from seqkernels.cells import CELLS
 from seqkernels.spec import LayerSpec
 from tests import kernels
 
@@ -232,14 +233,14 @@ def test_explain_refuses_other_modules() -> None:
         seqkernels.explain(nn.Linear(4, 5), torch.zeros(3, 4))
 
 
-@pytest.mark.parametrize("cell", ["lstm", "lstm_projected"])
+@pytest.mark.parametrize("cell", ["lstm", "lstm_projected", "lstm_layer_norm"])
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_supported_where_there_is_no_reason_against(device: str, cell: str) -> None:
     dtypes = (torch.float32, torch.bfloat16, torch.int64, torch.complex64)
     for x_dtype, s_dtype, w_dtype in itertools.product(dtypes, repeat=3):
         x, w = torch.zeros(1, 1, 2, dtype=x_dtype), torch.zeros(2, 2, dtype=w_dtype)
         state = [torch.zeros(1, 1, 2, dtype=s_dtype, device=device)]
-        spec, weights = LayerSpec(cell), [w] * (5 if cell == "lstm_projected" else 4)
+        spec, weights = LayerSpec(cell), [w] * CELLS[cell].weights(True)
         reasons = dispatch.not_supported_reasons(spec, x, state, weights)
         assert dispatch.supports(spec, x, state, weights) == (not reasons)
 
