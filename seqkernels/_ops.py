@@ -39,11 +39,15 @@ def _new_output(x: Tensor, h0: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], h0.size(0) * h0.size(2))
 
 
-def _new_saved(x: Tensor, state: Tensor, *saved: int) -> Tensor:
-    """What forward keeps for backward, [D, rows, *saved, Hp]: H, as of `state`, padded to whole vectors."""
+def _new_saved(x: Tensor, state: Tensor, *sizes: Any) -> Tensor:
+    """What forward keeps for backward, [D, rows, *sizes]; D as of `state`."""
     rows = x.size(0) if x.dim() == 2 else x.size(0) * x.size(1)
-    padded = (state.size(2) + _C.unit_padding - 1) // _C.unit_padding * _C.unit_padding
-    return x.new_empty(state.size(0), rows, *saved, padded)
+    return x.new_empty(state.size(0), rows, *sizes)
+
+
+def _padded(state: Tensor) -> Any:
+    """H, as of a state, padded to whole vectors."""
+    return (state.size(2) + _C.unit_padding - 1) // _C.unit_padding * _C.unit_padding
 
 
 def _computed(x: Tensor) -> Tensor:
@@ -55,16 +59,16 @@ def _fake_forward(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
     def fake(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
         states, save = args[: cell.states], args[-1]
         results = [_new_output(x, states[0]), *(x.new_empty(s.shape) for s in states)]
+
+        def saved(*sizes: Any) -> Tensor:
+            return _new_saved(x, states[-1], *sizes) if save else x.new_empty(0)
+
         if cell.saved:
-            results.append(_new_saved(x, states[-1], cell.saved) if save else x.new_empty(0))
+            results.append(saved(cell.saved, _padded(states[-1])))
         if cell.has_cell_state:
-            cells = _new_saved(x, states[-1]) if save else x.new_empty(0)
-            results.append(_computed(cells))
+            results.append(_computed(saved(_padded(states[-1]))))
         if cell.is_normalized:
-            rows = x.shape[:-1].numel()
-            results.append(
-                _computed(x.new_empty(states[0].size(0), rows, cell.norms) if save else x.new_empty(0))
-            )
+            results.append(_computed(saved(cell.norms)))
         return tuple(results)
 
     return fake
