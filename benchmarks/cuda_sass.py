@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ("cuobjdump", "nvdisasm")
 CELLS = {  # by mangled names
     "4Lstm": "LSTM",
+    "13LstmProjected": "LSTM projected",
     "3Gru": "GRU",
     "14GruResetBefore": "GRU reset before",
     "4Tanh": "RNN tanh",

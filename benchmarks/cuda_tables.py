@@ -74,7 +74,7 @@ def _describe(symbol: str) -> tuple[str, str, str, str]:
     name = re.search(r"\d(persistent|stepwise)_kernelINS0_\d+(Forward|Backward)INS_5cells", symbol)
     cell = next((title for key, title in cuda_sass.CELLS.items() if key in symbol), "")
     # What follows the closing E of the cell is the element type.
-    cell_symbol = r"cells(?:4Lstm|3Gru|14GruResetBefore|3RnnINS\d?_?\d?(?:4Tanh|4Relu)E*)"
+    cell_symbol = r"cells(?:4Lstm|13LstmProjected|3Gru|14GruResetBefore|3RnnINS\d?_?\d?(?:4Tanh|4Relu)E*)"
     element = re.search(cell_symbol + r"E+(?:NS0_)?(8BFloat16|7Float16|[fd])", symbol)
     if not name:
         other = re.search(r"4cuda\d+([a-z_]+)", symbol)

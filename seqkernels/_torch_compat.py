@@ -418,7 +418,6 @@ class WeightsAsAttributes(torch.nn.Module):
 
     _flat_weights_names: list[str]
     input_size: int
-    proj_size: int
 
     @property
     def _flat_weights(self) -> list[Tensor | None]:
@@ -437,9 +436,7 @@ class WeightsAsAttributes(torch.nn.Module):
         pass
 
     def flatten_parameters(self) -> None:
-        """As torch.nn, of projections, which cuDNN runs; the kernels read parameters as they are."""
-        if self.proj_size > 0:
-            torch.nn.RNNBase.flatten_parameters(self)  # type: ignore[arg-type]
+        """Nothing: the kernels read parameters as they are."""
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
         # torch's own check, on just what it reads: no weight is computed for it, so that a forward computes

@@ -263,13 +263,13 @@ def _weight_names(module: torch.nn.Module) -> Sequence[str]:
 def _explain_cuda(call: _Call, kind: str) -> Explanation:
     """The plans for the two passes of a layer on the device of its input; or cuDNN, if it gets that."""
     spec, x = call.spec, call.x
-    batch, hidden = call.state[0].shape[1:]
+    batch, outputs, hidden = *call.state[0].shape[1:], call.state[-1].size(2)
     index: int = x.get_device()
     passes = {}
     reasons = []
     for name, backward in (("forward", False), ("backward", True)):
         plans = cuda_plans(
-            spec.cell, x.dtype, backward, batch, hidden, spec.directions, tf32_allowed(), index
+            spec.cell, x.dtype, backward, batch, hidden, spec.directions, tf32_allowed(), index, outputs
         )
         passes[name] = plans[0]["name"]
         reasons += [
@@ -297,6 +297,7 @@ def cuda_plans(
     directions: int,
     tf32: bool,
     device: int | tuple[int, int, int],
+    outputs: int = 0,
 ) -> list[dict[str, Any]]:
     """Every kind of CUDA plan for a layer, what runs first, what cannot run last.
 
@@ -305,12 +306,13 @@ def cuda_plans(
         tf32: Whether float32 may be multiplied as TF32.
         device: The index of one that is there: what would run on it. Or the limits of one that need not be:
             compute capability (90 is 9.0), multiprocessors, bytes of shared memory that a block can have.
+        outputs: Units of a projection; 0 without one.
 
     Returns:
         For each its `name`, `obstacle` (empty if it can run), the `cycles` that the model says a step takes,
         and how it is cut (csrc/cuda/problem.h).
     """
-    plans = _C.cuda_plans(cell, name_of(dtype), backward, batch, hidden, directions, tf32, device)
+    plans = _C.cuda_plans(cell, name_of(dtype), backward, batch, hidden, directions, tf32, device, outputs)
     wanted = os.environ.get("SEQKERNELS_CUDA_PLAN")
     return sorted(plans, key=lambda p: (p["name"] != wanted, p["obstacle"] != "", p["cycles"]))
 

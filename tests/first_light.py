@@ -114,7 +114,7 @@ def main() -> int:
             with options.results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
 
-    cells = ("lstm", "gru", "rnn_tanh")
+    cells = ("lstm", "lstm_projected", "gru", "rnn_tanh")
     layers = [(sizes, dtype, cell) for cell in cells for dtype in DTYPES for sizes in SMALL]
     layers += [
         (sizes, dtype, cell) for sizes in LONG for dtype in ("bfloat16", "tf32") for cell in ("lstm", "gru")

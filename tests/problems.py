@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -16,7 +15,7 @@ from seqkernels.cells import CELLS as REGISTRY
 
 CELLS = tuple(REGISTRY)
 CUDA_CELLS = tuple(  # that have CUDA kernels
-    name for name, cell in REGISTRY.items() if not (cell.is_projected or cell.is_normalized)
+    name for name, cell in REGISTRY.items() if not cell.is_normalized
 )
 FLOAT64 = {"dtype": torch.float64}
 FINALS = {name: ("h_n", "c_n")[: cell.states] for name, cell in REGISTRY.items()}

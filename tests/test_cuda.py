@@ -19,7 +19,7 @@ import seqkernels
 from benchmarks.gpu_timing import captured
 
 from .conftest import BEST_TARGETS, PLANS, TOLERANCES, assert_close, error_of, flat, set_tf32
-from .problems import CUDA_CELLS, Problem, lengths_of
+from .problems import CELLS, Problem, lengths_of
 
 pytestmark = pytest.mark.skipif("cuda" not in BEST_TARGETS, reason="no GPU, or a build without CUDA kernels")
 
@@ -92,7 +92,7 @@ def plan(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 @pytest.mark.parametrize("chosen", PLANS)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "-".join(str(int(v)) for v in s))
 @pytest.mark.parametrize("dtype", [*NARROW, torch.float32], ids=["float16", "bfloat16", "float32"])
-@pytest.mark.parametrize("cell", CUDA_CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_plans_at_their_sizes(cell: str, dtype: torch.dtype, shape: tuple, chosen: str, which: str) -> None:
     make(cell, shape, ForcedProblem, dtype=dtype, plan=chosen, forced=which).check()
 
@@ -100,7 +100,7 @@ def test_plans_at_their_sizes(cell: str, dtype: torch.dtype, shape: tuple, chose
 @pytest.mark.parametrize("which", ["forward", "backward"])
 @pytest.mark.parametrize("chosen", PLANS)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "-".join(str(int(v)) for v in s))
-@pytest.mark.parametrize("cell", CUDA_CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_plans_in_tf32(cell: str, shape: tuple, chosen: str, which: str) -> None:
     # Of the recurrent kernels alone: cuBLAS rounds both factors of the other products, to what it likes.
     torch._C._set_cudnn_allow_tf32(True)
@@ -109,12 +109,12 @@ def test_plans_in_tf32(cell: str, shape: tuple, chosen: str, which: str) -> None
 
 @pytest.mark.parametrize("shape", SHAPES[-4:], ids=lambda s: "-".join(str(int(v)) for v in s))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("cell", CUDA_CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_full_precision_at_large_sizes(cell: str, dtype: torch.dtype, shape: tuple) -> None:
     make(cell, shape, dtype=dtype).check()
 
 
-@pytest.mark.parametrize("cell", CUDA_CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_tf32_setting_is_followed(cell: str, plan: str) -> None:
     """IEEE results are too good to be TF32's; allowing it and forbidding it again leaves no trace."""
     problem = make(cell, (4, 16, 32, 128, 1, False), dtype=torch.float32)
@@ -129,7 +129,7 @@ def test_tf32_setting_is_followed(cell: str, plan: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=["float16", "float32"])
-@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
+@pytest.mark.parametrize("cell", ["lstm", "lstm_projected", "gru", "gru_reset_before"])
 def test_many_steps(cell: str, dtype: torch.dtype, plan: str) -> None:
     """Long enough to notice a step that overtakes another: each run gives the same bits."""
     problem = make(cell, (1500, 24, 16, 256, 1, False), seed=1, dtype=dtype)
@@ -142,7 +142,7 @@ def test_many_steps(cell: str, dtype: torch.dtype, plan: str) -> None:
     assert_close(first["output"][:12], short.expected()["output"])
 
 
-@pytest.mark.parametrize("cell", CUDA_CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_long_packed_sequences(cell: str, plan: str) -> None:
     """Against the same sequences one by one; so many steps have their offsets sent in parts."""
     problem = Problem(cell, 1100, 3, 8, 64, lengths=[1100, 700, 20], dtype=torch.float16, device=CUDA)
@@ -157,7 +157,7 @@ def test_long_packed_sequences(cell: str, plan: str) -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
-@pytest.mark.parametrize("cell", CUDA_CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_same_bits_in_every_run(cell: str, packed: bool, dtype: torch.dtype, plan: str) -> None:
     problem = make(cell, (30, 20, 24, 130, 2, packed), dtype=dtype)
     first = problem.run()
@@ -244,7 +244,7 @@ def unpoisoned() -> None:
 
 @pytest.mark.usefixtures("unpoisoned")
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
-@pytest.mark.parametrize("cell", CUDA_CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_host_does_not_wait(cell: str, packed: bool, plan: str) -> None:
     problem = make(cell, (40, 9, 16, 64, 2, packed))  # few enough launches for the GPU's queue
     expected = problem.run()
@@ -282,7 +282,7 @@ def without_waiting(run: Callable[[], Any]) -> Any:
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
-@pytest.mark.parametrize("cell", CUDA_CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_graph_of_forward_and_backward(cell: str, packed: bool, plan: str) -> None:
     """Replayed with other numbers in the same memory, several times."""
     shape = (20, 9, 16, 64, 2, packed)
@@ -320,7 +320,7 @@ def test_graph_of_a_training_step(name: str) -> None:
 
 
 @pytest.mark.usefixtures("unpoisoned")
-@pytest.mark.parametrize("cell", CUDA_CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_current_stream_is_used(cell: str, plan: str) -> None:
     """What is written late on a stream is read by the ops that come after it there."""
     problem = make(cell, (20, 9, 16, 64, 2, False))
@@ -336,7 +336,7 @@ def test_current_stream_is_used(cell: str, plan: str) -> None:
     assert same(actual, expected)
 
 
-@pytest.mark.parametrize("cell", CUDA_CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_threads_with_streams_of_their_own(cell: str, dtype: torch.dtype, plan: str) -> None:
     """Several persistent kernels at once neither mix their exchanges nor wait for one another for ever."""
     shapes = [(40, 20, 16, 130, 2, False), (30, 9, 24, 64, 1, True), (50, 1, 8, 256, 1, False)]
@@ -365,7 +365,7 @@ def test_current_device_stays() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-@pytest.mark.parametrize("cell", CUDA_CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_other_device(cell: str) -> None:
     """A tensor's own device is used, whichever is current."""
     problem = Problem(cell, 5, 3, 7, 64, directions=2, device="cuda:1")

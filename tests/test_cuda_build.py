@@ -10,7 +10,7 @@ from benchmarks.cuda_tables import FIGURES, Kernel, kernels
 from seqkernels._extension import BUILD_CONFIG
 
 TARGETS = [t for t in BUILD_CONFIG["cuda_targets"].split(",") if t.startswith("sm_")]
-TITLES = ("LSTM", "GRU", "GRU reset before", "RNN tanh", "RNN relu")
+TITLES = ("LSTM", "LSTM projected", "GRU", "GRU reset before", "RNN tanh", "RNN relu")
 
 pytestmark = pytest.mark.skipif(not TARGETS, reason="built without CUDA")
 

@@ -19,7 +19,7 @@ from tests import emulator
 from tests.conftest import TOLERANCES, error_of
 from tests.emulator import layer
 from tests.emulator.layer import CSRC, DTYPES, PLANS, Partition
-from tests.problems import CUDA_CELLS, Problem, lengths_of
+from tests.problems import CELLS, Problem, lengths_of
 
 STATUS_OF_A_RACE = 66
 # How kernels multiply: dtypes, and float32 as TF32. A persistent group's units are a multiple of so many.
@@ -41,8 +41,9 @@ class Shape:
     packed: bool = False
     bias: bool = True
     launches: Sequence[int] | None = None
-    cells: Sequence[str] = CUDA_CELLS
+    cells: Sequence[str] = CELLS
     stepwise: bool = True
+    outputs: int = 0  # of a projection; 0: as Problem has it
 
     def problem(self, cell: str, numbers: Numbers, seed: int = 0) -> Problem:
         return Problem(
@@ -56,6 +57,7 @@ class Shape:
             lengths_of(self.seq_len, self.batch) if self.packed else None,
             torch.float32 if numbers == "tf32" else numbers,
             seed=seed,
+            proj_size=self.outputs,
         )
 
     def options(self, cell: str, numbers: Numbers) -> dict[str, Any]:
@@ -71,10 +73,11 @@ class Shape:
         assert part is not None
         if numbers != torch.float32:
             return part
-        unit_groups = min(part.unit_groups, 2 if cell == "lstm" else 4)
+        unit_groups = min(part.unit_groups, 2 if cell.startswith("lstm") else 4)
         return Partition(part.members * part.unit_groups // unit_groups, unit_groups, part.columns)
 
 
+IN_MEMORY, PROJECTED = ("lstm", "lstm_projected", "gru", "gru_reset_before"), ("lstm_projected",)
 SHAPES = {
     "least": Shape(1, 1, 1, Partition(2, 1), input=1),
     "one_block": Shape(5, 3, 4, Partition(1, 2), packed=True, bias=False, launches=(1, 3)),
@@ -96,11 +99,21 @@ SHAPES = {
         40, 20, 3, Partition(2, 4, columns=16, column_tiles=2), 3, 2, packed=True, bias=False, launches=(2, 1)
     ),
     # More chunks than a warp's registers hold.
-    "in_memory": Shape(200, 2, 2, Partition(2, 8), cells=("lstm", "gru", "gru_reset_before"), stepwise=False),
+    "in_memory": Shape(200, 2, 2, Partition(2, 8), cells=IN_MEMORY, stepwise=False),
     "in_memory_of_one_quarter": Shape(
-        630, 2, 2, Partition(20, 2), cells=("lstm", "gru_reset_before"), bias=False, stepwise=False
+        630, 2, 2, Partition(20, 2), cells=IN_MEMORY, bias=False, stepwise=False, outputs=600
     ),
     "in_memory_rnn": Shape(600, 1, 2, Partition(5, 8), cells=("rnn_tanh",), bias=False, stepwise=False),
+    # Fewer units of h than blocks, almost as many as hidden ones, and more, which torch.nn would not have.
+    "one_output": Shape(17, 3, 3, Partition(8, 1), directions=2, packed=True, cells=PROJECTED, outputs=1),
+    "odd_outputs": Shape(
+        33, 9, 4, Partition(3, 2), 3, 2, packed=True, launches=(1, 3), cells=PROJECTED, outputs=31
+    ),
+    "even_outputs": Shape(
+        33, 20, 3, Partition(4, 1, columns=16, column_tiles=2), launches=(2, 1), cells=PROJECTED, outputs=32
+    ),
+    "few_outputs": Shape(100, 20, 3, Partition(2, 4, columns=24), packed=True, cells=PROJECTED, outputs=13),
+    "more_outputs": Shape(5, 3, 3, Partition(2, 1), directions=2, packed=True, cells=PROJECTED, outputs=17),
 }
 
 
@@ -186,7 +199,7 @@ def test_right(
 
 
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("cell", CUDA_CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_saves_nothing(cell: str, plan: str) -> None:
     shape = SHAPES["two_members"]
     problem = shape.problem(cell, torch.bfloat16)
@@ -223,7 +236,7 @@ TSAN_SHAPE = Shape(17, 3, 2, Partition(2, 1), directions=2, packed=True, launche
 
 @pytest.mark.tsan
 @pytest.mark.parametrize("numbers", [*DTYPES, "tf32"], ids=name_of)
-@pytest.mark.parametrize("cell", CUDA_CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_no_races(cell: str, numbers: Numbers) -> None:
     driver = layer.program(sanitize=True)
     for plan in PLANS:
@@ -253,6 +266,8 @@ const CellKernels& kernels_of<cells::CELL>(DType, bool) {
 ELEMENTS = {torch.bfloat16: "BFloat16", torch.float32: "float"}
 # Small, for many seeds are tried; some warps reset, but do not publish, and may lag behind those that do.
 MUTANT_SHAPE = Shape(50, 20, 6, Partition(4, 1, columns=24, column_tiles=1))
+# Some blocks have no hidden units; the units of h are one more than so many blocks can have in pairs.
+PROJECTED_SHAPE = Shape(50, 20, 6, Partition(8, 1, columns=24, column_tiles=1), packed=True, outputs=33)
 
 
 @dataclass(frozen=True)
@@ -267,10 +282,19 @@ class Mutation:
     dtype: torch.dtype = torch.bfloat16
     partition: Partition | None = MUTANT_SHAPE.partition
     cell: str = "gru"
+    shape: Shape = MUTANT_SHAPE
+    backward: bool = False  # whether that pass is run, too
 
 
 def ffma(before: str, after: str, **options: Any) -> Mutation:
     return Mutation("product.cuh", before, after, dtype=torch.float32, **options)
+
+
+def projection(file: str, before: str, after: str, **options: Any) -> Mutation:
+    cut = Partition(8, 1) if options.get("plan") == "cluster" else PROJECTED_SHAPE.partition
+    return Mutation(
+        file, before, after, partition=cut, cell="lstm_projected", shape=PROJECTED_SHAPE, **options
+    )
 
 
 # Where the slot of the ring begins that is reset: the one after the next.
@@ -328,6 +352,38 @@ MUTATIONS = {
     "nothing_carried": Mutation(
         "forward.cuh", "state.carried[k] = saved[k].v", "state.carried[k] = 0", cell="gru_reset_before"
     ),
+    "none_projected": projection("exchange.cuh", "", "", seeds=20, backward=True),
+    "outputs_of_other_blocks": projection(
+        "persistent.cuh", "member_ * layout_.outputs + n : kNowhere", "first_unit_ + n : kNowhere"
+    ),
+    "outputs_of_half_the_blocks": projection(
+        "layout.cuh", "(outputs + part.members - 1) / part.members", "outputs / part.members"
+    ),
+    "lanes_of_hidden_units": projection(
+        "persistent.cuh", "cursor.column[kMade] : coord", "cursor.column[0] : coord", plan="cluster"
+    ),
+    "projection_by_w_hh": projection(
+        "persistent.cuh", "return p_.projection.weights[direction_];", "return p_.weights[direction_];"
+    ),
+    "c_of_the_projection": projection(
+        "forward.cuh", "if constexpr (Stage::kMakesC) state.c = now.c.v", "if (true) state.c = now.c.v"
+    ),
+    "gradient_of_c_of_the_projection": projection(
+        "backward.cuh",
+        "if constexpr (Stage::kHasC) state.c = left.c.v",
+        "state.c = Stage::kHasC ? left.c.v : 0",
+        backward=True,
+    ),
+    "gradient_of_h_in_one_row": projection(
+        "backward.cuh",
+        "move_rows(output_dgates_, rows,",
+        "move_rows(output_dgates_, 0,",
+        plan="cluster",
+        backward=True,
+    ),
+    "products_of_any_stride": projection(
+        "stepwise.cuh", "sequence * kTiles * wide + unit", "sequence * kTiles * made + unit", plan="stepwise"
+    ),
 }
 RACES = {
     "unordered_sums": Mutation("persistent.cuh", "    block_barrier();\n    exchange_", "    exchange_"),
@@ -364,11 +420,13 @@ def _write(path: Path, text: str) -> None:
 def test_mutant_is_found(name: str) -> None:
     mutation = MUTATIONS[name]
     driver = mutant(name, mutation)
-    problem = MUTANT_SHAPE.problem(mutation.cell, mutation.dtype)
+    problem = mutation.shape.problem(mutation.cell, mutation.dtype)
     expected = problem.expected()
 
     def is_right(seed: int) -> bool:
-        outcome = layer.run(driver, problem, mutation.plan, mutation.partition, seed=seed, saves=False)
+        outcome = layer.run(
+            driver, problem, mutation.plan, mutation.partition, seed=seed, saves=mutation.backward
+        )
         right = {name: expected[name] for name in outcome.results}
         return outcome.status == 0 and worst(outcome.results, right)[0] <= TOLERANCES[problem.dtype]
 

@@ -12,7 +12,7 @@ from benchmarks import calibrate
 from benchmarks.cuda_tables import ROOT
 from seqkernels import plan
 from seqkernels._extension import BUILD_CONFIG
-from tests.problems import CUDA_CELLS
+from tests.problems import CELLS
 
 pytestmark = pytest.mark.skipif(not BUILD_CONFIG["cuda_targets"], reason="built without CUDA")
 
@@ -33,9 +33,10 @@ def plans(
     directions: int = 1,
     tf32: bool = True,
     limits: tuple[int, int, int] = H200,
+    outputs: int = 0,
 ) -> dict[str, dict]:
     """By name, the one that runs first."""
-    found = plan.cuda_plans(cell, dtype, backward, batch, hidden, directions, tf32, limits)
+    found = plan.cuda_plans(cell, dtype, backward, batch, hidden, directions, tf32, limits, outputs)
     return {p["name"]: p for p in found}
 
 
@@ -46,11 +47,15 @@ def chosen(**request: object) -> str:
 @pytest.mark.parametrize("limits", [A100, H200], ids=["A100", "H200"])
 @pytest.mark.parametrize(("dtype", "tf32"), NUMBERS, ids=["bfloat16", "float16", "tf32", "float32"])
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("cell", CUDA_CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_plans_keep_to_the_limits(
     cell: str, backward: bool, dtype: torch.dtype, tf32: bool, limits: tuple[int, int, int]
 ) -> None:
-    most = (2, 8) if dtype != torch.float32 or tf32 else (1, 2 if cell == "lstm" and not backward else 4)
+    most = (
+        (2, 8)
+        if dtype != torch.float32 or tf32
+        else (1, 2 if cell.startswith("lstm") and not backward else 4)
+    )
     for hidden in (1, 16, 17, 100, 128, 130, 193, 256, 300, 512, 650, 1024, 2048, 4096):
         for batch, directions in ((1, 1), (8, 2), (9, 1), (64, 2), (200, 1), (1000, 1)):
             for name, p in plans(cell, dtype, backward, batch, hidden, directions, tf32, limits).items():
@@ -74,7 +79,7 @@ def test_plans_keep_to_the_limits(
 
 
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("cell", CUDA_CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_small_layers_need_one_block_and_large_ones_the_grid(cell: str, backward: bool) -> None:
     assert chosen(cell=cell, backward=backward, hidden=16) == "persistent_block"
     for hidden in (192, 193, 256, 512, 768, 1024):
@@ -135,7 +140,7 @@ def test_obstacles_say_what_is_in_the_way() -> None:
 
 
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("cell", CUDA_CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_float32_is_persistent_without_tensor_cores(cell: str, backward: bool) -> None:
     ieee: dict[str, Any] = {"cell": cell, "backward": backward, "dtype": torch.float32, "tf32": False}
     assert chosen(**ieee, hidden=16) == "persistent_block"
@@ -154,6 +159,17 @@ def test_a_large_batch_is_left_to_matrix_products() -> None:
 def test_a_forced_plan_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEQKERNELS_CUDA_PLAN", "stepwise")
     assert chosen(hidden=64) == "stepwise"
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_few_units_of_h_leave_room(backward: bool) -> None:
+    """W_hh has as many columns as there are units of h."""
+    request: dict[str, Any] = {"cell": "lstm_projected", "hidden": 2048, "backward": backward}
+    few, half, more = (plans(**request, outputs=n)["persistent_grid"] for n in (256, 1024, 3000))
+    assert not few["obstacle"]
+    assert few["shared_bytes"] < half["shared_bytes"] or half["obstacle"]
+    assert few["cycles"] < half["cycles"] or half["obstacle"]
+    assert more["obstacle"] or 16 * more["members"] * more["unit_groups"] >= 3000
 
 
 @pytest.mark.parametrize(("argument", "value"), [("cell", "mogrifier"), ("dtype", torch.int8)])

@@ -13,6 +13,7 @@ from seqkernels._extension import BUILD_CONFIG
 
 TITLES = {
     "lstm": "LSTM",
+    "lstm_projected": "LSTM projected",
     "gru": "GRU",
     "gru_reset_before": "GRU reset before",
     "rnn_tanh": "RNN tanh",

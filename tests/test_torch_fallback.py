@@ -102,11 +102,10 @@ def test_mixed_dtypes_end_as_with_torch() -> None:
     assert message(cell, x) == message(theirs, x)
 
 
-def test_without_projections_nothing_is_flattened(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of weights that cuDNN reads, which are those of projections alone."""
+@pytest.mark.parametrize("proj_size", [0, 2])
+def test_nothing_is_flattened(proj_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of weights that cuDNN would read."""
     flattened = []
     monkeypatch.setattr(nn.RNNBase, "flatten_parameters", flattened.append)
-    seqkernels.FusedLSTM(I, H).to(torch.float64).flatten_parameters()
+    seqkernels.FusedLSTM(I, H, proj_size=proj_size).to(torch.float64).flatten_parameters()
     assert not flattened
-    seqkernels.FusedLSTM(I, H, proj_size=2).flatten_parameters()
-    assert flattened

@@ -223,7 +223,8 @@ class Problem {
     Partition part = plan.partition;
     if (plan.kind == PlanKind::kPersistentGrid) {
       part.ring = &part;
-      const int64_t bytes = 4 * kernels_.layout(part).ring_words() * part.column_groups * layer_.directions;
+      const int64_t bytes =
+          4 * kernels_.layout(part, layer_.hidden).ring_words() * part.column_groups * layer_.directions;
       if (!ring_ || ring_->bytes() < bytes) ring_ = std::make_unique<Buffer>(bytes);
       part.ring = ring_->data();
       check(cudaMemsetAsync(part.ring, 0xFF, static_cast<size_t>(bytes), stream_), "memset");
@@ -233,7 +234,7 @@ class Problem {
     forward_.steps = steps;
     forward_.shape.seq_len = backward_.shape.seq_len = steps;
     forward_.shape.rows = backward_.shape.rows = int64_t{steps} * layer_.batch;
-    SharedLayout layout = kernels_.layout(part);
+    SharedLayout layout = kernels_.layout(part, layer_.hidden);
     void* arguments[] = {layer_.backward ? static_cast<void*>(&backward_) : &forward_, &part, &layout};
     check(cudaEventRecord(events_[0], stream_), "event");
     check(cudaLaunchKernelExC(&launch, kernel_of(kernels_, plan), arguments), "launch");
@@ -400,7 +401,7 @@ int sweep(const Options& options) {
   for (const Layer& layer : layers(options.quick)) {
     std::unique_ptr<Problem> problem;
     std::vector<float> expected;
-    const PlanRequest request{kSteps[1], layer.batch, layer.hidden, layer.directions};
+    const PlanRequest request{kSteps[1], layer.batch, layer.hidden, layer.directions, layer.hidden};
     for (const PlanKind kind : {PlanKind::kPersistentBlock, PlanKind::kPersistentCluster, PlanKind::kPersistentGrid}) {
       if (std::count(options.without.begin(), options.without.end(), name(kind))) continue;
       const CellKernels& both = kernels_of(layer.cell, layer.type->dtype, layer.type->tf32);
@@ -447,7 +448,7 @@ int profile(const std::string& what) {
   Problem problem(layer);
   const DeviceLimits device = limits();
   std::vector<Plan> cuts = cuts_of(plan_kind(fields[5]), problem.kernels(), device,
-                                   {kSteps[1], layer.batch, layer.hidden, layer.directions});
+                                   {kSteps[1], layer.batch, layer.hidden, layer.directions, layer.hidden});
   if (cuts.empty()) return 2;
   const Plan& plan =
       *std::min_element(cuts.begin(), cuts.end(), [](const Plan& a, const Plan& b) { return a.cycles < b.cycles; });

@@ -9,20 +9,23 @@ template <class CellType, class T>
 struct Backward {
   using Cell = CellType;
   using Element = T;
-  using Problem = BackwardProblem;
+  using Problem = typename ProblemOf<Cell, BackwardProblem>::type;
+  using Units = UnitsOf<Cell>;
   using R = Real<T>;
   using V = Value<R, is_short<T>>;
   static constexpr bool kIsBackward = true;
   static constexpr int kStages = Cell::kStages, kCarried = 0;
   static constexpr int kSaved = Cell::kSaved == 0 ? 1 : Cell::kSaved;
-  static_assert(kStages == 1 || Cell::kDgates == Cell::kGates, "a stage writes its own gates' dgates");
+  static_assert(kStages == 1 || Cell::kDgates == cells::first_gate<Cell>(kStages),
+                "a stage writes its own gates' dgates");
 
-  static constexpr int kRowBlocks = Cell::kGates, kFinalStage = 0;
+  static constexpr int kFinalStage = 0;
   template <int stage>
   struct Iteration {
-    static constexpr int kTiles = 1, kFirstTile = 0;
-    static constexpr int kReads = StageOf<Cell, stage>::kGates, kFirstBlock = StageOf<Cell, stage>::kFirstGate;
-    static constexpr int kFollows = (stage + kStages - 1) % kStages, kNext = kFollows;
+    using Stage = StageOf<Cell, stage>;
+    static constexpr int kTiles = 1, kFirstTile = 0, kRowBlocks = Stage::kIsProjection ? 1 : Cell::kGates;
+    static constexpr int kReads = Stage::kGates, kFirstBlock = Stage::kIsProjection ? 0 : Stage::kFirstGate;
+    static constexpr int kFollows = (stage + kStages - 1) % kStages, kPublisher = stage, kNext = kFollows;
   };
 
   // Gradients that flow to the state before a step, h without those that go through the product with W_hh; between stages,
@@ -40,8 +43,9 @@ struct Backward {
   static SEQKERNELS_DEVICE Biases load_biases(const Problem&, int, int) { return {}; }
 
   static SEQKERNELS_DEVICE State initial(const Problem& p, const UnitCoord& at) {
-    const int64_t index = state_index(p.shape, at);
-    return {p.grad_h_n ? read<T>(p.grad_h_n, index) : R(0), p.grad_c_n ? read<T>(p.grad_c_n, index) : R(0)};
+    const int64_t h = Units::h_index(p, at), c = Units::c_index(p, at);
+    return {p.grad_h_n && Units::has_h(p, at) ? read<T>(p.grad_h_n, h) : R(0),
+            p.grad_c_n && Units::has_c(p, at) ? read<T>(p.grad_c_n, c) : R(0)};
   }
 
   static SEQKERNELS_DEVICE int64_t steps(const Problem& p) { return p.shape.seq_len; }
@@ -60,14 +64,14 @@ struct Backward {
   class Reader {
    public:
     SEQKERNELS_DEVICE Reader(const Problem& p, const UnitCoord& at, int64_t time) {
-      const int64_t row = p.shape.first_row(time) + at.column, index = output_index(p.shape, at, row);
+      const int64_t row = p.shape.first_row(time) + at.column, index = Units::output_index(p, at, row);
       grad_output_ = static_cast<const T*>(p.grad_output) + index;
       gates_ = static_cast<const T*>(p.gates) + saved_index(p.shape, at, row, Cell::kSaved);
       if constexpr (Cell::kBackwardReadsH) output_ = static_cast<const T*>(p.output) + index;
       if constexpr (Cell::kHasCellState) cells_ = static_cast<const R*>(p.cells) + saved_index(p.shape, at, row, 1);
     }
     SEQKERNELS_DEVICE void move(const Problem& p, int rows) {
-      const int wide = p.shape.directions * p.shape.hidden, padded = p.shape.padded;
+      const int wide = p.shape.directions * Units::outputs(p), padded = p.shape.padded;
       move_rows(grad_output_, rows, wide);
       if constexpr (Cell::kSaved > 0) move_rows(gates_, rows, Cell::kSaved * padded);
       if constexpr (Cell::kBackwardReadsH) move_rows(output_, rows, wide);
@@ -79,36 +83,44 @@ struct Backward {
     // does not use of them, the compiler leaves out.
     template <int stage>
     SEQKERNELS_DEVICE Inputs load(const Problem& p, const Walk& walk, const UnitCoord& at, int unit) const {
+      using Stage = StageOf<Cell, stage>;
       const Shape& shape = p.shape;
       const bool inner = at.column < walk.next();
       Inputs inputs{};
-      if constexpr (StageOf<Cell, stage>::kIsLast)
+      if constexpr (Stage::kIsLast)
         if (p.grad_output) inputs.grad_output = to_real(grad_output_[unit]);
-      SEQKERNELS_UNROLL
-      for (int k = 0; k < Cell::kSaved; ++k) inputs.saved[k] = to_real(gates_[k * shape.padded + unit]);
-      if constexpr (Cell::kBackwardReadsH) {
+      if constexpr (!Stage::kIsProjection) {
+        SEQKERNELS_UNROLL
+        for (int k = 0; k < Cell::kSaved; ++k) inputs.saved[k] = to_real(gates_[k * shape.padded + unit]);
+      }
+      if constexpr (Cell::kBackwardReadsH && Stage::kHasH) {
         const T* before = output_;
-        move_rows(before, walk.rows(), shape.directions * shape.hidden);
-        if (!inner) before = static_cast<const T*>(p.h0) + state_index(shape, at) - unit;
+        move_rows(before, walk.rows(), shape.directions * Units::outputs(p));
+        if (!inner) before = static_cast<const T*>(p.h0) + Units::h_index(p, at) - unit;
         inputs.now.h = to_real(output_[unit]);
         inputs.prev.h = to_real(before[unit]);
       }
-      if constexpr (Cell::kHasCellState) {
+      if constexpr (Stage::kHasC) {
         const R* before = cells_;
         move_rows(before, walk.rows(), shape.padded);
         inputs.now.c = cells_[unit];
         if (inner)
           inputs.prev.c = before[unit];
         else
-          inputs.prev.c = read<T>(p.c0, state_index(shape, at));
+          inputs.prev.c = read<T>(p.c0, Units::c_index(p, at));
       }
       return inputs;
     }
     // States are loaded a step ahead as those before another.
+    template <int stage>
     SEQKERNELS_DEVICE void prefetch(const Problem& p, int unit) const {
-      if (p.grad_output) cuda::prefetch(grad_output_ + unit);
-      SEQKERNELS_UNROLL
-      for (int k = 0; k < Cell::kSaved; ++k) cuda::prefetch(gates_ + k * p.shape.padded + unit);
+      using Stage = StageOf<Cell, stage>;
+      if constexpr (Stage::kHasH)
+        if (p.grad_output) cuda::prefetch(grad_output_ + unit);
+      if constexpr (!Stage::kIsProjection) {
+        SEQKERNELS_UNROLL
+        for (int k = 0; k < Cell::kSaved; ++k) cuda::prefetch(gates_ + k * p.shape.padded + unit);
+      }
     }
 
    private:
@@ -136,8 +148,8 @@ struct Backward {
       const cells::State<V> grad{state.h, state.c};
       left = Cell::backward(cells::Stage<stage>(), saved, inputs.prev, inputs.now, grad, V(product[0]), dgates);
     }
-    state.h = left.h.v;
-    if constexpr (Cell::kHasCellState) state.c = left.c.v;
+    if constexpr (Stage::kHasH) state.h = left.h.v;
+    if constexpr (Stage::kHasC) state.c = left.c.v;
     Results results{};
     SEQKERNELS_UNROLL
     for (int k = Stage::kFirstGate; k < (kStages == 1 ? Cell::kDgates : Stage::kGatesEnd); ++k)
@@ -154,11 +166,14 @@ struct Backward {
       const int64_t index = (row * p.shape.directions + at.direction) * Cell::kGates * p.shape.hidden + at.unit;
       input_dgates_ = static_cast<T*>(p.input_dgates) + index;
       if constexpr (kDiffer) hidden_dgates_ = static_cast<T*>(p.hidden_dgates) + index;
+      if constexpr (Units::kDiffer)
+        output_dgates_ = static_cast<T*>(p.projection.dgates) + Units::output_index(p, at, row);
     }
     SEQKERNELS_DEVICE void move(const Problem& p, int rows) {
       const int wide = p.shape.directions * Cell::kGates * p.shape.hidden;
       move_rows(input_dgates_, rows, wide);
       if constexpr (kDiffer) move_rows(hidden_dgates_, rows, wide);
+      if constexpr (Units::kDiffer) move_rows(output_dgates_, rows, p.shape.directions * Units::outputs(p));
     }
 
     // Writes the results of a stage.
@@ -168,14 +183,17 @@ struct Backward {
       SEQKERNELS_UNROLL
       for (int g = Stage::kFirstGate; g < Stage::kGatesEnd; ++g) {
         const int at = g * p.shape.hidden + unit;
-        input_dgates_[at] = from_real<T>(results.dgates[Cell::input_dgate(g)]);
+        if constexpr (Stage::kIsProjection)
+          output_dgates_[unit] = from_real<T>(results.dgates[Cell::hidden_dgate(g)]);
+        else
+          input_dgates_[at] = from_real<T>(results.dgates[Cell::input_dgate(g)]);
         if constexpr (kDiffer) hidden_dgates_[at] = from_real<T>(results.dgates[Cell::hidden_dgate(g)]);
       }
     }
 
    private:
-    static constexpr bool kDiffer = Cell::kDgates > Cell::kGates;
-    T *input_dgates_, *hidden_dgates_;
+    static constexpr bool kDiffer = !Cell::kIsProjected && Cell::kDgates > Cell::kGates;
+    T *input_dgates_, *hidden_dgates_, *output_dgates_;
   };
 
   template <int stage>
@@ -187,10 +205,10 @@ struct Backward {
   }
 
   static SEQKERNELS_DEVICE void finish(const Problem& p, const UnitCoord& at, const State& state) {
-    const int64_t index = state_index(p.shape, at);
-    if (p.grad_h0) write<T>(p.grad_h0, index, state.h);
+    const int64_t h = Units::h_index(p, at), c = Units::c_index(p, at);
+    if (p.grad_h0 && Units::has_h(p, at)) write<T>(p.grad_h0, h, state.h);
     if constexpr (Cell::kHasCellState)
-      if (p.grad_c0) write<T>(p.grad_c0, index, state.c);
+      if (p.grad_c0 && Units::has_c(p, at)) write<T>(p.grad_c0, c, state.c);
   }
 };
 

@@ -7,10 +7,11 @@
 // itself, and no other flag, counter or barrier stands between. A slot is reset to kNotReady once all have read it. What
 // every thread of a block does in iteration i:
 //   read slot i - 1 | fence | block_barrier | publish to slot i | reset its share of slot i + 2
-// All of slot i - 1 being ready means that all blocks had finished reading slot i - 2, which is the one reset. It is read
-// again in iteration i + 3, by blocks that have then read what this block published in iteration i + 1, which came after the
-// barrier of iteration i + 1 and so after the fences of all of this block's threads, which order their resets before it. The
-// fence stands where the stores it waits for are a product old: it costs next to nothing there.
+// All of slot i - 1 being ready means that all blocks had finished reading slot i - 2, which is the one reset: every block
+// publishes a part of every slot. It is read again in iteration i + 3, by blocks that have then read what this block published
+// in iteration i + 1, which came after the barrier of iteration i + 1 and so after the fences of all of this block's threads,
+// which order their resets before it. The fence stands where the stores it waits for are a product old: it costs next to
+// nothing there.
 // tests/exchange_model.py explores all interleavings of this protocol, and of wrong ones.
 //
 // A slot holds words [chunk][column][kChunkWords]: a chunk is 64 bytes of K. Scope::kCluster has every block keep a ring of

@@ -9,19 +9,22 @@ template <class CellType, class T>
 struct Forward {
   using Cell = CellType;
   using Element = T;
-  using Problem = ForwardProblem;
+  using Problem = typename ProblemOf<Cell, ForwardProblem>::type;
+  using Units = UnitsOf<Cell>;
   using R = Real<T>;
   using V = Value<R, is_short<T>>;
   static constexpr bool kIsBackward = false;
   static constexpr int kStages = Cell::kStages, kCarried = Cell::kCarried;
   static constexpr int kSaved = Cell::kSaved == 0 ? 1 : Cell::kSaved;
+  static constexpr int kHiddenGates = cells::first_gate<Cell>(kStages);  // that of a projection, too
 
-  static constexpr int kRowBlocks = 1, kFinalStage = kStages - 1;
+  static constexpr int kFinalStage = kStages - 1;
   template <int stage>
   struct Iteration {
-    static constexpr int kTiles = StageOf<Cell, stage>::kGates, kFirstTile = StageOf<Cell, stage>::kFirstGate;
-    static constexpr int kReads = 1, kFirstBlock = 0;
-    static constexpr int kFollows = stage, kNext = (stage + 1) % kStages;
+    using Stage = StageOf<Cell, stage>;
+    static constexpr int kTiles = Stage::kGates, kFirstTile = Stage::kIsProjection ? 0 : Stage::kFirstGate;
+    static constexpr int kReads = 1, kFirstBlock = 0, kRowBlocks = 1;
+    static constexpr int kFollows = stage, kPublisher = (stage + kStages - 1) % kStages, kNext = (stage + 1) % kStages;
   };
 
   using State = UnitState<R, kCarried>;  // h as the element type has it
@@ -65,10 +68,10 @@ struct Forward {
 
   // The state that these steps begin with.
   static SEQKERNELS_DEVICE State initial(const Problem& p, const UnitCoord& at) {
-    const int64_t index = state_index(p.shape, at);
-    State state{read<T>(p.first_step == 0 ? p.h0 : p.h_n, index), R(0)};
+    const int64_t h = Units::h_index(p, at), c = Units::c_index(p, at);
+    State state{Units::has_h(p, at) ? read<T>(p.first_step == 0 ? p.h0 : p.h_n, h) : R(0), R(0)};
     if constexpr (Cell::kHasCellState)
-      state.c = p.first_step == 0 ? read<T>(p.c0, index) : static_cast<const R*>(p.c_carry)[index];
+      if (Units::has_c(p, at)) state.c = p.first_step == 0 ? read<T>(p.c0, c) : static_cast<const R*>(p.c_carry)[c];
     return state;
   }
 
@@ -87,14 +90,19 @@ struct Forward {
     SEQKERNELS_DEVICE Inputs load(const Problem& p, const Walk&, const UnitCoord&, int unit) const {
       using Stage = StageOf<Cell, stage>;
       Inputs inputs{};
-      SEQKERNELS_UNROLL
-      for (int g = Stage::kFirstGate; g < Stage::kGatesEnd; ++g) inputs.gates[g] = gates_[g * p.shape.hidden + unit];
+      if constexpr (!Stage::kIsProjection) {
+        SEQKERNELS_UNROLL
+        for (int g = Stage::kFirstGate; g < Stage::kGatesEnd; ++g) inputs.gates[g] = gates_[g * p.shape.hidden + unit];
+      }
       return inputs;
     }
-    // Has L2 fetch what a later step loads, all its stages.
+    // Has L2 fetch what a later step loads, all its stages that make the same units as this one.
+    template <int stage>
     SEQKERNELS_DEVICE void prefetch(const Problem& p, int unit) const {
-      SEQKERNELS_UNROLL
-      for (int g = 0; g < Cell::kGates; ++g) cuda::prefetch(gates_ + g * p.shape.hidden + unit);
+      if constexpr (!StageOf<Cell, stage>::kIsProjection) {
+        SEQKERNELS_UNROLL
+        for (int g = 0; g < Cell::kGates; ++g) cuda::prefetch(gates_ + g * p.shape.hidden + unit);
+      }
     }
 
    private:
@@ -110,12 +118,16 @@ struct Forward {
                                         const R (&product)[StageOf<Cell, stage>::kGates], State& state,
                                         R (&published)[1]) {
     using Stage = StageOf<Cell, stage>;
-    V input_gates[Cell::kGates], hidden_gates[Cell::kGates], saved[kSaved];
+    V input_gates[Cell::kGates], hidden_gates[kHiddenGates], saved[kSaved];
     SEQKERNELS_UNROLL
     for (int g = Stage::kFirstGate; g < Stage::kGatesEnd; ++g) {
       const int tile = g - Stage::kFirstGate;
-      input_gates[g] = inputs.gates[g] + biases.input[g];
-      hidden_gates[g] = adds_up(g) ? product[tile] : product[tile] + biases.hidden[g];
+      if constexpr (Stage::kIsProjection) {
+        hidden_gates[g] = product[tile];
+      } else {
+        input_gates[g] = inputs.gates[g] + biases.input[g];
+        hidden_gates[g] = adds_up(g) ? product[tile] : product[tile] + biases.hidden[g];
+      }
     }
     if constexpr (kCarried > 0) {
       SEQKERNELS_UNROLL
@@ -125,10 +137,8 @@ struct Forward {
         Cell::forward(cells::Stage<stage>(), input_gates, hidden_gates, cells::State<V>{state.h, state.c}, saved);
     Results results{};
     published[0] = to_real(from_real<T>(now.h.v));
-    if constexpr (Stage::kIsLast) {
-      state.h = published[0];
-      if constexpr (Cell::kHasCellState) state.c = now.c.v;
-    }
+    if constexpr (Stage::kIsLast) state.h = published[0];
+    if constexpr (Stage::kMakesC) state.c = now.c.v;
     if constexpr (kCarried > 0) {
       SEQKERNELS_UNROLL
       for (int k = Stage::kFirstSaved; k < kCarried && k < Stage::kSavedEnd; ++k) state.carried[k] = saved[k].v;
@@ -142,13 +152,13 @@ struct Forward {
    public:
     SEQKERNELS_DEVICE Writer(const Problem& p, const UnitCoord& at, int64_t time) {
       const int64_t row = p.shape.first_row(time) + at.column;
-      output_ = static_cast<T*>(p.output) + output_index(p.shape, at, row);
+      output_ = static_cast<T*>(p.output) + Units::output_index(p, at, row);
       gates_ = static_cast<T*>(p.gates) + saved_index(p.shape, at, row, Cell::kSaved);
       if constexpr (Cell::kHasCellState) cells_ = static_cast<R*>(p.cells) + saved_index(p.shape, at, row, 1);
     }
     SEQKERNELS_DEVICE void move(const Problem& p, int rows) {
       const int padded = p.shape.padded;
-      move_rows(output_, rows, p.shape.directions * p.shape.hidden);
+      move_rows(output_, rows, p.shape.directions * Units::outputs(p));
       if constexpr (Cell::kSaved > 0) move_rows(gates_, rows, Cell::kSaved * padded);
       if constexpr (Cell::kHasCellState) move_rows(cells_, rows, padded);
     }
@@ -163,7 +173,7 @@ struct Forward {
         SEQKERNELS_UNROLL
         for (int k = Stage::kFirstSaved; k < Stage::kSavedEnd; ++k)
           gates_[k * p.shape.padded + unit] = from_real<T>(results.saved[k]);
-        if constexpr (Stage::kIsLast && Cell::kHasCellState) cells_[unit] = state.c;
+        if constexpr (Stage::kMakesC) cells_[unit] = state.c;
       }
     }
 
@@ -174,16 +184,17 @@ struct Forward {
 
   template <int stage>
   static SEQKERNELS_DEVICE void idle(const R (&)[StageOf<Cell, stage>::kGates], State& state, R (&published)[1]) {
-    published[0] = state.h;
+    published[0] = StageOf<Cell, stage>::kHasH ? state.h : 0;
   }
 
   static SEQKERNELS_DEVICE void finish(const Problem& p, const UnitCoord& at, const State& state) {
-    const int64_t index = state_index(p.shape, at);
-    write<T>(p.h_n, index, state.h);
-    if constexpr (Cell::kHasCellState) {
-      write<T>(p.c_n, index, state.c);
-      static_cast<R*>(p.c_carry)[index] = state.c;
-    }
+    const int64_t h = Units::h_index(p, at), c = Units::c_index(p, at);
+    if (Units::has_h(p, at)) write<T>(p.h_n, h, state.h);
+    if constexpr (Cell::kHasCellState)
+      if (Units::has_c(p, at)) {
+        write<T>(p.c_n, c, state.c);
+        static_cast<R*>(p.c_carry)[c] = state.c;
+      }
   }
 };
 

@@ -14,12 +14,17 @@ namespace seqkernels::cuda {
 
 template <class Pass, int stage>
 StageKernels stage_kernels() {
+  using Cell = typename Pass::Cell;
   using Iteration = typename Pass::template Iteration<stage>;
-  StageKernels kernels{StageOf<typename Pass::Cell, stage>::kFirstGate, Iteration::kTiles, Iteration::kReads};
+  StageKernels kernels{StageOf<Cell, stage>::kFirstGate,
+                       StageOf<Cell, stage>::kIsProjection,
+                       Iteration::kTiles,
+                       Iteration::kReads,
+                       StageOf<Cell, Iteration::kFollows>::kIsProjection,
+                       StageOf<Cell, Iteration::kPublisher>::kIsProjection};
   kernels.stepwise = reinterpret_cast<const void*>(&stepwise_kernel<Pass, stage>);
   if constexpr (stage > 0)
-    kernels.operands =
-        reinterpret_cast<const void*>(&make_operands_kernel<typename Pass::Cell, typename Pass::Element, stage>);
+    kernels.operands = reinterpret_cast<const void*>(&make_operands_kernel<Cell, typename Pass::Element, stage>);
   return kernels;
 }
 
@@ -34,14 +39,14 @@ PassKernels stepwise_only() {
 
 template <class Pass, class Operand, int... stages>
 void add_products(PassKernels& kernels, std::integer_sequence<int, stages...>) {
-  ((kernels.stage[stages].resident_chunks = StageProduct<Pass, Operand, stages>::kResident,
-    kernels.stage[stages].chunks_ahead = StageProduct<Pass, Operand, stages>::Product::kAhead),
+  ((kernels.stage[stages].resident_chunks = PersistentProduct<Pass, Operand, stages>::kResident,
+    kernels.stage[stages].chunks_ahead = PersistentProduct<Pass, Operand, stages>::Product::kAhead),
    ...);
 }
 
 template <class Pass, class Operand>
 PassKernels with_persistent() {
-  using First = StageProduct<Pass, Operand, 0>;
+  using First = PersistentProduct<Pass, Operand, 0>;
   PassKernels kernels = stepwise_only<Pass>();
   kernels.chunk = First::Weights::kChunk;
   kernels.persistent = &persistent_kernel_for<Pass, Operand>;
@@ -55,7 +60,7 @@ PassKernels with_persistent() {
 
 template <class Cell, class Element, class Operand = void>
 CellKernels both_passes() {
-  if constexpr (Cell::kIsProjected || Cell::kNorm != cells::Norm::kNone)
+  if constexpr (Cell::kNorm != cells::Norm::kNone)
     return {};  // not written
   else if constexpr (std::is_void_v<Operand>)
     return {stepwise_only<Forward<Cell, Element>>(), stepwise_only<Backward<Cell, Element>>()};

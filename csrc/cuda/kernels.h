@@ -15,12 +15,15 @@ constexpr int kMostStages = most_stages();
 
 // The product of a stage, with its rows of W_hh or, going back, of these transposed, and what belongs to it.
 struct StageKernels {
-  int first_gate;  // whose rows are the first
-  int tiles;       // row blocks of the matrix that a unit's product has
-  int published;   // values of a unit that the product reads
+  int first_gate;      // whose rows are the first
+  bool is_projection;  // whether it is with W_hr instead
+  int tiles;           // row blocks of the matrix that a unit's product has
+  int published;       // values of a unit that the product reads
+  bool makes_outputs;  // whether its units are those of h, where h is a projection, or hidden ones
+  bool reads_outputs;  // whether those are that it reads
 
   const void* stepwise;  // the iteration with this product: (Problem, StepBuffers, int64_t iteration)
-  const void* operands;  // rows.cuh: (Shape, gates, previous, operands); null where the operand is the state before
+  const void* operands;  // rows.cuh: (Shape, gates, previous, operands, cells); null of the state before
 
   // Of persistent kernels.
   int resident_chunks;  // of each warp, in registers
@@ -48,7 +51,7 @@ struct PassKernels {
 
   // The kernel (Problem, Partition, SharedLayout) for a launch that is cut so, or null; itself null where there are none.
   const void* (*persistent)(const Partition&) = nullptr;
-  SharedLayout (*layout)(const Partition&) = nullptr;
+  SharedLayout (*layout)(const Partition&, int outputs) = nullptr;
   bool on_tensor_cores = false;  // its products; or by FFMA, float32 as it is
   int column_tiles = 0;          // of 8 columns, that a warp takes in one pass over K at most
   int block_tiles = 0;           // unit groups times column tiles of a block in one such pass at most

@@ -45,11 +45,21 @@ cuda::Shape shape_of(const Layer& layer, const std::optional<Tensor>& offsets) {
           offsets ? static_cast<const int64_t*>(offsets->data_ptr()) : nullptr};
 }
 
+template <class Problem>
+cuda::Projected<Problem> problem_of(const Layer& layer, const std::optional<Tensor>& offsets) {
+  cuda::Projected<Problem> problem{};
+  problem.shape = shape_of(layer, offsets);
+  problem.projection.outputs = static_cast<int>(layer.output_size());
+  problem.h0 = data(layer.h0());
+  problem.c0 = data(layer.c0());
+  return problem;
+}
+
 Tensor as_rows(const Layer& layer, const Tensor& tensor, int64_t features) {
   return window(as_contiguous(tensor), {layer.rows(), features});
 }
 
-void run_forward(const Device& device, const Layer& layer, cuda::ForwardProblem& problem) {
+void run_forward(const Device& device, const Layer& layer, cuda::Projected<cuda::ForwardProblem>& problem) {
   const int64_t wide = layer.info().gates * layer.hidden_size(), steps = layer.seq_len();
   const Tensor x = as_rows(layer, layer.x(), layer.input_size());
   const int64_t element = layer.dtype() == DType::kFloat64 ? 8 : 4;
@@ -84,10 +94,11 @@ Tensor of_direction(const Layer& layer, const Tensor& dgates, int64_t direction)
   return of_direction(layer, dgates, direction, 0, layer.info().gates);
 }
 
-// The state that each row's step began with, [D, R, H].
-Tensor previous_states(const Device& device, const Layer& layer, cuda::Shape& shape, const Tensor& output) {
+// The state that each row's step began with, [D, R, P].
+Tensor previous_states(const Device& device, const Layer& layer, cuda::Shape shape, const Tensor& output) {
   const Tensor previous =
-      new_tensor({layer.directions(), layer.rows(), layer.hidden_size()}, layer.scalar_type(), output);
+      new_tensor({layer.directions(), layer.rows(), layer.output_size()}, layer.scalar_type(), output);
+  shape.hidden = static_cast<int>(layer.output_size());
   void *from = data(output), *h0 = data(layer.h0()), *to = data(previous);
   void* arguments[] = {&shape, &from, &h0, &to};
   const int blocks = static_cast<int>(std::clamp<int64_t>(layer.seq_len(), 1, 1 << 16));
@@ -95,33 +106,43 @@ Tensor previous_states(const Device& device, const Layer& layer, cuda::Shape& sh
   return previous;
 }
 
-// What each stage multiplies with its rows of W_hh, [D, R, H]: the first one the state that each row's step began with.
+// What each stage multiplies with its rows of W_hh or with W_hr: the first one the state that each row's step began with,
+// [D, R, P], each later one what the stage before it has made, [D, R, H].
 std::vector<Tensor> operands_of(const Device& device, const Layer& layer, cuda::Shape& shape, const Tensor& output,
-                                const std::optional<Tensor>& gates) {
+                                const std::optional<Tensor>& gates, const std::optional<Tensor>& cells) {
   std::vector<Tensor> operands{previous_states(device, layer, shape, output)};
   const cuda::PassKernels& kernels = cuda::kernels_of(layer.cell(), layer.dtype(), false).backward;
   for (int stage = 1; stage < layer.info().stages; ++stage) {
-    operands.push_back(new_tensor(sizes_of(operands[0]), layer.scalar_type(), output));
-    void *saved = data(gates), *previous = data(operands[0]), *to = data(operands.back());
-    void* arguments[] = {&shape, &saved, &previous, &to};
-    const int64_t blocks = std::clamp<int64_t>((operands[0].numel() + 255) / 256, 1, 1 << 16);
+    operands.push_back(
+        new_tensor({layer.directions(), layer.rows(), layer.hidden_size()}, layer.scalar_type(), output));
+    void *saved = data(gates), *previous = data(operands[0]), *to = data(operands.back()), *c = data(cells);
+    void* arguments[] = {&shape, &saved, &previous, &to, &c};
+    const int64_t blocks = std::clamp<int64_t>((operands.back().numel() + 255) / 256, 1, 1 << 16);
     device.launch(kernels.stage[stage].operands, {static_cast<int>(blocks), 256}, arguments);
   }
   return operands;
 }
 
-// dW_hh of one direction, stage by stage.
+// dW_hh of one direction, stage by stage, but for a projection's.
 void hidden_weight_gradients(const Layer& layer, const Tensor& dgates, const std::vector<Tensor>& operands,
                              int64_t direction, const Tensor& grad_w) {
-  const int64_t rows = layer.rows(), hidden = layer.hidden_size();
+  const int64_t rows = layer.rows(), hidden = layer.hidden_size(), columns = layer.output_size();
   int64_t first_gate = 0;
-  for (int stage = 0; stage < layer.info().stages; ++stage) {
+  for (int stage = 0; stage < layer.info().stages - layer.info().is_projected; ++stage) {
     const int64_t gates = layer.info().stage_gates[stage];
     cuda::multiply(cuda::transposed(of_direction(layer, dgates, direction, first_gate, gates)),
-                   window(operands[size_t(stage)], {rows, hidden}, direction * rows * hidden),
-                   window(grad_w, {gates * hidden, hidden}, first_gate * hidden * hidden));
+                   window(operands[size_t(stage)], {rows, columns}, direction * rows * columns),
+                   window(grad_w, {gates * hidden, columns}, first_gate * hidden * columns));
     first_gate += gates;
   }
+}
+
+// dW_hr of one direction; `dgates` are the gradients of h, [R, D, P].
+void projection_gradient(const Layer& layer, const Tensor& dgates, const Tensor& operands, int64_t direction,
+                         const Tensor& grad_w) {
+  const int64_t rows = layer.rows(), hidden = layer.hidden_size(), outputs = layer.output_size();
+  const Tensor own = window(dgates, {rows, outputs}, {layer.directions() * outputs, 1}, direction * outputs);
+  cuda::multiply(cuda::transposed(own), window(operands, {rows, hidden}, direction * rows * hidden), grad_w);
 }
 
 void input_gradients(const Layer& layer, const Tensor& dgates, const Tensor& grad_x) {
@@ -134,9 +155,9 @@ void input_gradients(const Layer& layer, const Tensor& dgates, const Tensor& gra
 
 }  // namespace
 
-// Cells with a projection, and normalised ones, run by the reference on a GPU; this is for who calls the op itself.
+// Normalised cells run by the reference on a GPU; this is for who calls the op itself.
 void check_cell(const Layer& layer) {
-  if (layer.info().is_projected || layer.info().is_normalized()) fail(layer.info().name, " has no CUDA kernels");
+  if (layer.info().is_normalized()) fail(layer.info().name, " has no CUDA kernels");
 }
 
 LayerOutputs layer_forward_cuda(const LayerInputs& inputs, bool save_for_backward) {
@@ -149,14 +170,11 @@ LayerOutputs layer_forward_cuda(const LayerInputs& inputs, bool save_for_backwar
   std::optional<Tensor> c_carry;
   if (layer.info().has_cell_state) c_carry = new_tensor(layer.c_sizes(), layer.compute_type(), layer.x());
 
-  cuda::ForwardProblem problem{};
-  problem.shape = shape_of(layer, offsets);
+  auto problem = problem_of<cuda::ForwardProblem>(layer, offsets);
   for (int64_t d = 0; d < layer.directions(); ++d) {
     problem.b_ih[d] = layer.weight(d, kInputBias);
     problem.b_hh[d] = layer.weight(d, kHiddenBias);
   }
-  problem.h0 = data(layer.h0());
-  problem.c0 = data(layer.c0());
   problem.output = data(out.output);
   problem.h_n = data(out.h_n);
   problem.c_n = data(out.c_n);
@@ -184,18 +202,20 @@ InputGradients layer_backward_cuda(const LayerInputs& inputs, const LayerGradien
   const bool differ = layer.info().has_hidden_dgates;
   const Tensor hidden_dgates = differ ? new_tensor(dgates_sizes, layer.scalar_type(), layer.x()) : input_dgates;
 
-  cuda::BackwardProblem problem{};
-  problem.shape = shape_of(layer, offsets);
+  std::optional<Tensor> output_dgates;  // of a projection
+  if (layer.info().is_projected)
+    output_dgates = new_tensor({layer.rows(), layer.directions(), layer.output_size()}, layer.scalar_type(), layer.x());
+
+  auto problem = problem_of<cuda::BackwardProblem>(layer, offsets);
   problem.grad_output = data(grad_output);
   problem.grad_h_n = data(tensors.grad_h_n);
   problem.grad_c_n = data(tensors.grad_c_n);
-  problem.h0 = data(layer.h0());
-  problem.c0 = data(layer.c0());
   problem.output = data(states);
   problem.gates = data(tensors.saved.gates);
   problem.cells = data(tensors.saved.cells);
   problem.input_dgates = data(input_dgates);
   problem.hidden_dgates = differ ? data(hidden_dgates) : nullptr;
+  problem.projection.dgates = data(output_dgates);
   problem.grad_h0 = result_data(tensors.results.h0);
   if (tensors.results.c0) problem.grad_c0 = result_data(*tensors.results.c0);
   if (layer.batch() > 0) cuda::TimeLoop(device, layer, false).run(problem);
@@ -208,10 +228,10 @@ InputGradients layer_backward_cuda(const LayerInputs& inputs, const LayerGradien
     const auto result = [&](WeightKind kind) -> const Tensor& { return tensors.weight_tensor(layer, d, kind); };
     const Tensor to_input = of_direction(layer, input_dgates, d), to_hidden = of_direction(layer, hidden_dgates, d);
     if (wants(kInputWeight)) cuda::multiply(cuda::transposed(to_input), x, result(kInputWeight));
-    if (wants(kHiddenWeight)) {
-      if (operands.empty()) operands = operands_of(device, layer, problem.shape, states, tensors.saved.gates);
-      hidden_weight_gradients(layer, hidden_dgates, operands, d, result(kHiddenWeight));
-    }
+    if (operands.empty() && (wants(kHiddenWeight) || wants(kProjection)))
+      operands = operands_of(device, layer, problem.shape, states, tensors.saved.gates, tensors.saved.cells);
+    if (wants(kHiddenWeight)) hidden_weight_gradients(layer, hidden_dgates, operands, d, result(kHiddenWeight));
+    if (wants(kProjection)) projection_gradient(layer, *output_dgates, operands.back(), d, result(kProjection));
     if (wants(kInputBias)) cuda::sum_rows(to_input, result(kInputBias));
     if (wants(kHiddenBias) && wants(kInputBias) && !differ) {  // the same sums
       Tensor of_hidden = result(kHiddenBias);

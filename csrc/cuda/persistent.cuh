@@ -19,8 +19,9 @@ constexpr int kNowhere = 0x7FFFFFFF;  // a column that no sequence has
 template <class Pass, class Operand, Scope kScope, int kTiles>
 class PersistentBlock {
   using Problem = typename Pass::Problem;
+  using Units = typename Pass::Units;
   template <int stage>
-  using Stage = StageProduct<Pass, Operand, stage>;
+  using Stage = PersistentProduct<Pass, Operand, stage>;
   template <int stage>
   using Iteration = typename Pass::template Iteration<stage>;
   using Traits = OperandTraits<Operand>;
@@ -28,6 +29,11 @@ class PersistentBlock {
   static constexpr int kMaxTiles = max_tiles<Pass, Operand>(StagesOf<Pass>());
   static constexpr int kQuarterCount = kOneQuarter ? 1 : kMaxTiles * kQuarters / kWarps;
   static constexpr int kMaxColumnTiles = Stage<0>::Product::kMaxColumnTiles;
+  static constexpr int kLastStage = Pass::kStages - 1;
+  // Kinds of units, hidden ones and, where they are others, those of h; what a stage makes.
+  static constexpr int kKinds = Units::kDiffer ? 2 : 1;
+  template <int stage>
+  static constexpr int kKind = StageOf<typename Pass::Cell, stage>::kIsProjection ? 1 : 0;
   static_assert(kMaxColumnTiles <= 2 && kWarps / kQuarters == 2);
 
  public:
@@ -82,10 +88,27 @@ class PersistentBlock {
   };
 
   SEQKERNELS_DEVICE UnitCoord coord(const Lane& lane, int n) const {
-    return {direction_, first_column_ + lane.column, first_unit_ + lane.unit + n * lane.next};
+    return coord(lane.column, first_unit_ + lane.unit + n * lane.next);
+  }
+  SEQKERNELS_DEVICE UnitCoord coord(int column, int unit) const {
+    return {direction_, first_column_ + column, unit, unit_of<kLastStage>(unit)};
+  }
+  // What a stage makes where others make a hidden unit; kNowhere if nothing. Each block has an equal share of a projection.
+  template <int stage>
+  SEQKERNELS_DEVICE int unit_of(int hidden_unit) const {
+    if constexpr (kKind<stage> == 0) {
+      return hidden_unit;
+    } else {
+      const int n = hidden_unit - first_unit_;
+      return n < layout_.outputs ? member_ * layout_.outputs + n : kNowhere;
+    }
+  }
+  template <int stage>
+  SEQKERNELS_DEVICE bool exists(const UnitCoord& at) const {
+    return at.column < p_.shape.batch && Units::template exists<stage>(p_, at);
   }
   SEQKERNELS_DEVICE bool exists(const UnitCoord& at) const {
-    return at.column < p_.shape.batch && at.unit < p_.shape.hidden;
+    return exists<0>(at) || (kKinds > 1 && exists<kLastStage>(at));
   }
   // Units from where reader and writer stand to those of quarter n.
   SEQKERNELS_DEVICE int further(const Lane& lane, int n) const { return kOneQuarter ? 0 : lane.unit + n * lane.next; }
@@ -98,15 +121,16 @@ class PersistentBlock {
   template <int stage>
   SEQKERNELS_DEVICE void load_weights(int offset) {
     constexpr bool kIsOnly = Pass::kStages == 1;
-    const int all = kIsOnly ? layout_.chunks : Stage<stage>::chunks(part_);
-    const int of_warp = kIsOnly ? layout_.chunks_per_warp : Stage<stage>::chunks_per_warp(part_);
+    const int all = kIsOnly ? layout_.chunks : Stage<stage>::chunks(part_, layout_);
+    const int of_warp = kIsOnly ? layout_.chunks_per_warp : Stage<stage>::chunks_per_warp(part_, layout_);
     const int first = warp_ % part_.splits * of_warp, left = all - first;
     const int chunks = left < 0 ? 0 : left < of_warp ? left : of_warp;
     const int unit = first_unit_ + warp_ / part_.splits * kTileUnits;
     slices_.template of<stage>().load(first, chunks, memory_ + layout_.weights + warp_ * layout_.slice + offset,
-                                      memory_ + warp_ * 2 * layout_.partial,
-                                      [&](int tile, int row, int k) { return weights<stage>(tile, unit + row, k); });
-    if constexpr (stage + 1 < Pass::kStages) load_weights<stage + 1>(offset + Stage<stage>::words(part_));
+                                      memory_ + warp_ * 2 * layout_.partial, [&](int tile, int row, int k) {
+                                        return weights<stage>(tile, unit_of<Iteration<stage>::kFollows>(unit + row), k);
+                                      });
+    if constexpr (stage + 1 < Pass::kStages) load_weights<stage + 1>(offset + Stage<stage>::words(part_, layout_));
   }
 
   // Some neighbours of one row of the matrix. Going forward, the rows of `unit` are its gates, and K is the units before;
@@ -115,13 +139,16 @@ class PersistentBlock {
   SEQKERNELS_DEVICE auto weights(int tile, int unit, int k) const {
     using Element = typename Pass::Element;
     constexpr int kValues = Stage<stage>::Weights::kValues;
-    const int from = k % part_.units(), block = k / part_.units(), hidden = p_.shape.hidden;
+    const int units = Stage<stage>::units_read(part_, layout_), from = k % units, block = k / units;
+    const int made = Units::template made<Iteration<stage>::kFollows>(p_);
+    const int read = Units::template made<Iteration<stage>::kPublisher>(p_);
     Words<kValues / Traits::kPerWord> words{};
-    if (unit >= hidden || from >= hidden) return words;
-    const int64_t row = static_cast<int64_t>(Iteration<stage>::kFirstTile + tile) * hidden + unit;
-    const Element* const values = static_cast<const Element*>(p_.weights[direction_]) +
-                                  (row * Pass::kRowBlocks + Iteration<stage>::kFirstBlock + block) * hidden + from;
-    if (from + kValues <= hidden && reinterpret_cast<uintptr_t>(values) % sizeof(words) == 0) {
+    if (unit >= made || from >= read) return words;
+    const int64_t row = static_cast<int64_t>(Iteration<stage>::kFirstTile + tile) * made + unit;
+    const Element* const values = static_cast<const Element*>(matrix<stage>()) +
+                                  (row * Iteration<stage>::kRowBlocks + Iteration<stage>::kFirstBlock + block) * read +
+                                  from;
+    if (from + kValues <= read && reinterpret_cast<uintptr_t>(values) % sizeof(words) == 0) {
       words = *reinterpret_cast<const decltype(words)*>(values);
       if constexpr (Traits::kPerWord == 1)
         for (uint32_t& word : words.word) word = Traits::bits(float_of(word));
@@ -129,9 +156,18 @@ class PersistentBlock {
     }
     SEQKERNELS_UNROLL
     for (int i = 0; i < kValues; ++i)
-      if (from + i < hidden)
+      if (from + i < read)
         words.word[i / Traits::kPerWord] |= Traits::bits(to_real(values[i])) << i % Traits::kPerWord * 16;
     return words;
+  }
+
+  // W_hh or W_hr, as the pass has them.
+  template <int stage>
+  SEQKERNELS_DEVICE const void* matrix() const {
+    if constexpr (kKind<stage> > 0)
+      return p_.projection.weights[direction_];
+    else
+      return p_.weights[direction_];
   }
 
   SEQKERNELS_DEVICE void load_biases() {
@@ -165,9 +201,9 @@ class PersistentBlock {
     typename Pass::Inputs inputs[kQuarterCount];  // of the coming pass
     typename Pass::State state;                   // of the one quarter, where there is no more
     typename Pass::Biases biases;
-    int column;  // of the launch, or kNowhere: the lane's unit does not exist; of the one quarter, as the next two
-    int offset;  // where it publishes, in a slot
-    int partial[Pass::kStages];  // where its sums are in the first buffer, of each stage
+    // Of the one quarter: the column of the launch, or kNowhere where the lane's unit does not exist; where it publishes, in a
+    // slot; where its sums are in the first buffer. Of each kind of units, and of each stage.
+    int column[kKinds], offset[kKinds], partial[Pass::kStages];
   };
 
   SEQKERNELS_DEVICE void run_steps() {
@@ -176,17 +212,21 @@ class PersistentBlock {
     const int64_t first_step = Pass::step_of(p_, Pass::has_step(p_, 0) ? 0 : 1);
     const int64_t time = steps > 0 ? Pass::time_of(p_, direction_, first_step) : 0;
     const UnitCoord at = coord(lane, 0);
-    const UnitCoord begin = kOneQuarter ? at : UnitCoord{direction_, first_column_, first_unit_};
+    const UnitCoord begin = kOneQuarter ? at : coord(0, first_unit_);
     Cursor cursor{Pass::walk(p_, direction_, first_step), {p_, begin, time}, {p_, begin, time}};
     if constexpr (kOneQuarter) {
       cursor.state = has_quarter(lane, 0) ? initial(at) : typename Pass::State{};  // else, others' units
-      cursor.column = kNowhere;
-      if (has_quarter(lane, 0) && exists(at)) {
-        cursor.column = at.column;
+      cursor.column[0] = kNowhere;
+      if (has_quarter(lane, 0) && exists<0>(at)) {
+        cursor.column[0] = at.column;
         cursor.biases = Pass::load_biases(p_, direction_, at.unit);
       }
-      cursor.column = launder(cursor.column);
-      cursor.offset = launder(exchange_.offset(at.unit / Traits::kPerWord, lane.column));
+      cursor.column[0] = launder(cursor.column[0]);
+      cursor.offset[0] = launder(offset_of<0>(at.unit, lane.column));
+      if constexpr (kKinds > 1) {
+        cursor.column[1] = launder(has_quarter(lane, 0) && exists<kLastStage>(at) ? at.column : kNowhere);
+        cursor.offset[1] = launder(offset_of<kLastStage>(at.unit, lane.column));
+      }
       locate_partials<0>(lane, cursor);
     }
     // The iteration before the loop has no product, and is what comes before that of the step's first one.
@@ -197,7 +237,8 @@ class PersistentBlock {
     for (int i = 0; i < steps; ++i) iterate_from<Iteration<kFinal>::kNext>(lane, cursor);
 
     if constexpr (kOneQuarter) {
-      if (cursor.column != kNowhere) Pass::finish(p_, at, cursor.state);
+      if (cursor.column[0] != kNowhere || (kKinds > 1 && cursor.column[kKinds - 1] != kNowhere))
+        Pass::finish(p_, at, cursor.state);
     } else {
       for_each_unit([&](const UnitCoord& at, int column, int n) {
         if (exists(at)) Pass::finish(p_, at, states_[state_index(column, n)]);
@@ -233,7 +274,7 @@ class PersistentBlock {
   // One iteration for the columns of a pass; `is_last`: whether it is the iteration's last pass.
   template <int stage, bool kHasProduct>
   SEQKERNELS_DEVICE void do_columns(const Lane& lane, int column, bool is_last, Cursor& cursor) {
-    constexpr int kFollows = Iteration<stage>::kFollows, kNext = Iteration<stage>::kNext;
+    constexpr int kFollows = Iteration<stage>::kFollows, kNext = Iteration<stage>::kNext, kMade = kKind<kFollows>;
     uint32_t* const partials = memory_ + partials_;
     partials_ = kWarps * layout_.partial - partials_;
     if constexpr (kHasProduct) {
@@ -250,7 +291,8 @@ class PersistentBlock {
     exchange_.order_strictly();
 
     const bool has_step = kHasProduct || Pass::has_step(p_, 0);
-    const bool is_active = has_step && (kOneQuarter ? cursor.column : coord(lane, 0).column) < cursor.walk.active();
+    const bool is_active =
+        has_step && (kOneQuarter ? cursor.column[kMade] : coord(lane, 0).column) < cursor.walk.active();
     const typename Pass::Writer writer = writer_of(lane, cursor, is_active);
     SEQKERNELS_UNROLL
     for (int n = 0; n < kQuarterCount; ++n)
@@ -262,14 +304,14 @@ class PersistentBlock {
           collect(reinterpret_cast<const float*>(partials) +
                       (kOneQuarter ? cursor.partial[stage] : partial_of<stage>(lane, n)),
                   product);
-        const bool steps = is_active && (kOneQuarter || unit < p_.shape.hidden);
+        const bool steps = is_active && (kOneQuarter || unit_of<kFollows>(unit) < Units::template made<kFollows>(p_));
         typename Pass::Results results{};
         if (steps)
           results = Pass::template step<kFollows>(kOneQuarter ? cursor.biases : biases_[unit - first_unit_],
                                                   cursor.inputs[n], product, state, published);
         else
           Pass::template idle<kFollows>(product, state, published);
-        publish(kOneQuarter ? cursor.offset : exchange_.offset(unit / Traits::kPerWord, lane.column), published);
+        publish<kMade == 0>(kOneQuarter ? cursor.offset[kMade] : offset_of<kFollows>(unit, lane.column), published);
         if (steps) writer.template write<kFollows>(p_, further(lane, n), state, results);
         if constexpr (kOneQuarter)
           cursor.state = state;
@@ -298,7 +340,7 @@ class PersistentBlock {
   // them in.
   template <class Access>
   SEQKERNELS_DEVICE Access rematerialised(const Lane& lane, const Cursor& cursor, bool is_active) const {
-    return {p_, {direction_, first_column_ + lane.column, first_unit_}, is_active ? cursor.walk.time() : 0};
+    return {p_, coord(lane.column, first_unit_), is_active ? cursor.walk.time() : 0};
   }
   SEQKERNELS_DEVICE typename Pass::Writer writer_of(const Lane& lane, const Cursor& cursor, bool is_active) const {
     if constexpr (kOneQuarter)
@@ -310,24 +352,26 @@ class PersistentBlock {
   // Loads the inputs of the step at hand for the iteration with the product of this stage, for the lane's pass.
   template <int stage>
   SEQKERNELS_DEVICE void load_inputs(const Lane& lane, Cursor& cursor) const {
+    constexpr int kFollows = Iteration<stage>::kFollows;
     typename Pass::Reader reader =
         kOneQuarter ? cursor.reader : rematerialised<typename Pass::Reader>(lane, cursor, cursor.walk.active() > 0);
     const auto for_those_of = [&](int active, const auto& visit) {
       SEQKERNELS_UNROLL
       for (int n = 0; n < kQuarterCount; ++n) {
         const UnitCoord at = coord(lane, n);
-        if (kOneQuarter ? cursor.column < active
-                        : has_quarter(lane, n) && at.unit < p_.shape.hidden && at.column < active)
+        if (kOneQuarter ? cursor.column[kKind<kFollows>] < active
+                        : has_quarter(lane, n) && Units::template exists<kFollows>(p_, at) && at.column < active)
           visit(at, n);
       }
     };
     for_those_of(cursor.walk.active(), [&](const UnitCoord& at, int n) {
-      cursor.inputs[n] = reader.template load<Iteration<stage>::kFollows>(p_, cursor.walk, at, further(lane, n));
+      cursor.inputs[n] = reader.template load<kFollows>(p_, cursor.walk, at, further(lane, n));
     });
     // What the next step will load, from far away. FFMA's steps are long enough to load in time.
-    if constexpr (Stage<0>::Product::kOnTensorCores && stage == 0) {
+    if constexpr (Stage<0>::Product::kOnTensorCores && (stage == 0 || Units::kDiffer)) {
       reader.move(p_, cursor.walk.rows());
-      for_those_of(cursor.walk.next(), [&](const UnitCoord&, int n) { reader.prefetch(p_, further(lane, n)); });
+      for_those_of(cursor.walk.next(),
+                   [&](const UnitCoord&, int n) { reader.template prefetch<kFollows>(p_, further(lane, n)); });
     }
   }
 
@@ -363,56 +407,47 @@ class PersistentBlock {
            Stage<stage>::Sums::at(lane.column % (part_.column_tiles * kTileColumns), 0, unit % kTileUnits);
   }
 
+  // Adds up the sums of a unit; those of 8 splits in two halves, for all at once would take too many registers.
   template <int kCount>
   SEQKERNELS_DEVICE void collect(const float* partials, float (&product)[kCount]) const {
+    using Sums = PartialSums<kCount>;
+    const int stride = layout_.partial;
     if constexpr (kOneQuarter) {  // whose blocks have one or two groups of units
-      add_up<4>(partials, product);
-      if (part_.splits == 8) add_up<4>(partials + 4 * layout_.partial, product);
+      Sums::template add_up<4>(partials, stride, product);
+      if (part_.splits == 8) Sums::template add_up<4>(partials + 4 * stride, stride, product);
       return;
     }
     switch (part_.splits) {
       case 8:
-        add_up<4>(partials, product);
-        return add_up<4>(partials + 4 * layout_.partial, product);
+        Sums::template add_up<4>(partials, stride, product);
+        return Sums::template add_up<4>(partials + 4 * stride, stride, product);
       case 4:
-        return add_up<4>(partials, product);
+        return Sums::template add_up<4>(partials, stride, product);
       case 2:
-        return add_up<2>(partials, product);
+        return Sums::template add_up<2>(partials, stride, product);
       default:
-        return add_up<1>(partials, product);
+        return Sums::template add_up<1>(partials, stride, product);
     }
   }
 
-  // All loads are in flight at once, but for those of 8 splits, which would take too many registers.
-  template <int kSplits, int kCount>
-  SEQKERNELS_DEVICE void add_up(const float* partials, float (&product)[kCount]) const {
-    using Sums = PartialSums<kCount>;
-    using Together = Words<Sums::kTogether>;  // partial sums of one access
-    Together words[kSplits][kCount / Sums::kTogether];
-    SEQKERNELS_UNROLL
-    for (int split = 0; split < kSplits; ++split) {
-      SEQKERNELS_UNROLL
-      for (int tile = 0; tile < kCount; tile += Sums::kTogether)
-        words[split][tile / Sums::kTogether] =
-            *reinterpret_cast<const Together*>(partials + split * layout_.partial + tile * kTileUnits);
-    }
-    SEQKERNELS_UNROLL
-    for (int i = 0; i < kSplits * kCount; ++i) {
-      const int split = i / kCount, tile = i % kCount;
-      product[tile] += float_of(words[split][tile / Sums::kTogether].word[tile % Sums::kTogether]);
-    }
+  // Where in a slot is published what a stage makes where others make a hidden unit; kNowhere if nothing.
+  template <int stage>
+  SEQKERNELS_DEVICE int offset_of(int hidden_unit, int column) const {
+    const int unit = unit_of<stage>(hidden_unit);
+    return kKind<stage> > 0 && unit == kNowhere ? kNowhere : exchange_.offset(unit / Traits::kPerWord, column);
   }
 
-  template <int kCount>
+  // `is_certain`: that the offset is not kNowhere.
+  template <bool is_certain, int kCount>
   SEQKERNELS_DEVICE void publish(int offset, const float (&published)[kCount]) const {
     const int stride = part_.units() / Traits::kPerWord * part_.columns;  // from one block of K to the next
     SEQKERNELS_UNROLL
     for (int block = 0; block < kCount; ++block) {
       if constexpr (Traits::kPerWord == 2) {
         const float neighbour = shuffle_xor(published[block], 1);
-        if (lane_index() % 2 == 0)
+        if (lane_index() % 2 == 0 && (is_certain || offset != kNowhere))
           exchange_.publish(offset + block * stride, word_of<Operand>(published[block], neighbour));
-      } else {
+      } else if (is_certain || offset != kNowhere) {
         exchange_.publish(offset + block * stride, Traits::bits(published[block]));
       }
     }
@@ -441,7 +476,7 @@ SEQKERNELS_KERNEL SEQKERNELS_LAUNCH_BOUNDS(kThreads, 1)
 // whatever needs them runs faster as a grid.
 template <class Pass, class Operand, Scope kScope>
 const void* persistent_kernel_of(const Partition& part) {
-  constexpr bool kMayHaveTwo = StageProduct<Pass, Operand, 0>::Product::kMaxColumnTiles > 1;
+  constexpr bool kMayHaveTwo = PersistentProduct<Pass, Operand, 0>::Product::kMaxColumnTiles > 1;
   if (!has_one_quarter(part)) {
     if constexpr (kScope == Scope::kDevice)
       return reinterpret_cast<const void*>(&persistent_kernel<Pass, Operand, kScope, 0>);

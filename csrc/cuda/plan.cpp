@@ -62,8 +62,10 @@ double product_cycles(const PassKernels& kernels, const StageKernels& stage, con
 }
 
 // A stage of a step: an exchange, its product and its pointwise part.
-double stage_cycles(const PassKernels& kernels, const StageKernels& stage, const Partition& part, bool in_grid) {
-  const int64_t chunks = int64_t{stage.published} * part.units() / kernels.chunk;
+double stage_cycles(const PassKernels& kernels, const StageKernels& stage, const Partition& part,
+                    const SharedLayout& layout, bool in_grid) {
+  const int units = stage.reads_outputs ? part.members * layout.outputs : part.units();
+  const int64_t chunks = int64_t{stage.published} * units / kernels.chunk;
   const int64_t tiles = part.columns / kTileColumns, passes = ceil_div(tiles, part.column_tiles);
   double cycles = in_grid ? Costs::kFar : part.members > 1 ? Costs::kNear : Costs::kAlone;
   if (kernels.is_backward) cycles += Costs::kBackward;
@@ -81,19 +83,22 @@ double stage_cycles(const PassKernels& kernels, const StageKernels& stage, const
 }
 
 // `at_once`: blocks that run at once.
-double step_cycles(const PassKernels& kernels, const PlanRequest& request, const Partition& part, bool in_grid,
-                   int64_t at_once) {
+double step_cycles(const PassKernels& kernels, const PlanRequest& request, const Partition& part,
+                   const SharedLayout& layout, bool in_grid, int64_t at_once) {
   const int64_t blocks = request.directions * part.column_groups * part.members;
   double cycles = 0;
-  for (int s = 0; s < kernels.stages; ++s) cycles += stage_cycles(kernels, kernels.stage[s], part, in_grid);
+  for (int s = 0; s < kernels.stages; ++s) cycles += stage_cycles(kernels, kernels.stage[s], part, layout, in_grid);
   return double(ceil_div(blocks, std::max<int64_t>(at_once, 1))) * cycles;
 }
 
 double stepwise_cycles(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request) {
-  double blocks = 0;  // of W_hh, in all products of a step
-  for (int s = 0; s < kernels.stages; ++s) blocks += kernels.stage[s].tiles * kernels.stage[s].published;
-  const double work =
-      double(request.directions) * double(request.batch) * double(request.hidden) * double(request.hidden) * blocks;
+  const auto units = [&](bool of_h) { return double(of_h ? request.outputs : request.hidden); };
+  double work = 0;  // of all products of a step
+  for (int s = 0; s < kernels.stages; ++s) {
+    const StageKernels& stage = kernels.stage[s];
+    work += stage.tiles * units(stage.makes_outputs) * stage.published * units(stage.reads_outputs);
+  }
+  work *= double(request.directions) * double(request.batch);
   const double rate = !kernels.on_tensor_cores            ? Costs::kFfmaProduct
                       : kernels.chunk == 2 * kUnitPadding ? Costs::kProduct16
                                                           : Costs::kProduct32;
@@ -119,14 +124,15 @@ void cut_columns(const PassKernels& kernels, const DeviceLimits& device, const P
     if (!kernels.persistent(part)) continue;
     const int64_t blocks = request.directions * part.column_groups * members;
     if (in_grid && blocks > device.multiprocessors) break;  // only more from here on
-    const int64_t bytes = kernels.layout(part).bytes();
+    const SharedLayout layout = kernels.layout(part, static_cast<int>(request.outputs));
+    const int64_t bytes = layout.bytes();
     if (bytes > device.shared_bytes) continue;
     const bool in_clusters = kind == PlanKind::kPersistentCluster;
     const int outside = in_clusters ? Costs::kOutsideOfClusters : 0;
     const int64_t groups_at_once =
         in_clusters && room ? room(part, bytes) : std::max(1, device.multiprocessors - outside) / members;
     if (groups_at_once == 0) continue;
-    Plan plan{kind, part, bytes, step_cycles(kernels, request, part, in_grid, groups_at_once * members)};
+    Plan plan{kind, part, bytes, step_cycles(kernels, request, part, layout, in_grid, groups_at_once * members)};
     plan.partition.ring = nullptr;
     cuts.push_back(plan);
   }
@@ -186,7 +192,7 @@ PlanKind plan_kind(const std::string& name) {
 
 std::vector<Plan> cuts_of(PlanKind kind, const PassKernels& kernels, const DeviceLimits& device,
                           const PlanRequest& request, const ClusterRoom& room) {
-  const int64_t needed = ceil_div(request.hidden, kUnitPadding);
+  const int64_t needed = ceil_div(std::max(request.hidden, request.outputs), kUnitPadding);
   const int64_t fewest = kind == PlanKind::kPersistentBlock ? 1 : 2;
   const int64_t most = kind == PlanKind::kPersistentBlock     ? 1
                        : kind == PlanKind::kPersistentCluster ? kMaxCluster

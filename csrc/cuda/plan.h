@@ -22,6 +22,7 @@ PlanKind plan_kind(const std::string& name);  // throws, naming all
 
 struct PlanRequest {
   int64_t seq_len, batch, hidden, directions;
+  int64_t outputs;  // units of h: as many as hidden ones, but with a projection
 };
 
 struct Plan {

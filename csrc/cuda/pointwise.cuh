@@ -3,13 +3,14 @@
 //
 // A pass (Forward, Backward) is a template on the cell and the element type with
 //   kIsBackward whether it is the backward pass
-//   kRowBlocks  blocks of H that a row of its matrix has: W_hh [G H, H], or that transposed
 //   kFinalStage the stage whose product is the last of the pass
 //   Iteration   of the iteration with the product of a stage:
 //                 kTiles    row blocks of the matrix that it multiplies with: a product has one value per unit for each
 //                 kReads    values per unit that the product reads, published in the iteration before
 //                 kFirstTile, kFirstBlock  where these begin among the row blocks and in a row of the matrix
-//                 kFollows  the stage whose pointwise part follows upon the product
+//                 kRowBlocks  blocks that a row of the matrix has: of W_hh [G H, P] one, of that transposed, G
+//                 kFollows  the stage whose pointwise part follows upon the product: it is of the units of that
+//                 kPublisher  the stage that has published what the product reads, for each of its units
 //                 kNext     the stage whose product comes next
 //   Reader      where a step's inputs are for one unit, and `load`, which brings them (early: they arrive while the product
 //               is under way)
@@ -39,6 +40,7 @@ namespace seqkernels::cuda {
 // One hidden unit of one sequence.
 struct UnitCoord {
   int direction, column, unit;  // column: the sequence
+  int output;                   // the unit of h that goes with it where h is a projection, which has others
 };
 
 template <class T>
@@ -59,12 +61,12 @@ SEQKERNELS_DEVICE void move_rows(T*& pointer, int rows, int elements) {
       (T*)((const char*)pointer + bytes);  // not by way of integers, or it would forget that it is of global memory
 }
 
-SEQKERNELS_DEVICE int64_t state_index(const Shape& shape, const UnitCoord& at) {
-  return (static_cast<int64_t>(at.direction) * shape.batch + at.column) * shape.hidden + at.unit;
+// Index of a unit in [D, B, units] and in [R, D, units].
+SEQKERNELS_DEVICE int64_t state_index(const Shape& shape, const UnitCoord& at, int units, int unit) {
+  return (static_cast<int64_t>(at.direction) * shape.batch + at.column) * units + unit;
 }
-
-SEQKERNELS_DEVICE int64_t output_index(const Shape& shape, const UnitCoord& at, int64_t row) {
-  return (row * shape.directions + at.direction) * shape.hidden + at.unit;
+SEQKERNELS_DEVICE int64_t output_index(const Shape& shape, const UnitCoord& at, int64_t row, int units, int unit) {
+  return (row * shape.directions + at.direction) * units + unit;
 }
 
 // Index of a unit's first of `blocks` saved values.
@@ -116,6 +118,81 @@ struct StageOf {
   static constexpr int kFirstSaved = cells::first_saved<Cell>(stage);
   static constexpr int kSavedEnd = kFirstSaved + Cell::kStageSaved[stage];
   static constexpr bool kIsLast = stage == Cell::kStages - 1;
+  static constexpr bool kIsProjection = cells::is_projection<Cell>(stage);
+  static constexpr bool kHasH = cells::has_h<Cell>(stage), kHasC = cells::has_c<Cell>(stage);
+  static constexpr bool kMakesC = Cell::kHasCellState && stage == Cell::kStages - 1 - Cell::kIsProjected;
+};
+
+// A cell's units in the tensors of a problem: hidden ones, and those of h.
+template <class Cell>
+struct UnitsOf {
+  static constexpr bool kDiffer = Cell::kIsProjected;
+
+  template <class Problem>
+  static SEQKERNELS_DEVICE int outputs(const Problem& p) {
+    if constexpr (kDiffer)
+      return p.projection.outputs;
+    else
+      return p.shape.hidden;
+  }
+  static SEQKERNELS_DEVICE int output(const UnitCoord& at) { return kDiffer ? at.output : at.unit; }
+  // The larger one of their numbers.
+  template <class Problem>
+  static SEQKERNELS_DEVICE int most(const Problem& p) {
+    return kDiffer && outputs(p) > p.shape.hidden ? outputs(p) : p.shape.hidden;
+  }
+
+  // Units that a stage makes, and which of them is the one at hand.
+  template <int stage, class Problem>
+  static SEQKERNELS_DEVICE int made(const Problem& p) {
+    return StageOf<Cell, stage>::kIsProjection ? outputs(p) : p.shape.hidden;
+  }
+  template <int stage>
+  static SEQKERNELS_DEVICE int unit(const UnitCoord& at) {
+    return StageOf<Cell, stage>::kIsProjection ? at.output : at.unit;
+  }
+  template <int stage, class Problem>
+  static SEQKERNELS_DEVICE bool exists(const Problem& p, const UnitCoord& at) {
+    return unit<stage>(at) < made<stage>(p);
+  }
+
+  // Of what has a unit of one kind at least: whether it has one that the stage makes, one of h, one of c.
+  template <int stage, class Problem>
+  static SEQKERNELS_DEVICE bool has(const Problem& p, const UnitCoord& at) {
+    return !kDiffer || exists<stage>(p, at);
+  }
+  template <class Problem>
+  static SEQKERNELS_DEVICE bool has_h(const Problem& p, const UnitCoord& at) {
+    return has<Cell::kStages - 1>(p, at);
+  }
+  template <class Problem>
+  static SEQKERNELS_DEVICE bool has_c(const Problem& p, const UnitCoord& at) {
+    return has<0>(p, at);
+  }
+
+  // Indices of [D, B, P], [D, B, H] and [R, D, P].
+  template <class Problem>
+  static SEQKERNELS_DEVICE int64_t h_index(const Problem& p, const UnitCoord& at) {
+    return state_index(p.shape, at, outputs(p), output(at));
+  }
+  template <class Problem>
+  static SEQKERNELS_DEVICE int64_t c_index(const Problem& p, const UnitCoord& at) {
+    return state_index(p.shape, at, p.shape.hidden, at.unit);
+  }
+  template <class Problem>
+  static SEQKERNELS_DEVICE int64_t output_index(const Problem& p, const UnitCoord& at, int64_t row) {
+    return cuda::output_index(p.shape, at, row, outputs(p), output(at));
+  }
+};
+
+// What the kernels of a cell are told.
+template <class Cell, class Problem, bool is_projected = Cell::kIsProjected>
+struct ProblemOf {
+  using type = Problem;
+};
+template <class Cell, class Problem>
+struct ProblemOf<Cell, Problem, true> {
+  using type = Projected<Problem>;
 };
 
 // What a pass has of a unit from one iteration to the next: two parts of a state, and saved values for later stages.

@@ -1,5 +1,6 @@
 // What a kernel is told: plain structs of sizes and pointers, passed by value. D directions, T steps, B sequences, H
-// hidden units, R rows (the time steps of all sequences together), G gates; Hp is H rounded up to kUnitPadding.
+// hidden units, P units of h (H without a projection), R rows (the time steps of all sequences together), G gates; Hp is H
+// rounded up to kUnitPadding.
 //
 // `time` counts the steps of the sequence, `step` those of a direction as it is processed: the same in direction 0, and
 // from the end in direction 1. Pointers are to the element type, or to `real`: double for double, else float.
@@ -43,13 +44,13 @@ struct ForwardProblem {
   Shape shape;
   int64_t first_step, steps;   // of each direction, that this launch is to do; fewer than 2^31
   const void* input_gates[2];  // real [rows of these steps, G H] for each direction, without bias
-  const void* weights[2];      // W_hh [G H, H]; stepwise kernels do not read it
+  const void* weights[2];      // W_hh [G H, P]; stepwise kernels do not read it
   const void* b_ih[2];         // [G H] or null
   const void* b_hh[2];         // [G H] or null
-  const void* h0;              // [D, B, H]; read where first_step == 0
+  const void* h0;              // [D, B, P]; read where first_step == 0
   const void* c0;              // [D, B, H] or null; read where first_step == 0
-  void* output;                // [R, D, H]
-  void* h_n;                   // [D, B, H] the state after these steps; read where first_step > 0
+  void* output;                // [R, D, P]
+  void* h_n;                   // [D, B, P] the state after these steps; read where first_step > 0
   void* c_n;                   // [D, B, H] or null; written only, c_carry has what is read
   void* c_carry;               // real [D, B, H] c between launches; null where the cell has none
   void* gates;                 // [D, R, saved, Hp] or null
@@ -58,28 +59,40 @@ struct ForwardProblem {
 
 struct BackwardProblem {
   Shape shape;
-  const void* weights[2];   // W_hh transposed, [H, G H]; stepwise kernels do not read it
-  const void* grad_output;  // [R, D, H] or null
-  const void* grad_h_n;     // [D, B, H] or null
+  const void* weights[2];   // W_hh transposed, [P, G H]; stepwise kernels do not read it
+  const void* grad_output;  // [R, D, P] or null
+  const void* grad_h_n;     // [D, B, P] or null
   const void* grad_c_n;     // [D, B, H] or null
-  const void* h0;           // [D, B, H]
+  const void* h0;           // [D, B, P]
   const void* c0;           // [D, B, H] or null
-  const void* output;       // [R, D, H]
+  const void* output;       // [R, D, P]
   const void* gates;        // [D, R, saved, Hp] or null
   const void* cells;        // real [D, R, Hp] or null
   void* input_dgates;       // [R, D, G H] gradients of the input gates
   void* hidden_dgates;      // [R, D, G H] gradients of the hidden gates; null where they are the same
-  void* grad_h0;            // [D, B, H] or null
+  void* grad_h0;            // [D, B, P] or null
   void* grad_c0;            // [D, B, H] or null
 };
 
-// Memory that a stepwise launch is given for what a persistent one has on chip.
+// What kernels of a cell with a projection are told beside.
+struct Projection {
+  int outputs;             // P
+  const void* weights[2];  // W_hr [P, H], or going back that transposed, [H, P]; stepwise kernels do not read it
+  void* dgates;            // [R, D, P] gradients of h, all that flow to it; null going forward
+};
+// Begins with the problem, which is all that kernels of other cells take.
+template <class Problem>
+struct Projected : Problem {
+  Projection projection;
+};
+
+// Memory that a stepwise launch is given for what a persistent one has on chip. U is the larger one of H and P.
 struct StepBuffers {
-  void* product;    // real [D, B, tiles H] what was published last, times W_hh; zero before the first product
-  void* published;  // [D, B, blocks H]
-  void* h;          // real [D, B, H] the pass's State between iterations
-  void* c;          // real [D, B, H] of the same State
-  void* carried;    // real [carried, D, B, H] likewise
+  void* product;    // real [D, B, tiles U] what was published last, times W_hh; zero before the first product
+  void* published;  // [D, B, blocks of H or P]
+  void* h;          // real [D, B, U] the pass's State between iterations
+  void* c;          // real [D, B, U] of the same State
+  void* carried;    // real [carried, D, B, U] likewise
 };
 
 constexpr int kStepThreads = 256;
@@ -121,6 +134,7 @@ struct SharedLayout {
   int slot;                     // size of one of the ring
   int reset;  // groups of 4 words that a block resets in a step: of a slot of its own ring, or its share
   int weights, states, biases, ring, total;  // beginnings; partial sums begin at 0
+  int outputs;                               // units of h, with a projection, that each block makes
 
   SEQKERNELS_HOST_DEVICE int64_t bytes() const { return int64_t{4} * total; }
   // Size of a group's ring in global memory.

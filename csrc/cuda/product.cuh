@@ -46,6 +46,8 @@ class TensorProduct : public LaneShare<4> {
   static constexpr int kMaxColumnTiles = 2;  // of a warp
   // Chunks whose weights stay in registers: up to 128 of a thread's 255; passes with one tile read more inputs of a step.
   static constexpr int kResident = kTiles == 1 ? 12 : 4;
+  // Tiles of chunks, of 8 registers each, that the stages of a step keep so together where there are several.
+  static constexpr int kSharedTiles = 12;
   static constexpr int kAhead = 4;        // 16-byte loads of exchanged vectors that a lane has in flight
   static constexpr int kStage = 0;        // words of scratch memory that a warp needs
   static constexpr bool kCopies = false;  // whether `take` has no more use for the vectors' registers
@@ -113,7 +115,8 @@ class FfmaProduct : public LaneShare<kTiles == 1 ? 8 : 4> {
   static constexpr bool kOnTensorCores = false;
   // Fewer than above, for lanes have at least four times as many sums.
   static constexpr int kMaxTiles = kTiles == 4 ? 2 : 4, kMaxColumnTiles = 1;
-  static constexpr int kResident = 12 / kTiles;       // in 96 registers
+  static constexpr int kResident = 12 / kTiles;  // in 96 registers
+  static constexpr int kSharedTiles = kTiles == 4 ? 4 : 12;
   static constexpr int kAhead = kTiles == 1 ? 2 : 1;  // with more tiles, a chunk's FFMAs take longer than its load
   static constexpr int kStage = kStagedChunks * kTileColumns * kChunkWords;
   static constexpr bool kCopies = true;

@@ -114,14 +114,19 @@ class Slice {
     };
 
     fetch_from(0, 0);
-    static_assert(kResident % kInFlight == 0);
     SEQKERNELS_UNROLL
     for (int c = 0; c < kResident; c += kInFlight)
-      add(c % kTurns, c, [&](int n, int quad, int tile) -> const auto& { return resident_[c + n][quad][tile]; });
-    for (int first = kResident; first < chunks_; first += kTurns) {
+      add(c % kTurns, c, [&](int n, int quad, int tile) -> const auto& {
+        if constexpr (kResident % kInFlight == 0)
+          return resident_[c + n][quad][tile];
+        else
+          return c + n < kResident ? resident_[c + n][quad][tile] : *in_shared(c + n, quad, tile);
+      });
+    constexpr int kBegun = (kResident + kInFlight - 1) / kInFlight * kInFlight;
+    for (int first = kBegun; first < chunks_; first += kTurns) {
       SEQKERNELS_UNROLL
       for (int turn = 0; turn < kTurns; turn += kInFlight)
-        add((kResident + turn) % kTurns, first + turn,
+        add((kBegun + turn) % kTurns, first + turn,
             [&](int n, int quad, int tile) -> const auto& { return *in_shared(first + turn + n, quad, tile); });
     }
     sums.finish(sum);

@@ -16,17 +16,20 @@ SEQKERNELS_KERNEL SEQKERNELS_LAUNCH_BOUNDS(kStepThreads, 1)
   using Iteration = typename Pass::template Iteration<stage>;
   constexpr int kTiles = Iteration::kTiles, kFollows = Iteration::kFollows;
   constexpr int kPublished = Pass::template Iteration<Iteration::kNext>::kReads;
-  const int64_t units = static_cast<int64_t>(p.shape.directions) * p.shape.batch * p.shape.hidden;
+  using Units = typename Pass::Units;
+  const int64_t units = static_cast<int64_t>(p.shape.directions) * p.shape.batch * Units::most(p);
   const int64_t step = Pass::step_of(p, iteration);
   for (int64_t i = static_cast<int64_t>(block_index()) * block_threads() + thread_index(); i < units;
        i += grid_threads()) {
-    const int64_t sequence = i / p.shape.hidden;  // of both directions
-    const UnitCoord at{static_cast<int>(sequence / p.shape.batch), static_cast<int>(sequence % p.shape.batch),
-                       static_cast<int>(i % p.shape.hidden)};
-    // State of the unit is at index i; blocks of H values at (sequence * blocks + block) * H + unit.
+    const int64_t sequence = i / Units::most(p);  // of both directions
+    UnitCoord at{static_cast<int>(sequence / p.shape.batch), static_cast<int>(sequence % p.shape.batch),
+                 static_cast<int>(i % Units::most(p))};
+    at.output = at.unit;
+    // State of the unit is at index i. A sequence's products of all stages begin at the same place, for what is set to zero there
+    // is to stay so; blocks that are published lie without gaps.
     R* const h = static_cast<R*>(buffers.h) + i;
     R* const c = static_cast<R*>(buffers.c) + i;
-    R* const products = static_cast<R*>(buffers.product) + sequence * kTiles * p.shape.hidden + at.unit;
+    R* const products = static_cast<R*>(buffers.product) + sequence * kTiles * Units::most(p) + at.unit;
     typename Pass::State state = iteration == 0 ? Pass::initial(p, at) : typename Pass::State{*h, *c};
     const auto for_carried = [&](const auto& visit) {
       if constexpr (Pass::kCarried > 0)
@@ -34,28 +37,30 @@ SEQKERNELS_KERNEL SEQKERNELS_LAUNCH_BOUNDS(kStepThreads, 1)
           visit(state.carried[k], static_cast<R*>(buffers.carried)[k * units + i]);
     };
     if (iteration > 0) for_carried([](R& value, const R& kept) { value = kept; });
+    const bool exists = Units::template has<kFollows>(p, at);
+    const int made = Units::template made<kFollows>(p);
     R product[kTiles], published[kPublished];
-    for (int tile = 0; tile < kTiles; ++tile) product[tile] = products[static_cast<int64_t>(tile) * p.shape.hidden];
+    for (int tile = 0; tile < kTiles && exists; ++tile) product[tile] = products[static_cast<int64_t>(tile) * made];
 
     const int64_t time = Pass::time_of(p, at.direction, step);
-    if (Pass::has_step(p, iteration) && at.column < p.shape.active(time)) {
+    if (exists && Pass::has_step(p, iteration) && at.column < p.shape.active(time)) {
       const Walk walk = Pass::walk(p, at.direction, step);
       const auto inputs = typename Pass::Reader(p, at, time).template load<kFollows>(p, walk, at, 0);
       const auto biases = Pass::load_biases(p, at.direction, at.unit);
       const auto results = Pass::template step<kFollows>(biases, inputs, product, state, published);
       typename Pass::Writer(p, at, time).template write<kFollows>(p, 0, state, results);
-    } else {
+    } else if (exists) {
       Pass::template idle<kFollows>(product, state, published);
       // The next product may leave out rows that have no step.
-      for (int tile = 0; tile < kTiles; ++tile) products[static_cast<int64_t>(tile) * p.shape.hidden] = 0;
+      for (int tile = 0; tile < kTiles; ++tile) products[static_cast<int64_t>(tile) * made] = 0;
     }
     if (iteration == Pass::steps(p) * Pass::kStages) {
       Pass::finish(p, at, state);
     } else {
       *h = state.h, *c = state.c;
       for_carried([](const R& value, R& kept) { kept = value; });
-      for (int block = 0; block < kPublished; ++block)
-        write<T>(buffers.published, (sequence * kPublished + block) * p.shape.hidden + at.unit, published[block]);
+      for (int block = 0; block < kPublished && exists; ++block)
+        write<T>(buffers.published, (sequence * kPublished + block) * made + at.unit, published[block]);
     }
   }
 }

@@ -37,8 +37,8 @@ Plan choose(const Device& device, const PassKernels& kernels, const PlanRequest&
 // Plans are asked for at every call, for a few sizes.
 Plan remembered(const Device& device, const PassKernels& kernels, const PlanRequest& request) {
   const char* const wanted = std::getenv("SEQKERNELS_CUDA_PLAN");
-  const auto key = std::make_tuple(&kernels, &device.limits(), request.batch, request.hidden, request.directions,
-                                   std::string(wanted ? wanted : ""));
+  const auto key = std::make_tuple(&kernels, &device.limits(), request.batch, request.hidden, request.outputs,
+                                   request.directions, std::string(wanted ? wanted : ""));
   static std::mutex mutex;
   static std::map<decltype(key), Plan> plans;
   constexpr size_t kMost = 4096;
@@ -78,8 +78,10 @@ TimeLoop::TimeLoop(const Device& device, const Layer& layer, bool is_forward)
       layer_(layer),
       kernels_(kernels_for(layer, is_forward)),
       is_forward_(is_forward),
-      plan_(remembered(device, kernels_, {layer.seq_len(), layer.batch(), layer.hidden_size(), layer.directions()})),
-      weights_(arranged_weights()) {}
+      plan_(remembered(device, kernels_,
+                       {layer.seq_len(), layer.batch(), layer.hidden_size(), layer.directions(), layer.output_size()})),
+      hidden_(arranged(kHiddenWeight)),
+      projection_(arranged(kProjection)) {}
 
 template <class Problem>
 void TimeLoop::run_steps(Problem& problem, int64_t steps) const {
@@ -92,42 +94,56 @@ void TimeLoop::run_persistent(Problem& problem) const {
   std::optional<Tensor> ring;
   if (plan_.kind == PlanKind::kPersistentGrid) {
     part.ring = &part;  // anything: the ring is not in shared memory
-    const int64_t bytes = 4 * kernels_.layout(part).ring_words() * part.column_groups * layer_.directions();
+    const int64_t bytes = 4 * layout_of(part).ring_words() * part.column_groups * layer_.directions();
     ring = new_tensor({bytes}, ScalarType::Byte, layer_.x());
     part.ring = data(*ring);
     check(cudaMemsetAsync(part.ring, 0xFF, static_cast<size_t>(bytes), device_.stream()), "filling memory");
   }
-  const size_t bytes = static_cast<size_t>(layer_.weight_tensor(0, kHiddenWeight).numel()) * layer_.x().element_size();
-  for (int64_t d = 0; d < layer_.directions(); ++d)
-    problem.weights[d] = weights_ ? data(*weights_) + static_cast<size_t>(d) * bytes : layer_.weight(d, kHiddenWeight);
-  SharedLayout layout = kernels_.layout(part);
+  for (int64_t d = 0; d < layer_.directions(); ++d) {
+    problem.weights[d] = weight(d, kHiddenWeight);
+    problem.projection.weights[d] = weight(d, kProjection);
+  }
+  SharedLayout layout = layout_of(part);
   void* arguments[] = {&problem, &part, &layout};
   device_.launch(kernels_.persistent(part), launch_shape(plan_, layer_.directions()), arguments);
 }
 
-// Stepwise products read [D, deep, wide]; persistent kernels read rows of W_hh going forward, and of its transpose, [D, H,
-// G H], going back.
-std::optional<Tensor> TimeLoop::arranged_weights() const {
+// Stepwise products read [D, deep, wide]; persistent kernels read rows of W_hh [G H, P] and W_hr [P, H] going forward, and of
+// their transposes, [D, P, G H] and [D, H, P], going back.
+std::optional<Tensor> TimeLoop::arranged(WeightKind kind) const {
+  if (!layer_.has_weight(kind)) return std::nullopt;
   if (plan_.kind == PlanKind::kStepwise) {
-    const Tensor stacked = stacked_weights(layer_, kHiddenWeight);
+    const Tensor stacked = stacked_weights(layer_, kind);
     return is_forward_ ? transposed(stacked) : stacked;
   }
   if (is_forward_) return std::nullopt;
-  const int64_t rows = layer_.info().gates * layer_.hidden_size(), hidden = layer_.hidden_size();
-  const Tensor weights = new_tensor({layer_.directions(), hidden, rows}, layer_.scalar_type(), layer_.x());
+  const Tensor& first = layer_.weight_tensor(0, kind);
+  const int64_t rows = first.size(0), columns = first.size(1);
+  const Tensor weights = new_tensor({layer_.directions(), columns, rows}, layer_.scalar_type(), layer_.x());
   for (int64_t d = 0; d < layer_.directions(); ++d) {
-    Tensor part = window(weights, {hidden, rows}, d * hidden * rows);
-    torch::stable::copy_(part, transposed(layer_.weight_tensor(d, kHiddenWeight)));
+    Tensor part = window(weights, {columns, rows}, d * columns * rows);
+    torch::stable::copy_(part, transposed(layer_.weight_tensor(d, kind)));
   }
   return weights;
 }
 
-// Of these, what the product of a stage reads, [D, deep, wide]: its rows of W_hh alone.
+// Where a persistent kernel reads a weight of a direction; null for one that is not there.
+char* TimeLoop::weight(int64_t direction, WeightKind kind) const {
+  const std::optional<Tensor>& arranged = kind == kProjection ? projection_ : hidden_;
+  if (!arranged) return layer_.weight(direction, kind);
+  return data(*arranged) + direction * layer_.weight_tensor(0, kind).numel() * layer_.x().element_size();
+}
+
+// What the product of a stage reads, [D, deep, wide]: its rows of W_hh alone, or W_hr.
 Tensor TimeLoop::stage_weights(const StageKernels& stage) const {
-  const int64_t directions = layer_.directions(), hidden = layer_.hidden_size();
-  const int64_t matrix = layer_.info().gates * hidden * hidden, rows = stage.first_gate * hidden * hidden;
-  const Sizes sizes{directions, stage.published * hidden, stage.tiles * hidden};
-  return window(*weights_, sizes, is_forward_ ? Sizes{matrix, 1, hidden} : Sizes{matrix, hidden, 1}, rows);
+  const WeightKind kind = stage.is_projection ? kProjection : kHiddenWeight;
+  const Tensor& first = layer_.weight_tensor(0, kind);
+  const int64_t matrix = first.numel(), columns = first.size(1);
+  const int64_t before = stage.is_projection ? 0 : stage.first_gate * layer_.hidden_size() * columns;
+  const Sizes sizes{layer_.directions(), stage.published * units(stage.reads_outputs),
+                    stage.tiles * units(stage.makes_outputs)};
+  return window(stage.is_projection ? *projection_ : *hidden_, sizes,
+                is_forward_ ? Sizes{matrix, 1, columns} : Sizes{matrix, columns, 1}, before);
 }
 
 // Rows, of any direction, that have this step of the pass.
@@ -142,14 +158,16 @@ int64_t TimeLoop::rows_published(int64_t step) const {
 
 template <class Problem>
 void TimeLoop::run_stepwise(Problem& problem, int64_t steps) const {
-  const int64_t directions = layer_.directions(), batch = layer_.batch(), hidden = layer_.hidden_size();
-  const int64_t most_wide = kernels_.most(&StageKernels::tiles) * hidden;
-  const int64_t most_deep = kernels_.most(&StageKernels::published) * hidden;
+  const int64_t directions = layer_.directions(), batch = layer_.batch();
+  const int64_t most_units = std::max(units(true), units(false));
+  const int64_t most_wide = kernels_.most(&StageKernels::tiles) * most_units;
+  const int64_t most_deep = kernels_.most(&StageKernels::published) * most_units;
   const ScalarType real = layer_.compute_type();
+  const Sizes states{directions, batch, most_units};
   const Tensor product = new_tensor({directions, batch, most_wide}, real, layer_.x());
   const Tensor published = new_tensor({directions, batch, most_deep}, layer_.scalar_type(), layer_.x());
-  const Tensor h = new_tensor(layer_.h_sizes(), real, layer_.x()), c = new_tensor(layer_.h_sizes(), real, layer_.x());
-  const Tensor carried = new_tensor({layer_.info().carried, directions, batch, hidden}, real, layer_.x());
+  const Tensor h = new_tensor(states, real, layer_.x()), c = new_tensor(states, real, layer_.x());
+  const Tensor carried = new_tensor({layer_.info().carried, directions, batch, most_units}, real, layer_.x());
   check(cudaMemsetAsync(data(product), 0, static_cast<size_t>(product.numel()) * product.element_size(),
                         device_.stream()),
         "filling memory");
@@ -157,26 +175,27 @@ void TimeLoop::run_stepwise(Problem& problem, int64_t steps) const {
   std::vector<Tensor> weights;
   for (int s = 0; s < kernels_.stages; ++s) weights.push_back(stage_weights(kernels_.stage[s]));
 
-  const int64_t blocks = (directions * batch * hidden + kStepThreads - 1) / kStepThreads;
+  const int64_t blocks = (directions * batch * most_units + kStepThreads - 1) / kStepThreads;
   const Device::LaunchShape shape{static_cast<int>(std::min<int64_t>(blocks, 1 << 20)), kStepThreads};
   int64_t first_step = 0;
-  if constexpr (std::is_same_v<Problem, ForwardProblem>) first_step = problem.first_step;
+  if constexpr (std::is_base_of_v<ForwardProblem, Problem>) first_step = problem.first_step;
   for (int64_t iteration = 0; iteration <= steps * kernels_.stages; ++iteration) {
     const int s = kernels_.stage_of(iteration);
     const StageKernels& stage = kernels_.stage[s];
     if (iteration > 0) {
       // Those that had a step in the iteration before this one, and so have something for the product.
       const int64_t rows = rows_published(first_step + (iteration - 1) / kernels_.stages);
-      const int64_t wide = stage.tiles * hidden, deep = stage.published * hidden;
+      const int64_t wide = stage.tiles * units(stage.makes_outputs), room = stage.tiles * most_units;
+      const int64_t deep = stage.published * units(stage.reads_outputs);
       multiply(window(published, {directions, rows, deep}, {batch * deep, deep, 1}), weights[size_t(s)],
-               window(product, {directions, rows, wide}, {batch * wide, wide, 1}));
+               window(product, {directions, rows, wide}, {batch * room, room, 1}));
     }
     void* arguments[] = {&problem, &buffers, &iteration};
     device_.launch(stage.stepwise, shape, arguments);
   }
 }
 
-template void TimeLoop::run_steps(ForwardProblem&, int64_t) const;
-template void TimeLoop::run_steps(BackwardProblem&, int64_t) const;
+template void TimeLoop::run_steps(Projected<ForwardProblem>&, int64_t) const;
+template void TimeLoop::run_steps(Projected<BackwardProblem>&, int64_t) const;
 
 }  // namespace seqkernels::cuda

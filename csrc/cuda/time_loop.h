@@ -13,8 +13,8 @@ class TimeLoop {
   // `is_forward`: which of the cell's passes.
   TimeLoop(const Device& device, const Layer& layer, bool is_forward);
 
-  void run(ForwardProblem& problem) const { run_steps(problem, problem.steps); }
-  void run(BackwardProblem& problem) const { run_steps(problem, problem.shape.seq_len); }
+  void run(Projected<ForwardProblem>& problem) const { run_steps(problem, problem.steps); }
+  void run(Projected<BackwardProblem>& problem) const { run_steps(problem, problem.shape.seq_len); }
 
  private:
   template <class Problem>
@@ -23,8 +23,13 @@ class TimeLoop {
   void run_persistent(Problem& problem) const;
   template <class Problem>
   void run_stepwise(Problem& problem, int64_t steps) const;
-  std::optional<Tensor> arranged_weights() const;
+  std::optional<Tensor> arranged(WeightKind kind) const;
+  char* weight(int64_t direction, WeightKind kind) const;
   Tensor stage_weights(const StageKernels& stage) const;
+  SharedLayout layout_of(const Partition& part) const {
+    return kernels_.layout(part, static_cast<int>(layer_.output_size()));
+  }
+  int64_t units(bool of_h) const { return of_h ? layer_.output_size() : layer_.hidden_size(); }
   int64_t rows_published(int64_t step) const;
 
   const Device& device_;
@@ -32,7 +37,8 @@ class TimeLoop {
   const PassKernels& kernels_;
   const bool is_forward_;
   const Plan plan_;
-  const std::optional<Tensor> weights_;  // W_hh of all directions as the plan reads it; null: as it is
+  // W_hh and W_hr of all directions as the plan reads them; null: as they are.
+  const std::optional<Tensor> hidden_, projection_;
 };
 
 }  // namespace seqkernels::cuda

@@ -42,12 +42,12 @@ DType dtype_named(const std::string& name) {
 // index, or on one with such limits (capability, multiprocessors, shared bytes of a block).
 std::vector<py::dict> cuda_plans(const std::string& cell, const std::string& dtype, bool backward, int64_t batch,
                                  int64_t hidden, int64_t directions, bool tf32_allowed,
-                                 const std::variant<int, std::tuple<int, int, int64_t>>& device) {
+                                 const std::variant<int, std::tuple<int, int, int64_t>>& device, int64_t outputs) {
   CellKind kind;
   if (!find_cell(cell, kind)) fail("unknown cell '", cell, "'");
   const cuda::CellKernels& kernels = cuda::kernels_of(kind, dtype_named(dtype), tf32_allowed);
   const cuda::PassKernels& pass = backward ? kernels.backward : kernels.forward;
-  const cuda::PlanRequest request{1, batch, hidden, directions};
+  const cuda::PlanRequest request{1, batch, hidden, directions, outputs > 0 ? outputs : hidden};
   std::vector<cuda::Candidate> candidates;
   if (const int* const index = std::get_if<int>(&device)) {
     candidates = cuda::candidates_on(cuda::Device(*index), pass, request);
@@ -80,7 +80,7 @@ void define_cuda_plans(py::module_& m) {
   // The interpreter is gone when static objects are destroyed.
   py::module_::import("atexit").attr("register")(py::cpp_function([] { set_tf32_query(py::none()), tf32_query = {}; }));
   m.def("cuda_plans", &cuda_plans, py::arg("cell"), py::arg("dtype"), py::arg("backward"), py::arg("batch"),
-        py::arg("hidden"), py::arg("directions"), py::arg("tf32_allowed"), py::arg("device"),
+        py::arg("hidden"), py::arg("directions"), py::arg("tf32_allowed"), py::arg("device"), py::arg("outputs") = 0,
         "Every kind of plan for one layer, on the device with this index or on one with these limits.");
 }
 

@@ -4,16 +4,18 @@
 // What the real host asks torch for are naive sums here, in double. All that kernels write to is poisoned, of exactly the
 // size that they were promised, and what they are to read alone cannot be written. Arrays of a problem (see records.h):
 //   cell, dtype, plan, seed           integers: CellKind, DType, Plan, and that of the first launch
-//   directions, batch, hidden, input  integers, as seq_len
+//   directions, batch, hidden, input  integers, as seq_len and outputs, the units of h
 //   batch_sizes                       [T] of a packed problem
 //   launches                          steps of each forward launch; T together
 //   partition                         members, unit_groups, columns, column_groups, column_tiles of a persistent plan
 //   tf32                              whether persistent kernels may multiply float32 as TF32
 //   saves                             whether forward saves for backward; if not, it is all that is run
-//   x, h0, c0, w_ih[d], w_hh[d], b_ih[d], b_hh[d], grad_output, grad_h_n, grad_c_n   of the dtype; some may be missing
+//   x, h0, c0, w_ih[d], w_hh[d], b_ih[d], b_hh[d], w_hr[d], grad_output, grad_h_n, grad_c_n   of the dtype; some may be
+//                                     missing
 // The result's, all float64: output, h_n, c_n, and grad_ of all that may have a gradient.
 //
 // Type parameters: T is the element type, R = Real<T> what arithmetic is done in (numbers.cuh).
+#include <algorithm>
 #include <cstdio>
 
 #include "kernels.h"
@@ -93,8 +95,10 @@ class Host {
               .rows = 0,
               .offsets = nullptr};
     shape_.rows = shape_.seq_len * shape_.batch;
+    outputs_ = static_cast<int>(in_.integer("outputs"));
     gate_units_ = cell_.gates * shape_.hidden;
-    states_ = int64_t{shape_.directions} * shape_.batch * shape_.hidden;
+    sequences_ = int64_t{shape_.directions} * shape_.batch;
+    h_states_ = sequences_ * outputs_, c_states_ = sequences_ * shape_.hidden;
     if (const std::vector<int64_t> sizes = in_.integers("batch_sizes"); !sizes.empty()) {
       std::vector<int64_t> offsets{0};
       for (const int64_t size : sizes) offsets.push_back(offsets.back() + size);
@@ -125,7 +129,7 @@ class Host {
     part_ = {field(0), field(1), kWarps / field(1), field(2), field(3), field(4), nullptr};
     expect(kernels_->forward.persistent, "dtype without persistent kernels");
     expect(part_.unit_groups * part_.splits == kWarps, "unit_groups");
-    expect(part_.units() >= shape_.hidden, "too few units");
+    expect(part_.units() >= most_units(), "too few units");
     expect(part_.units() % kernels_->forward.chunk == 0, "units that are no whole chunks");
     expect(part_.columns % kTileColumns == 0 && part_.columns * part_.column_groups >= shape_.batch, "columns");
     expect(part_.column_tiles <= kernels_->forward.column_tiles && part_.column_tiles * kTileColumns <= part_.columns &&
@@ -140,6 +144,15 @@ class Host {
     return reinterpret_cast<Function*>(const_cast<void*>(kernel));
   }
 
+  // Calls a kernel whose first argument is as much of the problem as its cell takes.
+  template <class Problem, class... Others>
+  void call(const void* kernel, const Projected<Problem>& problem, const Others&... others) const {
+    if (cell_.is_projected)
+      function<void(Projected<Problem>, Others...)>(kernel)(problem, others...);
+    else
+      function<void(Problem, Others...)>(kernel)(problem, others...);
+  }
+
   template <class Problem>
   void run_persistent(const PassKernels& kernels, const Problem& problem) {
     const bool is_cluster = plan_ == Plan::kCluster;
@@ -147,51 +160,62 @@ class Host {
     Partition part = part_;
     Memory ring;
     part.ring = is_cluster ? nullptr : &part;  // not in shared memory
-    if (!is_cluster) ring = Memory(groups * kernels.layout(part).ring_words() * sizeof(uint32_t));
+    if (!is_cluster) ring = Memory(groups * kernels.layout(part, outputs_).ring_words() * sizeof(uint32_t));
     part.ring = ring.data();
     expect(kernels.persistent(part), "partition without a kernel");
-    const SharedLayout layout = kernels.layout(part);
-    const auto kernel = function<void(Problem, Partition, SharedLayout)>(kernels.persistent(part));
+    const SharedLayout layout = kernels.layout(part, outputs_);
     emulator::launch({.blocks = groups * part.members,
                       .threads = kThreads,
                       .cluster = is_cluster ? part.members : 1,
                       .shared_bytes = static_cast<size_t>(layout.bytes()),
                       .seed = seed_++},
-                     [&] { kernel(problem, part, layout); });
+                     [&] { call(kernels.persistent(part), problem, part, layout); });
   }
 
   // active(step): sequences that have the step, as the pass counts them, in some direction.
   template <class Problem, class Active>
   void run_stepwise(const PassKernels& kernels, const Problem& problem, int64_t steps, const Active& active) {
-    const Memory product = reals(kernels.most(&StageKernels::tiles) * states_, 0),
-                 published = elements(kernels.most(&StageKernels::published) * states_), h = reals(states_),
-                 c = reals(states_), carried = reals(cell_.carried * states_);
+    const int64_t states = sequences_ * most_units();
+    const Memory product = reals(kernels.most(&StageKernels::tiles) * states, 0),
+                 published = elements(kernels.most(&StageKernels::published) * states), h = reals(states),
+                 c = reals(states), carried = reals(cell_.carried * states);
     const StepBuffers buffers{product.data(), published.data(), h.data(), c.data(), carried.data()};
     for (int64_t i = 0; i <= steps * kernels.stages; ++i) {
       const StageKernels& stage = kernels.stage[kernels.stage_of(i)];
       if (i > 0) multiply(stage, kernels.is_backward, buffers, active((i - 1) / kernels.stages));
-      const auto kernel = function<void(Problem, StepBuffers, int64_t)>(stage.stepwise);
-      emulator::launch({.blocks = 2, .threads = kStepThreads, .seed = seed_++}, [&] { kernel(problem, buffers, i); });
+      emulator::launch({.blocks = 2, .threads = kStepThreads, .seed = seed_++},
+                       [&] { call(stage.stepwise, problem, buffers, i); });
     }
     product.check("product"), published.check("published"), h.check("h"), c.check("c"), carried.check("carried");
   }
 
-  // product [D, :sequences, tiles H] = published [D, :sequences, blocks H] times a stage's rows of W_hh, transposed going
-  // forward
+  // product [D, :sequences, tiles of units] = published [D, :sequences, blocks of units] times a stage's matrix, transposed
+  // going forward
   void multiply(const StageKernels& stage, bool is_backward, const StepBuffers& buffers, int sequences) const {
-    const int hidden = shape_.hidden, inner = stage.published * hidden, outer = stage.tiles * hidden;
+    const int made = stage.makes_outputs ? outputs_ : shape_.hidden;
+    const int read_units = stage.reads_outputs ? outputs_ : shape_.hidden;
+    const int inner = stage.published * read_units, outer = stage.tiles * made, pitch = stage.tiles * most_units();
     for (int d = 0; d < shape_.directions; ++d) {
-      const T* const w = static_cast<const T*>(in_.find(of("w_hh", d))) + stage.first_gate * int64_t{hidden} * hidden;
+      const T* const w = stage_matrix(stage, d);
       for (int b = 0; b < sequences; ++b)
         for (int u = 0; u < outer; ++u) {
           const int64_t sequence = int64_t{d} * shape_.batch + b;
-          static_cast<R*>(buffers.product)[sequence * outer + u] = static_cast<R>(sum(inner, [&](int64_t k) {
+          static_cast<R*>(buffers.product)[sequence * pitch + u] = static_cast<R>(sum(inner, [&](int64_t k) {
             return double{read<T>(buffers.published, sequence * inner + k)} *
-                   read<T>(w, is_backward ? k * hidden + u : u * int64_t{hidden} + k);
+                   read<T>(w, is_backward ? k * made + u : u * int64_t{read_units} + k);
           }));
         }
     }
   }
+
+  // A stage's rows of W_hh, or W_hr.
+  const T* stage_matrix(const StageKernels& stage, int direction) const {
+    if (stage.is_projection) return static_cast<const T*>(in_.find(of("w_hr", direction)));
+    const T* const w = static_cast<const T*>(in_.find(of("w_hh", direction)));
+    return w + stage.first_gate * int64_t{shape_.hidden} * outputs_;
+  }
+
+  int most_units() const { return std::max(outputs_, shape_.hidden); }
 
   int most_active(int64_t step) const {
     int most = 0;
@@ -210,17 +234,20 @@ class Host {
   void forward() {
     const bool saves = in_.integer("saves") != 0;
     const int64_t saved_values = int64_t{shape_.directions} * shape_.rows * padded_units(shape_.hidden);
-    output_ = elements(shape_.rows * shape_.directions * shape_.hidden);
-    h_n_ = elements(states_);
+    output_ = elements(shape_.rows * shape_.directions * outputs_);
+    h_n_ = elements(h_states_);
     if (saves && cell_.saved > 0) gates_ = elements(cell_.saved * saved_values);
     Memory c_carry;
-    if (cell_.has_cell_state) c_n_ = elements(states_), c_carry = reals(states_);
+    if (cell_.has_cell_state) c_n_ = elements(c_states_), c_carry = reals(c_states_);
     if (saves && cell_.has_cell_state) cells_ = reals(saved_values);
 
-    ForwardProblem p{};
-    p.shape = shape_;
+    Projected<ForwardProblem> p{};
+    p.shape = shape_, p.projection.outputs = outputs_;
     for (int d = 0; d < shape_.directions; ++d) {
-      if (plan_ != Plan::kStepwise) p.weights[d] = in_.find(of("w_hh", d));
+      if (plan_ != Plan::kStepwise) {
+        p.weights[d] = in_.find(of("w_hh", d));
+        p.projection.weights[d] = in_.find(of("w_hr", d));
+      }
       p.b_ih[d] = in_.find(of("b_ih", d)), p.b_hh[d] = in_.find(of("b_hh", d));
     }
     p.h0 = in_.find("h0"), p.c0 = in_.find("c0");
@@ -268,16 +295,21 @@ class Host {
     const int64_t dgates = shape_.rows * shape_.directions * gate_units_;
     input_dgates_ = elements(dgates);
     if (cell_.has_hidden_dgates) hidden_dgates_ = elements(dgates);
-    const Memory grad_h0 = elements(states_), grad_c0 = cell_.has_cell_state ? elements(states_) : Memory();
+    if (cell_.is_projected) output_dgates_ = elements(shape_.rows * shape_.directions * outputs_);
+    const Memory grad_h0 = elements(h_states_), grad_c0 = cell_.has_cell_state ? elements(c_states_) : Memory();
     output_.make_constant();
     if (gates_.data()) gates_.make_constant();
     if (cells_.data()) cells_.make_constant();
 
-    BackwardProblem p{};
-    p.shape = shape_;
-    Memory weights[2];
-    for (int d = 0; d < shape_.directions && plan_ != Plan::kStepwise; ++d)
-      weights[d] = make_transposed_weights(d), p.weights[d] = weights[d].data();
+    Projected<BackwardProblem> p{};
+    p.shape = shape_, p.projection.outputs = outputs_, p.projection.dgates = output_dgates_.data();
+    Memory weights[2], projections[2];
+    for (int d = 0; d < shape_.directions && plan_ != Plan::kStepwise; ++d) {
+      weights[d] = transposed(in_.find(of("w_hh", d)), gate_units_, outputs_), p.weights[d] = weights[d].data();
+      if (!cell_.is_projected) continue;
+      projections[d] = transposed(in_.find(of("w_hr", d)), outputs_, shape_.hidden);
+      p.projection.weights[d] = projections[d].data();
+    }
     p.grad_output = in_.find("grad_output"), p.grad_h_n = in_.find("grad_h_n"), p.grad_c_n = in_.find("grad_c_n");
     p.h0 = in_.find("h0"), p.c0 = in_.find("c0");
     p.output = output_.data(), p.gates = gates_.data(), p.cells = cells_.data();
@@ -290,37 +322,41 @@ class Host {
       run_persistent(kernels_->backward, p);
     say("backward");
 
-    input_dgates_.check("input_dgates"), hidden_dgates_.check("hidden_dgates");
+    input_dgates_.check("input_dgates"), hidden_dgates_.check("hidden_dgates"), output_dgates_.check("output_dgates");
     grad_h0.check("grad_h0"), grad_c0.check("grad_c0");
     write("grad_h0", grad_h0);
     if (cell_.has_cell_state) write("grad_c0", grad_c0);
   }
 
-  // W_hh^T, [H, G H]
-  Memory make_transposed_weights(int direction) const {
-    Memory transposed = elements(int64_t{gate_units_} * shape_.hidden);
-    const T* const w = static_cast<const T*>(in_.find(of("w_hh", direction)));
+  // [columns, rows] of `matrix` [rows, columns]
+  Memory transposed(const void* matrix, int64_t rows, int64_t columns) const {
+    Memory transposed = elements(rows * columns);
+    const T* const from = static_cast<const T*>(matrix);
     T* to = static_cast<T*>(transposed.data());
-    for (int64_t k = 0; k < shape_.hidden; ++k)
-      for (int64_t j = 0; j < gate_units_; ++j) *to++ = w[j * shape_.hidden + k];
+    for (int64_t k = 0; k < columns; ++k)
+      for (int64_t j = 0; j < rows; ++j) *to++ = from[j * columns + k];
     transposed.make_constant();
     return transposed;
   }
 
   void make_parameter_gradients() {
     const int64_t directions = shape_.directions, rows = shape_.rows, hidden = shape_.hidden;
-    const Memory previous = elements(directions * rows * hidden);
+    const Memory previous = elements(directions * rows * outputs_);
     const auto kernel = function<void(Shape, const void*, const void*, void*)>(
         previous_states_kernel(static_cast<DType>(in_.integer("dtype"))));
-    emulator::launch({.blocks = shape_.seq_len > 1 ? 2 : 1, .threads = kRowThreads, .seed = seed_++},
-                     [&] { kernel(shape_, output_.data(), in_.find("h0"), previous.data()); });
+    emulator::launch({.blocks = shape_.seq_len > 1 ? 2 : 1, .threads = kRowThreads, .seed = seed_++}, [&] {
+      Shape shape = shape_;
+      shape.hidden = outputs_;
+      kernel(shape, output_.data(), in_.find("h0"), previous.data());
+    });
     previous.check("previous");
     std::vector<Memory> operands;  // of the stages after the first one
     for (int s = 1; s < cell_.stages; ++s) {
       operands.push_back(elements(directions * rows * hidden));
-      const auto kernel = function<void(Shape, const void*, const void*, void*)>(kernels_->backward.stage[s].operands);
+      const auto kernel =
+          function<void(Shape, const void*, const void*, void*, const void*)>(kernels_->backward.stage[s].operands);
       emulator::launch({.blocks = 2, .threads = kRowThreads, .seed = seed_++},
-                       [&] { kernel(shape_, gates_.data(), previous.data(), operands.back().data()); });
+                       [&] { kernel(shape_, gates_.data(), previous.data(), operands.back().data(), cells_.data()); });
       operands.back().check("operands");
     }
     const auto operand_of = [&](int64_t gate) {
@@ -338,19 +374,24 @@ class Host {
       const auto hidden_dgate = [&](int64_t row, int64_t j) {
         return double{read<T>(hidden_dgates, (row * directions + d) * gate_units_ + j)};
       };
-      const auto sum_rows = [&](const char* name, int64_t columns, const auto& term) {
+      const auto sum_rows = [&](const char* name, int64_t units, int64_t columns, const auto& term) {
         std::vector<double> grad;
-        for (int64_t j = 0; j < gate_units_; ++j)
+        for (int64_t j = 0; j < units; ++j)
           for (int64_t i = 0; i < columns; ++i) grad.push_back(sum(rows, [&](int64_t row) { return term(row, j, i); }));
         result_.write("grad_" + of(name, static_cast<int>(d)), grad);
       };
-      sum_rows("w_ih", input_,
+      sum_rows("w_ih", gate_units_, input_,
                [&](int64_t row, int64_t j, int64_t i) { return input_dgate(row, j) * read<T>(x, row * input_ + i); });
-      sum_rows("w_hh", hidden, [&](int64_t row, int64_t j, int64_t i) {
-        return hidden_dgate(row, j) * read<T>(operand_of(j / hidden), (d * rows + row) * hidden + i);
+      sum_rows("w_hh", gate_units_, outputs_, [&](int64_t row, int64_t j, int64_t i) {
+        return hidden_dgate(row, j) * read<T>(operand_of(j / hidden), (d * rows + row) * outputs_ + i);
       });
-      sum_rows("b_ih", 1, [&](int64_t row, int64_t j, int64_t) { return input_dgate(row, j); });
-      sum_rows("b_hh", 1, [&](int64_t row, int64_t j, int64_t) { return hidden_dgate(row, j); });
+      sum_rows("b_ih", gate_units_, 1, [&](int64_t row, int64_t j, int64_t) { return input_dgate(row, j); });
+      sum_rows("b_hh", gate_units_, 1, [&](int64_t row, int64_t j, int64_t) { return hidden_dgate(row, j); });
+      if (!cell_.is_projected) continue;
+      sum_rows("w_hr", outputs_, hidden, [&](int64_t row, int64_t j, int64_t i) {
+        return double{read<T>(output_dgates_.data(), (row * directions + d) * outputs_ + j)} *
+               read<T>(operands.back().data(), (d * rows + row) * hidden + i);
+      });
     }
     std::vector<double> grad_x;
     for (int64_t row = 0; row < rows; ++row)
@@ -385,8 +426,11 @@ class Host {
   const CellKernels* kernels_ = nullptr;
   Shape shape_{};
   Partition part_{};
-  int64_t gate_units_ = 0, states_ = 0;  // values of a row's gates in one direction, and of a state
-  Memory offsets_, output_, h_n_, c_n_, gates_, cells_, input_dgates_, hidden_dgates_;
+  int outputs_ = 0;                      // units of h
+  int64_t gate_units_ = 0;               // values of a row's gates in one direction
+  int64_t sequences_ = 0;                // of both directions
+  int64_t h_states_ = 0, c_states_ = 0;  // values of the states
+  Memory offsets_, output_, h_n_, c_n_, gates_, cells_, input_dgates_, hidden_dgates_, output_dgates_;
 };
 
 void run(const char* problem_path, const char* result_path) {

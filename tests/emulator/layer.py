@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests import emulator
-from tests.problems import CELLS, CUDA_CELLS, Problem
+from tests.problems import CELLS, Problem
 
 CSRC = emulator.CSRC
 DRIVER = Path(__file__).parent / "kernels.cpp"
@@ -44,7 +44,7 @@ class Outcome:
 
 
 def program(
-    cells: Iterable[str] = CUDA_CELLS, *, sanitize: bool = False, csrc: Path = CSRC, variant: str = ""
+    cells: Iterable[str] = CELLS, *, sanitize: bool = False, csrc: Path = CSRC, variant: str = ""
 ) -> Path:
     """The driver with the kernels of some cells."""
     return emulator.build(DRIVER, list(cells), sanitize=sanitize, csrc=csrc, variant=variant)
@@ -73,6 +73,7 @@ def run(
         "directions": problem.directions,
         "batch": problem.batch,
         "hidden": problem.hidden_size,
+        "outputs": problem.output_size,
         "input": problem.input_size,
         "seq_len": problem.seq_len,
         "launches": launches or [problem.seq_len],

@@ -33,7 +33,8 @@ template <class Problem>
 void add(std::map<const void*, Call>& calls, const PassKernels& kernels) {
   for (int s = 0; s < kernels.stages; ++s) {
     calls[kernels.stage[s].stepwise] = &call<Problem, StepBuffers, int64_t>;
-    if (kernels.stage[s].operands) calls[kernels.stage[s].operands] = &call<Shape, const void*, const void*, void*>;
+    if (kernels.stage[s].operands)
+      calls[kernels.stage[s].operands] = &call<Shape, const void*, const void*, void*, const void*>;
   }
   if (!kernels.persistent) return;
   for (const int tiles : {1, 2, kWarps})
@@ -52,7 +53,11 @@ std::map<const void*, Call> all_calls() {
     for (int dtype = 0; dtype < 4; ++dtype)
       for (const bool tf32 : {false, true}) {
         const CellKernels& kernels = kernels_of(CellKind(cell), DType(dtype), tf32);
-        add<ForwardProblem>(calls, kernels.forward), add<BackwardProblem>(calls, kernels.backward);
+        if (cell_info(CellKind(cell)).is_projected)
+          add<Projected<ForwardProblem>>(calls, kernels.forward),
+              add<Projected<BackwardProblem>>(calls, kernels.backward);
+        else
+          add<ForwardProblem>(calls, kernels.forward), add<BackwardProblem>(calls, kernels.backward);
         calls[previous_states_kernel(DType(dtype))] = &call<Shape, const void*, const void*, void*>;
       }
   calls[write_offsets_kernel()] = &call<OffsetsPart, int64_t*>;
