@@ -55,4 +55,5 @@ def cuda_plans(
     directions: int,
     tf32_allowed: bool,
     device: int | tuple[int, int, int],
+    outputs: int = 0,
 ) -> list[dict[str, Any]]: ...

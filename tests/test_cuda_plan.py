@@ -35,7 +35,8 @@ def plans(
     limits: tuple[int, int, int] = H200,
     outputs: int = 0,
 ) -> dict[str, dict]:
-    """By name, the one that runs first."""
+    """By name, the one that runs first; of a projection, to half the units unless `outputs` says so."""
+    outputs = outputs or (hidden + 1) // 2 * (cell == "lstm_projected")
     found = plan.cuda_plans(cell, dtype, backward, batch, hidden, directions, tf32, limits, outputs)
     return {p["name"]: p for p in found}
 
@@ -165,11 +166,10 @@ def test_a_forced_plan_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_few_units_of_h_leave_room(backward: bool) -> None:
     """W_hh has as many columns as there are units of h."""
     request: dict[str, Any] = {"cell": "lstm_projected", "hidden": 2048, "backward": backward}
-    few, half, more = (plans(**request, outputs=n)["persistent_grid"] for n in (256, 1024, 3000))
-    assert not few["obstacle"]
-    assert few["shared_bytes"] < half["shared_bytes"] or half["obstacle"]
-    assert few["cycles"] < half["cycles"] or half["obstacle"]
-    assert more["obstacle"] or 16 * more["members"] * more["unit_groups"] >= 3000
+    few, more = (plans(**request, outputs=n)["persistent_grid"] for n in (256, 1024))
+    assert few["cycles"] < more["cycles"]
+    assert backward or few["shared_bytes"] < more["shared_bytes"]
+    assert "do not fit" in plans(**request, outputs=3000)["persistent_grid"]["obstacle"]
 
 
 @pytest.mark.parametrize(("argument", "value"), [("cell", "mogrifier"), ("dtype", torch.int8)])

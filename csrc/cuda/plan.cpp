@@ -207,8 +207,15 @@ std::vector<Plan> cuts_of(PlanKind kind, const PassKernels& kernels, const Devic
           break;
         }
     while (members * unit_groups * kUnitPadding % kernels.chunk != 0) ++members;
-    if (members <= most)
-      cut_columns(kernels, device, request, room, kind, static_cast<int>(members), unit_groups, cuts);
+    const auto cut = [&](int64_t members) {
+      if (members <= most)
+        cut_columns(kernels, device, request, room, kind, static_cast<int>(members), unit_groups, cuts);
+    };
+    cut(members);
+    // Equal shares of a projection that are whole chunks together are smaller for some numbers of blocks than for others.
+    const int64_t even = up(members, kMaxCluster);
+    if (kernels.stage[kernels.stages - 1].is_projection && kind == PlanKind::kPersistentGrid && even > members)
+      cut(even);
   }
   return cuts;
 }
