@@ -39,7 +39,7 @@ SEQKERNELS_KERNEL SEQKERNELS_LAUNCH_BOUNDS(kStepThreads, 1)
     if (iteration > 0) for_carried([](R& value, const R& kept) { value = kept; });
     const bool exists = Units::template has<kFollows>(p, at);
     const int made = Units::template made<kFollows>(p);
-    R product[kTiles], published[kPublished];
+    R product[kTiles] = {}, published[kPublished] = {};
     for (int tile = 0; tile < kTiles && exists; ++tile) product[tile] = products[static_cast<int64_t>(tile) * made];
 
     const int64_t time = Pass::time_of(p, at.direction, step);
