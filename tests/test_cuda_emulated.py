@@ -19,7 +19,7 @@ from tests import emulator
 from tests.conftest import TOLERANCES, error_of
 from tests.emulator import layer
 from tests.emulator.layer import CSRC, DTYPES, PLANS, Partition
-from tests.problems import CELLS, Problem, lengths_of
+from tests.problems import CUDA_CELLS, Problem, lengths_of
 
 STATUS_OF_A_RACE = 66
 # How kernels multiply: dtypes, and float32 as TF32. A persistent group's units are a multiple of so many.
@@ -41,7 +41,7 @@ class Shape:
     packed: bool = False
     bias: bool = True
     launches: Sequence[int] | None = None
-    cells: Sequence[str] = CELLS
+    cells: Sequence[str] = CUDA_CELLS
     stepwise: bool = True
     outputs: int = 0  # of a projection; 0: as Problem has it
 
@@ -199,7 +199,7 @@ def test_right(
 
 
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", CUDA_CELLS)
 def test_saves_nothing(cell: str, plan: str) -> None:
     shape = SHAPES["two_members"]
     problem = shape.problem(cell, torch.bfloat16)
@@ -236,7 +236,7 @@ TSAN_SHAPE = Shape(17, 3, 2, Partition(2, 1), directions=2, packed=True, launche
 
 @pytest.mark.tsan
 @pytest.mark.parametrize("numbers", [*DTYPES, "tf32"], ids=name_of)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", CUDA_CELLS)
 def test_no_races(cell: str, numbers: Numbers) -> None:
     driver = layer.program(sanitize=True)
     for plan in PLANS:

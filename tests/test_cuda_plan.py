@@ -12,7 +12,7 @@ from benchmarks import calibrate
 from benchmarks.cuda_tables import ROOT
 from seqkernels import plan
 from seqkernels._extension import BUILD_CONFIG
-from tests.problems import CELLS
+from tests.problems import CUDA_CELLS
 
 pytestmark = pytest.mark.skipif(not BUILD_CONFIG["cuda_targets"], reason="built without CUDA")
 
@@ -48,7 +48,7 @@ def chosen(**request: object) -> str:
 @pytest.mark.parametrize("limits", [A100, H200], ids=["A100", "H200"])
 @pytest.mark.parametrize(("dtype", "tf32"), NUMBERS, ids=["bfloat16", "float16", "tf32", "float32"])
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", CUDA_CELLS)
 def test_plans_keep_to_the_limits(
     cell: str, backward: bool, dtype: torch.dtype, tf32: bool, limits: tuple[int, int, int]
 ) -> None:
@@ -80,7 +80,7 @@ def test_plans_keep_to_the_limits(
 
 
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", CUDA_CELLS)
 def test_small_layers_need_one_block_and_large_ones_the_grid(cell: str, backward: bool) -> None:
     assert chosen(cell=cell, backward=backward, hidden=16) == "persistent_block"
     for hidden in (192, 193, 256, 512, 768, 1024):
@@ -141,7 +141,7 @@ def test_obstacles_say_what_is_in_the_way() -> None:
 
 
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", CUDA_CELLS)
 def test_float32_is_persistent_without_tensor_cores(cell: str, backward: bool) -> None:
     ieee: dict[str, Any] = {"cell": cell, "backward": backward, "dtype": torch.float32, "tf32": False}
     assert chosen(**ieee, hidden=16) == "persistent_block"
