@@ -341,51 +341,48 @@ class ForwardLoop {
             p_.norms ? reinterpret_cast<T*>(p_.norms) + reserve_row * kNormsOfRow : nullptr};
   }
 
+  // What a member multiplies in a stage: its panels, and tiles of its own sequences' rows.
+  struct StageOperand {
+    Range panels;
+    RowTiles tiles;
+    EvenRows<E> rows;
+    const T* columns;  // the same, if that is how they are multiplied, else null
+  };
+  template <int stage>
+  SEQKERNELS_INLINE StageOperand stage_operand(const ThreadSlice& slice, const Steps& steps, int64_t i,
+                                               const Step& step) const {
+    const int64_t sequences = slice.sequences(steps.active(steps.time(i)));
+    const E* const all = stage == 0 ? step.h_prev : buffers_[slice.direction].operands[max(stage - 1, 0)];
+    const int64_t row_stride = stage == 0 ? h_stride_ : operand_stride_;
+    const EvenRows<E> rows{all + slice.sequence(0) * row_stride, row_stride * slice.split.batch_parts};
+    return {slice.units(hidden_product<stage>(slice.direction).panels()), tiles_of<stage>(sequences), rows,
+            pack_operand(slice, rows, sequences, size_.operands(stage))};
+  }
+
   template <int stage>
   void run_stage(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk, int64_t i) const {
     const Step step = step_at(slice, steps, chunk, i);
+    const auto product = hidden_product<stage>(slice.direction);
+    const StageOperand operand = stage_operand<stage>(slice, steps, i, step);
     constexpr int kMaxRows = max(kMaxColumns<F>, max_rows_in_parts<F>(Product<stage>::kProductVectors));
     alignas(64) T tile[kMaxRows * Product<stage>::kPanelWidth];
-    multiply_operand<stage, true>(
-        slice, steps, i, step,
-        [&](int64_t panel, Range rows) {
-          prefetch<stage>(step, chunk, slice, panel, rows);
-          return tile;
-        },
-        [&](int64_t panel, Range rows) {
-          const int64_t width = hidden_product<stage>(slice.direction).panel_width(panel);
-          pointwise_rows<stage>(step, panel, {0, rows.size()}, [&](int64_t r) {
-            const int64_t b = slice.sequence(rows.begin + r);
-            const T* input = nullptr;
-            if constexpr (stage < kInputStages)
-              input = input_gates<stage>(slice.direction, chunk, panel, step.chunk_row + b);
-            return CellRow{b, input, tile + r * width, nullptr};
-          });
-        });
-  }
-
-  // Makes hidden gates of a stage, panel by panel and tile by tile: for each calls place(panel, rows), which says where they
-  // are to be, and then f(panel, rows). Rows are counted among the member's own.
-  template <int stage, bool kWithBias, class Place, class Visit>
-  SEQKERNELS_INLINE void multiply_operand(const ThreadSlice& slice, const Steps& steps, int64_t i, const Step& step,
-                                          const Place& place, const Visit& f) const {
-    const auto product = hidden_product<stage>(slice.direction);
-    const Range panels = slice.units(product.panels());
-    const int64_t sequences = slice.sequences(steps.active(steps.time(i)));
-    const RowTiles tiles = tiles_of<stage>(sequences);
-    const E* const all = stage == 0 ? step.h_prev : buffers_[slice.direction].operands[max(stage - 1, 0)];
-    const int64_t row_stride = stage == 0 ? h_stride_ : operand_stride_;
-    const EvenRows<E> operand{all + slice.sequence(0) * row_stride, row_stride * slice.split.batch_parts};
-    const T* const columns = pack_operand(slice, operand, sequences, size_.operands(stage));
-    for (int64_t n = 0; n < panels.size(); ++n) {
+    for (int64_t n = 0; n < operand.panels.size(); ++n) {
       // Alternating (serpentine) traversal: what the last step read last is what the cache still holds.
-      const int64_t panel = i % 2 ? panels.end - 1 - n : panels.begin + n;
-      for (int64_t j = 0; j < tiles.count(); ++j) {
-        const Range rows = tiles[j];
-        T* const out = place(panel, rows);
-        product.template multiply<kWithBias>(operand.from(rows.begin), columns, rows.size(), panel,
-                                             product.packed(panel), out);
-        f(panel, rows);
+      const int64_t panel = i % 2 ? operand.panels.end - 1 - n : operand.panels.begin + n;
+      const int64_t width = product.panel_width(panel);
+      for (int64_t j = 0; j < operand.tiles.count(); ++j) {
+        const Range rows = operand.tiles[j];
+        prefetch<stage>(step, chunk, slice, panel, rows);
+        product.multiply(operand.rows.from(rows.begin), operand.columns, rows.size(), panel, product.packed(panel),
+                         tile);
+        const auto cell_row = [&](int64_t r) {
+          const int64_t b = slice.sequence(rows.begin + r);
+          const T* input = nullptr;
+          if constexpr (stage < kInputStages)
+            input = input_gates<stage>(slice.direction, chunk, panel, step.chunk_row + b);
+          return CellRow{b, input, tile + r * width, nullptr};
+        };
+        pointwise_rows<stage>(step, panel, {0, rows.size()}, cell_row);
       }
     }
   }

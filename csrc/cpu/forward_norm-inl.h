@@ -80,7 +80,7 @@ inline void ForwardLoop<Cell, S, F>::run_normalized_stage(const ThreadSlice& sli
   const auto product = hidden_product<0>(slice.direction);
   const Range panels = slice.units(product.panels());
   const int64_t sequences = slice.sequences(steps.active(steps.time(i)));
-  // Rows are counted among the member's own, as multiply_operand does.
+  // Rows are counted among the member's own, as those of the operand.
   const auto hidden_gates = [&](int64_t panel, int64_t r) {
     return buffers.hidden_gates + panel * Product<0>::kPanelWidth * shape_.batch +
            (slice.first_row(shape_.batch) + r) * product.panel_width(panel);
@@ -88,10 +88,17 @@ inline void ForwardLoop<Cell, S, F>::run_normalized_stage(const ThreadSlice& sli
   const auto input = [&](int64_t panel, int64_t r) {
     return input_gates<0>(slice.direction, chunk, panel, step.chunk_row + slice.sequence(r));
   };
-  if constexpr (!kOfCell)
-    multiply_operand<stage, false>(
-        slice, steps, i, step, [&](int64_t panel, Range rows) { return hidden_gates(panel, rows.begin); },
-        [](int64_t, Range) {});
+  if constexpr (!kOfCell) {
+    const StageOperand operand = stage_operand<stage>(slice, steps, i, step);
+    for (int64_t n = 0; n < panels.size(); ++n) {
+      const int64_t panel = i % 2 ? panels.end - 1 - n : panels.begin + n;  // as run_stage
+      for (int64_t j = 0; j < operand.tiles.count(); ++j) {
+        const Range rows = operand.tiles[j];
+        product.template multiply<false>(operand.rows.from(rows.begin), operand.columns, rows.size(), panel,
+                                         product.packed(panel), hidden_gates(panel, rows.begin));
+      }
+    }
+  }
 
   const int64_t numbers = shape_.batch * kGroups;  // of one part of the units
   for (int64_t r = 0; r < sequences; ++r) {
