@@ -147,7 +147,7 @@ def _on_data(join: Callable[[bool, Tensor, Tensor], Tensor], last: bool, x: Any,
 
 class RNNTPredictor(nn.Module):
     """The prediction network of an RNN transducer, as torchaudio's RNN-T models have it: the same arguments,
-    state_dict, inputs and outputs as `torchaudio.models.rnnt._Predictor`, on fused kernels.
+    initial values, inputs and outputs as `torchaudio.models.rnnt._Predictor`, on fused kernels.
 
     Symbols are embedded and normalised, go through LSTM layers one after another, each followed by dropout,
     and are projected and normalised again (Graves 2012, arXiv:1211.3711, with the layer-normalised LSTM of
@@ -209,8 +209,7 @@ class RNNTPredictor(nn.Module):
             for layer in range(num_lstm_layers)
         )
         for lstm in self.lstm_layers:
-            bias: Any = lstm.bias_hh_l0
-            nn.init.zeros_(bias.requires_grad_(False))
+            _begin_as_torchaudio(lstm)
         self.dropout = nn.Dropout(p=lstm_dropout)
         self.linear = nn.Linear(lstm_hidden_dim, output_dim)
         self.output_layer_norm = nn.LayerNorm(output_dim)
@@ -222,7 +221,7 @@ class RNNTPredictor(nn.Module):
     ) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
         if state is not None and len(state) != len(self.lstm_layers):
             raise RuntimeError(f"state must have {len(self.lstm_layers)} pairs (h, c), got {len(state)}")
-        x = self.input_layer_norm(self.embedding(input.t()))
+        x = self.input_layer_norm(self.embedding(input.permute(1, 0)))
         finals = []
         for n, lstm in enumerate(self.lstm_layers):
             hx = None if state is None else tuple(s.unsqueeze(0) for s in state[n])
@@ -230,6 +229,15 @@ class RNNTPredictor(nn.Module):
             x = self.dropout(x)
             finals.append([s.squeeze(0) for s in final])
         return self.output_layer_norm(self.linear(x)).transpose(0, 1), lengths, finals
+
+
+def _begin_as_torchaudio(lstm: Any) -> None:
+    """Its input side is a torch.nn.Linear, with a bias where nothing normalises; it has no `bias_hh`."""
+    bound = lstm.input_size**-0.5
+    nn.init.uniform_(lstm.weight_ih_l0, -bound, bound)
+    if lstm.norm is None:
+        nn.init.uniform_(lstm.bias_ih_l0, -bound, bound)
+    nn.init.zeros_(lstm.bias_hh_l0.requires_grad_(False))
 
 
 # What torchaudio calls the weights of a layer.
@@ -248,7 +256,7 @@ def _from_torchaudio(module: nn.Module, state_dict: dict[str, Any], prefix: str,
     """Gives weights that torchaudio has saved the names that they have here."""
     layers = f"{prefix}lstm_layers."
     for name in [name for name in state_dict if name.startswith(layers)]:
-        layer, theirs = name.removeprefix(layers).split(".", 1)
+        layer, theirs = name.removeprefix(layers).partition(".")[::2]
         own = _OF_TORCHAUDIO.get(theirs)
         if own is None:
             continue
