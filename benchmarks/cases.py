@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 PACKED_WIDE = "packed, lengths 1 to T"  # "packed" alone has lengths T / 4 to T
@@ -52,6 +53,18 @@ class Case:
     inputs: int = 0  # input_size; 0: that of hidden
     reset_after: bool = True  # False: a GRU whose reset gate comes before the product
     proj_size: int = 0  # of an LSTM; 0: no projection
+    norm: str | None = None  # "layer", or of an LSTM "layer-joint": layer normalisation inside the recurrence
+
+    @property
+    def beyond_torch(self) -> dict[str, Any]:
+        """The options of our layer that torch.nn's does not have."""
+        options = {} if self.reset_after else {"reset_after": False}
+        return options | ({"norm": self.norm} if self.norm else {})
+
+    @property
+    def form(self) -> str:
+        """These in words; "" where torch.nn has the cell."""
+        return ", ".join(f"{name}={value}" for name, value in self.beyond_torch.items())
 
     @property
     def input_size(self) -> int:
@@ -85,7 +98,8 @@ class Case:
 
     @property
     def flops(self) -> int:
-        """Multiplications and additions of the matrix products, the pointwise part, O(H) of O(H^2), left out.
+        """Multiplications and additions of the matrix products; the pointwise part and norms, O(H) of O(H^2),
+        are left out.
 
         A layer takes, for every sequence and time step, [G H, input] and [G H, H] matrix-vector products of 2
         operations an entry in each direction, G gates being 4 (LSTM), 3 (GRU) or 1 (RNN). A projection makes
@@ -99,8 +113,7 @@ class Case:
 
     @property
     def title(self) -> str:
-        form = "" if self.reset_after else "reset_after=False"
-        parts = (self.variant, form, self.dtype if self.dtype != "float32" else "")
+        parts = (self.variant, self.form, self.dtype if self.dtype != "float32" else "")
         inputs, proj = (f" {k}={n}" if n else "" for k, n in (("I", self.inputs), ("P", self.proj_size)))
         sizes = f"T={self.seq_len} B={self.batch}{inputs} H={self.hidden}{proj}"
         return f"{self.cell.upper()} {sizes}{', '.join(['', *filter(None, parts)])}"
@@ -126,17 +139,22 @@ def layer_cases() -> list[Case]:
 
 
 def form_cases() -> list[Case]:
-    """GRUs that reset before the product, and LSTMs with a projection to a quarter and to half of H."""
+    """GRUs that reset before the product, LSTMs with a projection to a quarter and to half of H, and those
+    that normalise."""
     cases = []
     for work in ("inference", "training"):
         for i, size in enumerate(FORM_GRID):
             cases += [Case(work, "gru", *size, quick=i < 1, reset_after=False)]
             cases += [
+                Case(work, cell, *size, quick=i < 1, norm=norm)
+                for cell, norm in (("gru", "layer"), ("lstm", "layer"), ("lstm", "layer-joint"))
+            ]
+            cases += [
                 Case(work, "lstm", *size, "", dtype, quick=i < 1 and share == 4, proj_size=size[2] // share)
                 for share in (4, 2)
                 for dtype in ("float32", "bfloat16")
             ]
-    return sorted(cases, key=lambda case: case.cell)
+    return sorted(cases, key=lambda case: (case.cell, case.form))
 
 
 def step_cases() -> list[Case]:

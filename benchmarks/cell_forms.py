@@ -1,24 +1,25 @@
-"""GRUs that reset before the product and LSTMs with a projection, beside what people run for them today.
+"""Cells that torch.nn does not have, and LSTMs with a projection, beside what people run for them today.
 
-    python -m benchmarks.cell_forms                            # about a quarter of an hour, to cell_forms.md
-    python -m benchmarks.cell_forms --quick --output FILE.md   # some 20 seconds
+    python -m benchmarks.cell_forms                            # about half an hour, to cell_forms.md
+    python -m benchmarks.cell_forms --quick --output FILE.md   # some 40 seconds
 
-torch.nn has no GRU with `reset_after=False`. Its peers are the loop of benchmarks/torch_loops.py, scripted
-and with a compiled step, and ONNX Runtime's GRU with linear_before_reset=0; our own GRU with
-`reset_after=True` tells what the form costs. An LSTM with `proj_size` is compared with torch.nn.LSTM.
-Results are checked before anything is timed.
+torch.nn has neither `reset_after=False` nor `norm`. Their peers are the loops of benchmarks/torch_loops.py,
+scripted and with a compiled step, and for a GRU that resets before the product ONNX Runtime's with
+linear_before_reset=0; our own layer in the form that torch.nn has tells what the other one costs. An LSTM
+with `proj_size` is compared with torch.nn.LSTM. Results are checked before anything is timed.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import shlex
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,26 +31,52 @@ from torch import nn
 from benchmarks import report
 from benchmarks.cases import Case, form_cases
 from benchmarks.conftest import check_held, settings
-from benchmarks.implementations import HELD_BY, TORCH, Problem, results
+from benchmarks.implementations import HELD_BY, LOOPS, TORCH, Problem, results
 from benchmarks.timing import OURS, Call, InterleavedTiming
-from benchmarks.torch_loops import CompiledStepLoop
+from benchmarks.torch_loops import with_compiled_step
 
-OURS_AFTER = f"{OURS} reset_after=True"
 TORCH_WIDE = f"{TORCH} float32"
 SCRIPT, EAGER, COMPILED = "TorchScript loop", "eager loop", "compiled step"
 WARM_UP = 3  # calls, in which TorchScript makes and optimizes its code
 FULL: dict[str, Any] = {"seconds": 2.0, "min_rounds": 5}  # per case
 QUICK: dict[str, Any] = {"seconds": 0.5, "min_rounds": 3}
+LOOP_LEGEND = (
+    f"`{SCRIPT}` is that of `benchmarks/torch_loops.py` through torch.jit.script; `{COMPILED}` is the"
+    " same loop in Python over a step that torch.compile has made."
+)
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the report shows a form of a cell."""
+
+    title: str
+    legend: str = LOOP_LEGEND
+    plain: str = "norm=None"  # what makes it the cell that torch.nn has; "": it is that
+
+    @property
+    def ours(self) -> str:
+        """Our name in that form."""
+        return f"{OURS} {self.plain}"
+
+    @property
+    def legends(self) -> str:
+        cost = f" `{self.ours}` is no peer: its column tells what the form costs."
+        return self.legend + (cost if self.plain else "")
+
+
+# By cell and `Case.form`, in the order of the report.
 FORMS = {
-    "gru": "GRU with reset_after=False",
-    "lstm": "LSTM with proj_size",
-}
-LEGENDS = {
-    "gru": f"`{SCRIPT}` is that of `benchmarks/torch_loops.py` through torch.jit.script; `{COMPILED}` is the"
-    f" same loop in Python over a step that torch.compile has made. `{OURS_AFTER}` is no peer: its column"
-    " tells what the form costs.",
-    "lstm": "P is `proj_size`. Cases in bfloat16 are compared with the same layer in float32 too: ours, and"
-    " torch.nn's.",
+    ("gru", "reset_after=False"): Form("GRU with reset_after=False", plain="reset_after=True"),
+    ("gru", "norm=layer"): Form("GRU with norm=layer"),
+    ("lstm", "norm=layer"): Form("LSTM with norm=layer"),
+    ("lstm", "norm=layer-joint"): Form("LSTM with norm=layer-joint"),
+    ("lstm", ""): Form(
+        "LSTM with proj_size",
+        "P is `proj_size`. Cases in bfloat16 are compared with the same layer in float32 too: ours, and"
+        " torch.nn's.",
+        plain="",
+    ),
 }
 
 
@@ -69,24 +96,19 @@ def attempt(name: str, problem: Problem, make: Callable[[], nn.Module]) -> dict[
 
 
 def loops(problem: Problem, compiled: bool) -> dict[str, Call]:
-    """The GRU in torch's own operations, in the ways to make it fast."""
-
-    def script() -> nn.Module:
-        return torch.jit.script(problem.theirs)
-
-    def compiled_step() -> nn.Module:
-        module = CompiledStepLoop(problem.case.input_size, problem.case.hidden)
-        module.load_state_dict(problem.theirs.state_dict())
-        return module
-
-    calls = attempt(SCRIPT, problem, script) or {EAGER: problem.run(problem.theirs)}
-    return calls | (attempt(COMPILED, problem, compiled_step) if compiled else {})
+    """The cell in torch's own operations, in the ways to make it fast."""
+    calls = attempt(SCRIPT, problem, lambda: torch.jit.script(problem.theirs))
+    calls = calls or {EAGER: problem.run(problem.theirs)}
+    if compiled:
+        calls |= attempt(COMPILED, problem, lambda: with_compiled_step(copy.deepcopy(problem.theirs)))
+    return calls
 
 
 def checked_calls(problem: Problem, compiled: bool = False) -> dict[str, Call]:
     """Whom to time, by name; raises where a result is wrong."""
     calls, more = problem.implementations(), {}
-    if not problem.case.reset_after:
+    is_loop = (problem.case.cell, problem.case.form) in LOOPS
+    if is_loop:
         del calls[TORCH]  # the loop as it stands
         more = loops(problem, compiled)
     elif problem.dtype == torch.bfloat16:
@@ -97,16 +119,16 @@ def checked_calls(problem: Problem, compiled: bool = False) -> dict[str, Call]:
     rounding = [TORCH] if problem.dtype == torch.bfloat16 else []
     with problem.mode():
         problem.check(calls | more, also=[*more, *rounding])
-    return calls | more | ({} if problem.case.reset_after else checked_reset_after(problem.case))
+    return calls | more | (checked_plain(problem.case) if is_loop else {})
 
 
-def checked_reset_after(case: Case) -> dict[str, Call]:
-    """Ours in the form that torch.nn.GRU has, with the same parameters and inputs, checked against that."""
-    problem = Problem(replace(case, reset_after=True))
+def checked_plain(case: Case) -> dict[str, Call]:
+    """Ours in the form that torch.nn has, checked against that."""
+    problem = Problem(replace(case, reset_after=True, norm=None))
     call = problem.run(problem.ours)
     with problem.mode():
         problem.check({OURS: call})
-    return {OURS_AFTER: call}
+    return {FORMS[case.cell, case.form].ours: call}
 
 
 def measure(case: Case, options: dict[str, Any], compiled: bool = False) -> report.Info:
@@ -135,15 +157,15 @@ def markdown(
         "Speedup is the peer's time over that of seqkernels, interleaved: median of all rounds [quartiles];"
         " below 1, in bold, the peer is faster." + report.CPU_LEGEND,
     ]
-    for cell, title in FORMS.items():
-        some = report.of(infos, cell=cell)
+    for (cell, form), shown in FORMS.items():
+        some = report.of(infos, cell=cell, form=form)
         if some:
             rows = [
                 info | {"case": info["case"] | {"title": f"{info['case']['work']}, {info['case']['title']}"}}
                 for info in some
             ]
             summary = report.summary(some, by_dtype=True)
-            parts += [f"## {title}", LEGENDS[cell], summary, report.work_table(rows)]
+            parts += [f"## {shown.title}", shown.legends, summary, report.work_table(rows)]
     if refused:
         parts += ["## Refused for wrong results", "\n".join(f"- {line}" for line in refused)]
     return "\n\n".join(parts) + "\n"

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import seqkernels
+from benchmarks import torch_loops
 from benchmarks.cases import GATES, Case
 from benchmarks.timing import OURS, Call, InterleavedTiming, quantiles
-from benchmarks.torch_loops import ResetBeforeLoop
 
 TORCH, ONNX, GEMM = "torch.nn", "onnxruntime", "gemm"
 TORCH_HALF = "torch.nn float16"
@@ -25,6 +25,13 @@ LAYERS = {
     "lstm": (nn.LSTM, seqkernels.FusedLSTM, nn.LSTMCell, seqkernels.FusedLSTMCell),
     "gru": (nn.GRU, seqkernels.FusedGRU, nn.GRUCell, seqkernels.FusedGRUCell),
     "rnn": (nn.RNN, seqkernels.FusedRNN, nn.RNNCell, seqkernels.FusedRNNCell),
+}
+# In torch's own operations: what torch.nn does not have, by cell and form.
+LOOPS: dict[tuple[str, str], type[torch_loops.CellLoop]] = {
+    ("gru", "norm=layer"): torch_loops.LayerNormGRULoop,
+    ("gru", "reset_after=False"): torch_loops.ResetBeforeLoop,
+    ("lstm", "norm=layer"): torch_loops.LayerNormLSTMLoop,
+    ("lstm", "norm=layer-joint"): torch_loops.JointLayerNormLSTMLoop,
 }
 # Largest error allowed before a case is timed, relative to the RMS of torch.nn's result in float32, on a GPU
 # in float64. TF32 and float16 have 10 bits of mantissa, bfloat16 has 7.
@@ -56,6 +63,7 @@ class Problem:
         self.case, self.device = case, device
         self.dtype = torch.float32 if case.dtype == "tf32" else getattr(torch, case.dtype)
         theirs, ours, their_cell, our_cell = LAYERS[case.cell]
+        self.theirs: nn.Module
         self.ours: nn.Module
         sizes = (case.input_size, case.hidden)
         if case.variant == "Cell":
@@ -64,10 +72,9 @@ class Problem:
         else:
             options: dict[str, Any] = {"num_layers": case.layers, "bidirectional": case.directions == 2}
             options |= {"proj_size": case.proj_size} if case.proj_size else {}
-            if case.reset_after:
-                self.theirs, self.ours = theirs(*sizes, **options), ours(*sizes, **options)
-            else:  # torch.nn has no such GRU
-                self.theirs, self.ours = ResetBeforeLoop(*sizes), ours(*sizes, reset_after=False, **options)
+            loop = LOOPS.get((case.cell, case.form))
+            self.theirs = loop(*sizes) if loop else theirs(*sizes, **options)
+            self.ours = ours(*sizes, **options, **case.beyond_torch)
             shape = (case.seq_len, case.batch)
         for module in (self.theirs, self.ours):
             module.to(device, self.dtype).train(case.work == "training")
@@ -134,7 +141,8 @@ class Problem:
         product = torch.empty_like(a)
         calls: dict[str, Call] = {OURS: self.run(self.ours), TORCH: self.run(self.theirs)}
         onnx = self.case.work != "training" and not self.case.packed and self.dtype == torch.float32
-        if onnx and not self.case.proj_size and not HELD_BACK:  # nothing holds its kernels
+        onnx = onnx and not self.case.proj_size and not self.case.norm
+        if onnx and not HELD_BACK:  # nothing holds its kernels
             session = onnx_call(self)
             calls |= {ONNX: session} if session else {}
         if self.dtype == torch.bfloat16:
@@ -185,7 +193,7 @@ def results(case: Case, timing: InterleavedTiming) -> dict[str, Any]:
     rate = GEMM_FLOPS / quantiles(timing.times[GEMM])["median"]
     peers = [name for name in timing.implementations if name not in (OURS, GEMM)]
     return {
-        "case": asdict(case) | {"title": case.title},
+        "case": asdict(case) | {"title": case.title, "form": case.form},
         "flops": case.flops,
         "calls_per_round": timing.calls,
         "seconds": {name: quantiles(times) for name, times in timing.times.items()},

@@ -1,4 +1,4 @@
-"""The benchmark of GRUs that reset before the product and of LSTMs with a projection."""
+"""The benchmark of cells that torch.nn does not have, and of LSTMs with a projection."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import pytest
 import torch
 
 import seqkernels
-from benchmarks import torch_loops
 from benchmarks.cases import Case, form_cases
-from benchmarks.implementations import OURS_WIDE, TORCH, Problem
+from benchmarks.implementations import LAYERS, LOOPS, OURS_WIDE, TORCH, Problem
 from benchmarks.timing import OURS
-from benchmarks.torch_loops import CompiledStepLoop, ResetBeforeLoop
+from benchmarks.torch_loops import with_compiled_step
 
 pytest.importorskip("pytest_benchmark")
 from benchmarks import cell_forms
-from benchmarks.cell_forms import COMPILED, EAGER, OURS_AFTER, SCRIPT, TORCH_WIDE
+from benchmarks.cell_forms import COMPILED, EAGER, FORMS, SCRIPT, TORCH_WIDE
 
 BRIEF: dict[str, Any] = {"seconds": 0.0, "min_rounds": 2}
 TINY = [
@@ -26,7 +25,11 @@ TINY = [
     Case("training", "gru", 3, 2, 16, reset_after=False),
     Case("inference", "lstm", 3, 2, 16, proj_size=4),
     Case("training", "lstm", 3, 2, 16, dtype="bfloat16", proj_size=8),
+    Case("inference", "gru", 3, 2, 16, norm="layer"),
+    Case("inference", "lstm", 3, 2, 16, norm="layer"),
+    Case("training", "lstm", 3, 2, 16, norm="layer-joint"),
 ]
+OURS_AFTER, OURS_PLAIN = f"{OURS} reset_after=True", f"{OURS} norm=None"
 
 
 def tiny_run(monkeypatch: pytest.MonkeyPatch, path: Path) -> str:
@@ -34,7 +37,7 @@ def tiny_run(monkeypatch: pytest.MonkeyPatch, path: Path) -> str:
     monkeypatch.setattr(cell_forms, "form_cases", lambda: TINY)
     monkeypatch.setattr(cell_forms, "FULL", BRIEF)
     monkeypatch.setattr(cell_forms, "get_cpu_info", lambda: {"brand_raw": "Some Processor"})
-    monkeypatch.setattr(cell_forms, "CompiledStepLoop", lambda *sizes: 1 / 0)  # as without a compiler
+    monkeypatch.setattr(cell_forms, "with_compiled_step", lambda loop: 1 / 0)  # as without a compiler
     try:
         cell_forms.main(["--output", str(path), "--threads", str(torch.get_num_threads())])
     finally:
@@ -49,12 +52,22 @@ def test_a_run_writes_a_row_for_each_case(
     assert f"`python -m benchmarks.cell_forms --output {tmp_path / 'forms.md'} --threads" in text
     assert "\n\nSome Processor, " in text
     assert f"; torch {torch.__version__}" in text
-    gru, lstm = text.split("\n## ")[1:]
+    gru, normalized_gru, normalized, joint, lstm = text.split("\n## ")[1:]
     assert f"speedup over {SCRIPT} | " in gru
     assert f"speedup over {OURS_AFTER} | " in gru
     assert "| GRU inference float32 | 1 | " in gru
     assert "\n| training, GRU T=3 B=2 H=16, reset_after=False | " in gru
     assert "\n| inference, GRU T=3 B=2 H=16, reset_after=False | " in gru
+    assert f"`{OURS_AFTER}` is no peer" in gru
+    for some, row in (
+        (normalized_gru, "inference, GRU T=3 B=2 H=16, norm=layer"),
+        (normalized, "inference, LSTM T=3 B=2 H=16, norm=layer"),
+        (joint, "training, LSTM T=3 B=2 H=16, norm=layer-joint"),
+    ):
+        assert f"speedup over {SCRIPT} | speedup over {OURS_PLAIN} | " in some
+        assert f"`{OURS_PLAIN}` is no peer" in some
+        assert some.count(f"\n| {row} | ") == some.count(", LSTM T=3") + some.count(", GRU T=3") == 1
+    assert "no peer" not in lstm
     assert f"speedup over {TORCH} | " in lstm
     assert "| LSTM training bfloat16 | 1 | " in lstm
     assert "\n| inference, LSTM T=3 B=2 H=16 P=4 | " in lstm
@@ -64,12 +77,15 @@ def test_a_run_writes_a_row_for_each_case(
 
 
 def test_who_is_timed() -> None:
-    inference, training, float32, bfloat16 = (set(cell_forms.checked_calls(Problem(case))) for case in TINY)
+    inference, training, float32, bfloat16, *normalized = (
+        set(cell_forms.checked_calls(Problem(case))) for case in TINY
+    )
     loops = {OURS, SCRIPT, OURS_AFTER, "gemm"}
     assert training == loops
     assert loops <= inference <= loops | {"onnxruntime"}
     assert float32 == {OURS, TORCH, "gemm"}
     assert bfloat16 == {OURS, OURS_WIDE, TORCH, TORCH_WIDE, "gemm"}
+    assert normalized == [{OURS, SCRIPT, OURS_PLAIN, "gemm"}] * 3
 
 
 def test_without_torchscript(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +97,7 @@ def test_without_torchscript(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_wrong_result_of_ours_is_refused(case: Case) -> None:
     problem = Problem(case)
     with torch.no_grad():
-        problem.ours.weight_hh_l0.mul_(2)  # type: ignore[operator]
+        problem.ours.bias_hh_l0.add_(1)  # type: ignore[operator]
     with pytest.raises(AssertionError, match="seqkernels, result 0: error"):
         cell_forms.checked_calls(problem)
 
@@ -103,48 +119,64 @@ def test_a_wrong_peer_is_refused_and_the_report_says_so(
         return {SCRIPT: (lambda: [2 * result for result in right()]) if training else right}
 
     monkeypatch.setattr(cell_forms, "loops", wrong)
-    with pytest.raises(SystemExit, match="1 of the cases were refused"):
+    with pytest.raises(SystemExit, match="2 of the cases were refused"):
         tiny_run(monkeypatch, tmp_path / "forms.md")
     text = (tmp_path / "forms.md").read_text(encoding="utf-8")
     assert "| training, GRU" not in text
-    assert "## Refused for wrong results\n\n- training, GRU T=3 B=2 H=16, reset_after=False: Torch" in text
+    assert "LSTM with norm=layer-joint" not in text
+    refused = text.split("## Refused for wrong results\n\n")[1].splitlines()
+    assert refused[0].startswith(
+        f"- training, GRU T=3 B=2 H=16, reset_after=False: {SCRIPT}, result 0: error"
+    )
+    assert refused[1].startswith(
+        f"- training, LSTM T=3 B=2 H=16, norm=layer-joint: {SCRIPT}, result 0: error"
+    )
 
 
-def test_the_loops_do_what_the_reference_does(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@pytest.mark.parametrize(("cell", "form"), LOOPS, ids=str)
+def test_the_loops_do_what_the_reference_does(cell: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiled one with a compiler that leaves the step as it is."""
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda step, dynamic: compiled.append(step) or step)
     monkeypatch.setattr(torch.compiler, "reset", lambda: None)
-    torch.manual_seed(0)
-    ours, plain = seqkernels.FusedGRU(5, 6, reset_after=False, backend="reference"), ResetBeforeLoop(5, 6)
-    other = CompiledStepLoop(5, 6)
-    assert compiled == [torch_loops.reset_before_step]
-    for module in (plain, other):
-        module.load_state_dict(ours.state_dict())
+    case = next(case for case in form_cases() if (case.cell, case.form) == (cell, form))
+    plain, other = LOOPS[cell, form](5, 6), with_compiled_step(LOOPS[cell, form](5, 6))
+    assert compiled == [plain.step]
+    ours = LAYERS[cell][1](5, 6, backend="reference", **case.beyond_torch)
+    for module in (ours, other):
+        module.load_state_dict(plain.state_dict())
     assert [name for name, _ in ours.named_parameters()] == [name for name, _ in plain.named_parameters()]
-    x, h = torch.randn(4, 3, 5, requires_grad=True), torch.randn(1, 3, 6)
+    x = torch.randn(4, 3, 5, requires_grad=True)
+    hx: Any = tuple(torch.randn(2, 1, 3, 6)) if cell == "lstm" else torch.randn(1, 3, 6)
     results = []
-    for module in (ours, plain, other):
-        output, h_n = module(x, h)
-        loss = output.square().sum() + h_n.sum()
-        results.append([output, h_n, *torch.autograd.grad(loss, [x, *module.parameters()])])
-    for result in results[1:]:
-        torch.testing.assert_close(result, results[0])
+    for module in (ours, plain, other, torch.jit.script(plain)):
+        for state in (hx, None):
+            output, final = module(x, state)
+            finals = final if cell == "lstm" else [final]
+            loss = output.square().sum() + sum((n + 1) * s.sum() for n, s in enumerate(finals))
+            results.append([output, *finals, *torch.autograd.grad(loss, [x, *module.parameters()])])
+    for n, result in enumerate(results[2:]):
+        torch.testing.assert_close(result, results[n % 2])
 
 
 def test_form_cases() -> None:
     cases = form_cases()
-    assert len(cases) == len({case.id for case in cases}) == 100
+    assert len(cases) == len({case.id for case in cases}) == 160
     assert [case.id for case in cases if case.quick] == [
         f"{work}-{layer}"
-        for cell in ("gru", "lstm")
-        for work in ("inference", "training")
-        for layer in (
-            ["gru-t100-b8-h256-reset_afterfalse"]
-            if cell == "gru"
-            else ["lstm-t100-b8-h256-p64", "lstm-t100-b8-h256-p64-bfloat16"]
+        for layers in (
+            ["gru-t100-b8-h256-normlayer"],
+            ["gru-t100-b8-h256-reset_afterfalse"],
+            ["lstm-t100-b8-h256-p64", "lstm-t100-b8-h256-p64-bfloat16"],
+            ["lstm-t100-b8-h256-normlayer"],
+            ["lstm-t100-b8-h256-normlayer-joint"],
         )
+        for work in ("inference", "training")
+        for layer in layers
     ]
+    assert {(case.cell, case.form) for case in cases} == set(FORMS)
+    assert FORMS.keys() - LOOPS.keys() == {("lstm", "")}
 
 
 def test_operations_of_a_projection() -> None:
@@ -152,5 +184,6 @@ def test_operations_of_a_projection() -> None:
     case = Case("inference", "lstm", 3, 2, 16, inputs=8, proj_size=4)
     assert case.flops == 6 * 2 * (64 * 8 + 64 * 4 + 4 * 16)
     assert replace(case, proj_size=0).flops == 6 * 2 * 64 * (8 + 16)
+    assert replace(case, proj_size=0, norm="layer").flops == replace(case, proj_size=0).flops
     stacked = replace(case, variant="2 layers, bidirectional")
     assert stacked.flops == 6 * 2 * 2 * (64 * 8 + 64 * 8 + 2 * (64 * 4 + 4 * 16))
