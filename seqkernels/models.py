@@ -235,7 +235,7 @@ def _begin_as_torchaudio(lstm: Any) -> None:
     """Its input side is a torch.nn.Linear, with a bias where nothing normalises; it has no `bias_hh`."""
     bound = lstm.input_size**-0.5
     nn.init.uniform_(lstm.weight_ih_l0, -bound, bound)
-    if lstm.norm is None:
+    if lstm._norm is None:
         nn.init.uniform_(lstm.bias_ih_l0, -bound, bound)
     nn.init.zeros_(lstm.bias_hh_l0.requires_grad_(False))
 
