@@ -382,7 +382,10 @@ MUTATIONS = {
         backward=True,
     ),
     "products_of_any_stride": projection(
-        "stepwise.cuh", "sequence * kTiles * wide + unit", "sequence * kTiles * made + unit", plan="stepwise"
+        "stepwise.cuh",
+        "sequence * kTiles * Units::most(p)",
+        "sequence * kTiles * Units::template made<kFollows>(p)",
+        plan="stepwise",
     ),
 }
 RACES = {
