@@ -36,18 +36,20 @@ class Emulated(Problem):
         return self.states[1] if REGISTRY[self.cell].has_cell_state else None
 
     def forward(self, save_for_backward: bool | None = None) -> tuple[Tensor, ...]:
-        args = (self.x, self.states[0], self._c0(), self.weights, self.batch_sizes)
+        args = (self.x, self.states[0], self._c0(), self.weights, self.batch_sizes, self.norm_eps)
         saves = REGISTRY[self.cell].saved > 0 if save_for_backward is None else save_for_backward
         return tuple(torch.ops.seqkernels_emulated.forward(self._cell(), *args, saves))
 
     def backward(self, forward: Sequence[Tensor], needs_grad: Sequence[bool] | None = None) -> list[Tensor]:
-        saved = [*forward[1 + len(self.states) :], None, None][:2]
+        saved = iter(forward[1 + len(self.states) :])
+        info = REGISTRY[self.cell]
+        there = (info.saved > 0, info.has_cell_state, info.is_normalized)  # gates, cells, norms
         grads = [*self.grads, None][:3]
         return torch.ops.seqkernels_emulated.backward(
             self._cell(),
             *grads,
-            *(self.x, self.states[0], self._c0(), self.weights, self.batch_sizes),
-            *(forward[0], *saved),
+            *(self.x, self.states[0], self._c0(), self.weights, self.batch_sizes, self.norm_eps),
+            *(forward[0], *(next(saved) if is_there else None for is_there in there)),
             [True] * len(self.inputs) if needs_grad is None else list(needs_grad),
         )
 
