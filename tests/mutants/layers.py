@@ -376,7 +376,7 @@ MUTANTS = [
     Mutant(
         "rows_of_threads",
         FORWARD,
-        "operand{all + slice.sequence(0) * row_stride, row_stride * «slice.split.batch_parts»};",
+        "rows{all + slice.sequence(0) * row_stride, row_stride * «slice.split.batch_parts»};",
         "1",
         "A thread that has every second sequence multiplies h of its neighbours.",
         tests=THREADS,
