@@ -34,7 +34,7 @@ def test_every_kernel_is_there(target: str, found: dict[tuple[str, ...], Kernel]
                 assert (f"persistent {form}", direction, cell, dtype, target) in found
 
 
-# Bytes that a kernel keeps on the stack, outside of its loop's registers; docs/kernels-cuda.md says what is to be done.
+# Bytes that kernels keep on the stack.
 SPILLS = {("persistent grid, one tile", "backward", "LSTM projected", "fp32", "sm_100a"): 8}
 
 
