@@ -180,6 +180,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("cell_forms.md"), help="the Markdown file to write"
     )
+    parser.add_argument("--only", default="", help="cases whose title has this, such as norm=")
+    parser.add_argument("--no-compile", action="store_true", help="without the compiled step: minutes a case")
     parser.add_argument("--threads", type=int, help="of everybody (default: torch's own number)")
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")
@@ -191,13 +193,14 @@ def main(arguments: list[str] | None = None) -> None:
     if load > 0.5:
         print(f"WARNING: the load average is {load:.1f}; measure on an idle machine")
 
+    compiled = not (options.quick or options.no_compile)
     started = time.monotonic()
     infos, refused = [], []
     for case in form_cases():
-        if options.quick and not case.quick:
+        if (options.quick and not case.quick) or options.only not in case.title:
             continue
         try:
-            infos.append(measure(case, QUICK if options.quick else FULL, compiled=not options.quick))
+            infos.append(measure(case, QUICK if options.quick else FULL, compiled))
             print(report.progress_line(infos[-1]), flush=True)
         except AssertionError as error:
             refused.append(f"{case.work}, {case.title}: {error}")
