@@ -1,7 +1,8 @@
 """Cells that torch.nn does not have, and LSTMs with a projection, beside what people run for them today.
 
     python -m benchmarks.cell_forms                            # about half an hour, to cell_forms.md
-    python -m benchmarks.cell_forms --quick --output FILE.md   # some 40 seconds
+    python -m benchmarks.cell_forms --quick --output FILE.md   # some 15 seconds
+    python -m benchmarks.cell_forms --only norm= --no-compile  # some cases, without the slowest peer
 
 torch.nn has neither `reset_after=False` nor `norm`. Their peers are the loops of benchmarks/torch_loops.py,
 scripted and with a compiled step, and for a GRU that resets before the product ONNX Runtime's with
@@ -196,9 +197,10 @@ def main(arguments: list[str] | None = None) -> None:
     compiled = not (options.quick or options.no_compile)
     started = time.monotonic()
     infos, refused = [], []
-    for case in form_cases():
-        if (options.quick and not case.quick) or options.only not in case.title:
-            continue
+    cases = [c for c in form_cases() if options.only in c.title and (c.quick or not options.quick)]
+    if not cases:
+        parser.error(f"--only: there is no case with {options.only!r} in its title")
+    for case in cases:
         try:
             infos.append(measure(case, QUICK if options.quick else FULL, compiled))
             print(report.progress_line(infos[-1]), flush=True)

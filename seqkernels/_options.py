@@ -87,10 +87,9 @@ class Norm(torch.nn.Module):
         if getattr(self, "proj_size", 0):
             raise ValueError(f"norm={norm!r} needs proj_size=0, got {self.proj_size}")
         gate_rows = CELLS[cell].gates * self.hidden_size
-        extra = [(PARAMETERS[weight], weight) for weight in CELLS[cell].extra_weights]
+        names = [PARAMETERS[weight] for weight in CELLS[cell].extra_weights]
         compat.add_weights(
-            self,
-            {name: self.hidden_size if weight.startswith("norm_c") else gate_rows for name, weight in extra},
+            self, {name: self.hidden_size if name.startswith("norm_c") else gate_rows for name in names}
         )
         self.reset_parameters()
 

@@ -364,7 +364,7 @@ _before_first_compilation(_prepare_dynamo)
 
 
 def weight_names(module: torch.nn.RNNBase) -> Sequence[str]:
-    """Of every layer and direction w_ih, w_hh and, where it has them, b_ih, b_hh, w_hr."""
+    """Of every layer and direction w_ih, w_hh and, where it has them, b_ih, b_hh, w_hr, norms."""
     return module._flat_weights_names
 
 

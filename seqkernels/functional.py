@@ -74,7 +74,7 @@ def lstm(
 
     Raises:
         ValueError: An unknown `backend` or `norm`, a negative `norm_eps`, or a `reset_mask` of another shape.
-        TypeError: A `reset_mask` that is no bool tensor.
+        TypeError: A `reset_mask` that is no bool tensor, a `norm_eps` that is no number.
         RuntimeError: T = 0; states or weights that are not as many as the options say; sizes, dtypes or
             devices that do not fit together; or with `backend="native"` every reason why the kernels cannot
             run.

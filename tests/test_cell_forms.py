@@ -32,14 +32,14 @@ TINY = [
 OURS_AFTER, OURS_PLAIN = f"{OURS} reset_after=True", f"{OURS} norm=None"
 
 
-def tiny_run(monkeypatch: pytest.MonkeyPatch, path: Path) -> str:
+def tiny_run(monkeypatch: pytest.MonkeyPatch, path: Path, *arguments: str) -> str:
     """What a run writes that has the tiny cases alone."""
     monkeypatch.setattr(cell_forms, "form_cases", lambda: TINY)
     monkeypatch.setattr(cell_forms, "FULL", BRIEF)
     monkeypatch.setattr(cell_forms, "get_cpu_info", lambda: {"brand_raw": "Some Processor"})
     monkeypatch.setattr(cell_forms, "with_compiled_step", lambda loop: 1 / 0)  # as without a compiler
     try:
-        cell_forms.main(["--output", str(path), "--threads", str(torch.get_num_threads())])
+        cell_forms.main(["--output", str(path), "--threads", str(torch.get_num_threads()), *arguments])
     finally:
         text = path.read_text(encoding="utf-8")
     return text
@@ -74,6 +74,18 @@ def test_a_run_writes_a_row_for_each_case(
     assert "\n| training, LSTM T=3 B=2 H=16 P=8, bfloat16 | " in lstm
     assert "Refused" not in text
     assert f"{COMPILED} is left out: ZeroDivisionError: division by zero" in capsys.readouterr().out
+
+
+def test_some_cases_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tiny_run(monkeypatch, tmp_path / "forms.md", "--only", "norm=layer-joint", "--no-compile")
+    assert len(text.split("\n## ")) == 2
+    assert "\n| training, LSTM T=3 B=2 H=16, norm=layer-joint | " in text
+    assert COMPILED not in capsys.readouterr().out  # which a run with it would have left out, and said so
+    with pytest.raises(SystemExit):
+        cell_forms.main(["--only", "no such case"])
+    assert "there is no case with 'no such case' in its title" in capsys.readouterr().err
 
 
 def test_who_is_timed() -> None:
