@@ -23,8 +23,9 @@ inline int outputs_of_block(const Partition& part, int outputs, int chunk) {
   return share;
 }
 
-// The product of a stage. A warp has a slice of the weights of each stage. The only stage has as many chunks of it in registers
-// as its product can do with; several stages share the registers by their gates, in fours of tiles.
+// The product of a stage. A warp has a slice of the weights of each stage. The only stage has as many chunks of it in
+// registers as its product can do with; several stages share the registers by their gates, in fours of tiles or, by FFMA,
+// in twos.
 template <class Pass, class Operand, int stage>
 struct PersistentProduct {
   using Iteration = typename Pass::template Iteration<stage>;
@@ -32,7 +33,8 @@ struct PersistentProduct {
   using Sums = PartialSums<Iteration::kTiles>;
   static constexpr int kGates = Iteration::kTiles * Iteration::kReads;
   static constexpr int kAllGates = cells::first_gate<typename Pass::Cell>(Pass::kStages);
-  static constexpr int kShare = (Product::kSharedTiles * kGates / kAllGates + 2) / 4 * 4;
+  static constexpr int kPart = Product::kSharedTiles * kGates / kAllGates;
+  static constexpr int kShare = Product::kOnTensorCores ? (kPart + 2) / 4 * 4 : kPart / 2 * 2;
   static constexpr int kResident = Pass::kStages == 1 ? Product::kResident : kShare / Iteration::kTiles;
   using Weights = Slice<Operand, Iteration::kTiles, kResident>;
   static_assert(kResident > 0);
