@@ -39,11 +39,12 @@ struct CellInfo {
   int64_t norms;  // and numbers of each step of a sequence
   bool has_cell_state;
   bool is_projected;       // whether h is a projection, of a size of its own
-  bool has_hidden_dgates;  // gradients of the hidden gates that are not those of the input gates
+  bool has_hidden_dgates;  // gradients of the product with h that are not those of the product with x
   bool has_weight[kWeightKinds];
   int stages;
   const int* stage_gates;  // [stages]
   int carried;             // values per unit that are handed on from stage to stage
+  int dgates;              // gradients per unit that a step's backward pass writes
 
   constexpr bool is_normalized() const { return norms > 0; }
   // Weights of a direction: without biases, those beside w_ih and w_hh, and all.
@@ -71,11 +72,12 @@ constexpr CellInfo info_of() {
       cells::kNormsOfRow<Cell>,
       Cell::kHasCellState,
       Cell::kIsProjected,
-      !Cell::kIsProjected && Cell::kDgates > Cell::kGates,
+      kOfInput || (!kOfHidden && !Cell::kIsProjected && Cell::kDgates > Cell::kGates),
       {true, true, true, true, Cell::kIsProjected, kOfInput, kOfHidden, Cell::kNormalizesCell, Cell::kNormalizesCell},
       Cell::kStages,
       Cell::kStageGates,
-      Cell::kCarried};
+      Cell::kCarried,
+      Cell::kDgates};
 }
 
 // All of them, in the order of the registry.

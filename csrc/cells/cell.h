@@ -121,4 +121,30 @@ constexpr int kReserved =
 template <class Cell>
 constexpr int kNormsOfRow = kNormSides<Cell> * Cell::kNormGroups + Cell::kNormalizesCell;
 
+// Norms by their index, in this order: how many there are; whether one is that of c; the gates that it is of, how many groups
+// these have, and which of them a gate belongs to; and the block of dgates that the cell writes for a gate of it.
+template <class Cell>
+constexpr int kNorms = kNormSides<Cell> + Cell::kNormalizesCell;
+template <class Cell>
+SEQKERNELS_INLINE constexpr bool is_norm_of_cell(int norm) {
+  return norm == kNormSides<Cell>;
+}
+template <class Cell>
+SEQKERNELS_INLINE constexpr int norm_gates(int norm) {
+  return is_norm_of_cell<Cell>(norm) ? 1 : Cell::kGates;
+}
+template <class Cell>
+SEQKERNELS_INLINE constexpr int norm_groups(int norm) {
+  return is_norm_of_cell<Cell>(norm) ? 1 : Cell::kNormGroups;
+}
+template <class Cell>
+SEQKERNELS_INLINE constexpr int norm_group(int norm, int gate) {
+  return is_norm_of_cell<Cell>(norm) ? 0 : Cell::norm_group(gate);
+}
+template <class Cell>
+SEQKERNELS_INLINE constexpr int norm_dgate(int norm, int gate) {
+  if (is_norm_of_cell<Cell>(norm)) return Cell::kDgates - 1;
+  return norm == kNormSides<Cell> - 1 ? Cell::hidden_dgate(gate) : Cell::input_dgate(gate);
+}
+
 }  // namespace seqkernels::cells

@@ -13,29 +13,9 @@
 
 namespace seqkernels::SEQKERNELS_ISA {
 
-// What a norm is of, by its index: the input side (of Norm::kSides), the hidden side or the sum, c.
-template <class Cell>
-constexpr bool is_norm_of_cell(int norm) {
-  return norm == cells::kNormSides<Cell>;
-}
-template <class Cell>
-constexpr int norm_gates(int norm) {
-  return is_norm_of_cell<Cell>(norm) ? 1 : Cell::kGates;
-}
-template <class Cell>
-constexpr int norm_groups(int norm) {
-  return is_norm_of_cell<Cell>(norm) ? 1 : Cell::kNormGroups;
-}
-template <class Cell>
-constexpr int norm_group(int norm, int gate) {
-  return is_norm_of_cell<Cell>(norm) ? 0 : Cell::norm_group(gate);
-}
-// The block of dgates that the cell writes for a gate: dy.
-template <class Cell>
-constexpr int norm_dgate(int norm, int gate) {
-  if (is_norm_of_cell<Cell>(norm)) return Cell::kDgates - 1;
-  return norm == cells::kNormSides<Cell> - 1 ? Cell::hidden_dgate(gate) : Cell::input_dgate(gate);
-}
+using cells::is_norm_of_cell, cells::norm_dgate, cells::norm_gates, cells::norm_group, cells::norm_groups;
+
+// The weights of a norm, by its index.
 template <class Cell>
 constexpr WeightKind norm_weight(int norm) {
   if (is_norm_of_cell<Cell>(norm)) return kCellNorm;

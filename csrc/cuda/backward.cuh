@@ -15,8 +15,8 @@ struct Backward {
   using V = Value<R, is_short<T>>;
   static constexpr bool kIsBackward = true;
   static constexpr int kStages = Cell::kStages, kCarried = 0;
-  static constexpr int kSaved = Cell::kSaved == 0 ? 1 : Cell::kSaved;
-  static_assert(kStages == 1 || Cell::kDgates == cells::first_gate<Cell>(kStages),
+  static constexpr int kReserved = cells::kReserved<Cell>, kSaved = kReserved == 0 ? 1 : kReserved;
+  static_assert(kStages == 1 || Cell::kDgates == cells::first_gate<Cell>(kStages) || Cell::kNorm != cells::Norm::kNone,
                 "a stage writes its own gates' dgates");
 
   static constexpr int kFinalStage = 0;
@@ -66,14 +66,14 @@ struct Backward {
     SEQKERNELS_DEVICE Reader(const Problem& p, const UnitCoord& at, int64_t time) {
       const int64_t row = p.shape.first_row(time) + at.column, index = Units::output_index(p, at, row);
       grad_output_ = static_cast<const T*>(p.grad_output) + index;
-      gates_ = static_cast<const T*>(p.gates) + saved_index(p.shape, at, row, Cell::kSaved);
+      gates_ = static_cast<const T*>(p.gates) + saved_index(p.shape, at, row, kReserved);
       if constexpr (Cell::kBackwardReadsH) output_ = static_cast<const T*>(p.output) + index;
       if constexpr (Cell::kHasCellState) cells_ = static_cast<const R*>(p.cells) + saved_index(p.shape, at, row, 1);
     }
     SEQKERNELS_DEVICE void move(const Problem& p, int rows) {
       const int wide = p.shape.directions * Units::outputs(p), padded = p.shape.padded;
       move_rows(grad_output_, rows, wide);
-      if constexpr (Cell::kSaved > 0) move_rows(gates_, rows, Cell::kSaved * padded);
+      if constexpr (kReserved > 0) move_rows(gates_, rows, kReserved * padded);
       if constexpr (Cell::kBackwardReadsH) move_rows(output_, rows, wide);
       if constexpr (Cell::kHasCellState) move_rows(cells_, rows, padded);
     }
@@ -91,7 +91,7 @@ struct Backward {
         if (p.grad_output) inputs.grad_output = to_real(grad_output_[unit]);
       if constexpr (!Stage::kIsProjection) {
         SEQKERNELS_UNROLL
-        for (int k = 0; k < Cell::kSaved; ++k) inputs.saved[k] = to_real(gates_[k * shape.padded + unit]);
+        for (int k = 0; k < kReserved; ++k) inputs.saved[k] = to_real(gates_[k * shape.padded + unit]);
       }
       if constexpr (Cell::kBackwardReadsH && Stage::kHasH) {
         const T* before = output_;
@@ -119,7 +119,7 @@ struct Backward {
         if (p.grad_output) cuda::prefetch(grad_output_ + unit);
       if constexpr (!Stage::kIsProjection) {
         SEQKERNELS_UNROLL
-        for (int k = 0; k < Cell::kSaved; ++k) cuda::prefetch(gates_ + k * p.shape.padded + unit);
+        for (int k = 0; k < kReserved; ++k) cuda::prefetch(gates_ + k * p.shape.padded + unit);
       }
     }
 

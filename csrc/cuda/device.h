@@ -69,6 +69,7 @@ SEQKERNELS_DEVICE bool warp_all(bool value) { return __all_sync(~0u, value); }
 // The value of the lane whose index differs in the bits of `mask`; all 32 lanes take part.
 SEQKERNELS_DEVICE uint32_t shuffle_xor(uint32_t value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
 SEQKERNELS_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
+SEQKERNELS_DEVICE double shuffle_xor(double value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
 
 // ---------------------------------------------------------------- shared memory
 

@@ -6,6 +6,8 @@
 #include "backward.cuh"
 #include "forward.cuh"
 #include "kernels.h"
+#include "normalized_backward.cuh"
+#include "normalized_forward.cuh"
 #include "persistent.cuh"
 #include "rows.cuh"
 #include "stepwise.cuh"
@@ -58,10 +60,19 @@ PassKernels with_persistent() {
   return kernels;
 }
 
+template <class Row, class Cell>
+PassKernels normalized(int tiles, int published, bool is_backward) {
+  const void* const step = reinterpret_cast<const void*>(&normalized_kernel<Row>);
+  PassKernels kernels{1, {{0, false, tiles, published, false, false, step}}, is_backward, 1};
+  kernels.norm_gradients = reinterpret_cast<const void*>(&norm_gradients_kernel<Cell, typename Row::Element>);
+  return kernels;
+}
+
 template <class Cell, class Element, class Operand = void>
 CellKernels both_passes() {
   if constexpr (Cell::kNorm != cells::Norm::kNone)
-    return {};  // not written
+    return {normalized<NormalizedForward<Cell, Element>, Cell>(Cell::kGates, 1, false),
+            normalized<NormalizedBackward<Cell, Element>, Cell>(1, Cell::kGates, true)};
   else if constexpr (std::is_void_v<Operand>)
     return {stepwise_only<Forward<Cell, Element>>(), stepwise_only<Backward<Cell, Element>>()};
   else

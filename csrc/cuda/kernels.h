@@ -22,7 +22,8 @@ struct StageKernels {
   bool makes_outputs;  // whether its units are those of h, where h is a projection, or hidden ones
   bool reads_outputs;  // whether those are that it reads
 
-  const void* stepwise;  // the iteration with this product: (Problem, StepBuffers, int64_t iteration)
+  // The iteration with this product: (Problem, StepBuffers, int64_t iteration), of a normalised cell (.., Norms) too.
+  const void* stepwise;
   const void* operands;  // rows.cuh: (Shape, gates, previous, operands, cells); null of the state before
 
   // Of persistent kernels.
@@ -55,6 +56,11 @@ struct PassKernels {
   bool on_tensor_cores = false;  // its products; or by FFMA, float32 as it is
   int column_tiles = 0;          // of 8 columns, that a warp takes in one pass over K at most
   int block_tiles = 0;           // unit groups times column tiles of a block in one such pass at most
+
+  // normalized.cuh: (Shape, NormGradients); null where the cell is not normalised. If it is, a step has one stage here,
+  // and a stepwise launch a block for each row.
+  const void* norm_gradients = nullptr;
+  bool is_normalized() const { return norm_gradients != nullptr; }
 };
 
 struct CellKernels {

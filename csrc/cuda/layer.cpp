@@ -59,7 +59,18 @@ Tensor as_rows(const Layer& layer, const Tensor& tensor, int64_t features) {
   return window(as_contiguous(tensor), {layer.rows(), features});
 }
 
-void run_forward(const Device& device, const Layer& layer, cuda::Projected<cuda::ForwardProblem>& problem) {
+cuda::Norms norms_of(const Layer& layer) {
+  cuda::Norms norms{layer.norm_eps()};
+  for (int kind = 0; kind < cuda::kNormKinds; ++kind)
+    for (int64_t d = 0; d < layer.directions(); ++d) {
+      norms.weights[kind][d] = layer.weight(d, cuda::kNormWeights[kind][0]);
+      norms.biases[kind][d] = layer.weight(d, cuda::kNormWeights[kind][1]);
+    }
+  return norms;
+}
+
+void run_forward(const Device& device, const Layer& layer, cuda::Projected<cuda::ForwardProblem>& problem,
+                 const cuda::Norms& norms) {
   const int64_t wide = layer.info().gates * layer.hidden_size(), steps = layer.seq_len();
   const Tensor x = as_rows(layer, layer.x(), layer.input_size());
   const int64_t element = layer.dtype() == DType::kFloat64 ? 8 : 4;
@@ -79,7 +90,7 @@ void run_forward(const Device& device, const Layer& layer, cuda::Projected<cuda:
       cuda::multiply(window(x, {rows, layer.input_size()}, first_row * layer.input_size()),
                      cuda::transposed(layer.weight_tensor(d, kInputWeight)), input_gates);
     }
-    loop.run(problem);
+    loop.run(problem, norms);
     problem.first_step += problem.steps;
   } while (problem.first_step < steps);
 }
@@ -112,7 +123,7 @@ std::vector<Tensor> operands_of(const Device& device, const Layer& layer, cuda::
                                 const std::optional<Tensor>& gates, const std::optional<Tensor>& cells) {
   std::vector<Tensor> operands{previous_states(device, layer, shape, output)};
   const cuda::PassKernels& kernels = cuda::kernels_of(layer.cell(), layer.dtype(), false).backward;
-  for (int stage = 1; stage < layer.info().stages; ++stage) {
+  for (int stage = 1; stage < kernels.stages; ++stage) {
     operands.push_back(
         new_tensor({layer.directions(), layer.rows(), layer.hidden_size()}, layer.scalar_type(), output));
     void *saved = data(gates), *previous = data(operands[0]), *to = data(operands.back()), *c = data(cells);
@@ -128,10 +139,10 @@ void hidden_weight_gradients(const Layer& layer, const Tensor& dgates, const std
                              int64_t direction, const Tensor& grad_w) {
   const int64_t rows = layer.rows(), hidden = layer.hidden_size(), columns = layer.output_size();
   int64_t first_gate = 0;
-  for (int stage = 0; stage < layer.info().stages - layer.info().is_projected; ++stage) {
+  for (size_t stage = 0; stage < operands.size() - layer.info().is_projected; ++stage) {
     const int64_t gates = layer.info().stage_gates[stage];
     cuda::multiply(cuda::transposed(of_direction(layer, dgates, direction, first_gate, gates)),
-                   window(operands[size_t(stage)], {rows, columns}, direction * rows * columns),
+                   window(operands[stage], {rows, columns}, direction * rows * columns),
                    window(grad_w, {gates * hidden, columns}, first_gate * hidden * columns));
     first_gate += gates;
   }
@@ -153,16 +164,32 @@ void input_gradients(const Layer& layer, const Tensor& dgates, const Tensor& gra
                  window(grad_x, {layer.rows(), input}));
 }
 
-}  // namespace
-
-// Normalised cells run by the reference on a GPU; this is for who calls the op itself.
-void check_cell(const Layer& layer) {
-  if (layer.info().is_normalized()) fail(layer.info().name, " has no CUDA kernels");
+// The gradients of the factors and biases of one direction's norms.
+void norm_gradients(const Device& device, const Layer& layer, cuda::Shape& shape, const cuda::Norms& norms,
+                    const LayerBackwardTensors& tensors, int64_t direction) {
+  constexpr int kRowThreads = 512;
+  const cuda::PassKernels& kernels = cuda::kernels_of(layer.cell(), layer.dtype(), false).backward;
+  const int64_t element = layer.dtype() == DType::kFloat64 ? 8 : 4;
+  for (int kind = 0; kind < cuda::kNormKinds; ++kind) {
+    cuda::NormGradients gradients{cuda::NormKind(kind),
+                                  static_cast<int>(direction),
+                                  norms.dgates,
+                                  data(tensors.saved.gates),
+                                  tensors.weight(layer, direction, cuda::kNormWeights[kind][0]),
+                                  tensors.weight(layer, direction, cuda::kNormWeights[kind][1])};
+    if (!gradients.weight && !gradients.bias) continue;
+    const int64_t numbers = (kind == cuda::kNormOfCell ? 1 : layer.info().gates) * layer.hidden_size();
+    const int64_t blocks = std::clamp<int64_t>((numbers + 31) / 32, 1, 1 << 16);
+    void* arguments[] = {&shape, &gradients};
+    device.launch(kernels.norm_gradients, {static_cast<int>(blocks), kRowThreads, 2 * kRowThreads * element},
+                  arguments);
+  }
 }
+
+}  // namespace
 
 LayerOutputs layer_forward_cuda(const LayerInputs& inputs, bool save_for_backward) {
   const Layer layer(inputs);
-  check_cell(layer);
   const Device device(layer.x());
   LayerOutputs out = layer.new_outputs(save_for_backward);
   if (layer.batch() == 0) return out;
@@ -183,14 +210,15 @@ LayerOutputs layer_forward_cuda(const LayerInputs& inputs, bool save_for_backwar
     problem.gates = data(out.saved.gates);
     problem.cells = data(out.saved.cells);
   }
-  run_forward(device, layer, problem);
+  cuda::Norms norms = norms_of(layer);
+  if (save_for_backward) norms.scales = data(out.saved.norms);
+  run_forward(device, layer, problem, norms);
   return out;
 }
 
 InputGradients layer_backward_cuda(const LayerInputs& inputs, const LayerGradients& grads, const Tensor& output,
                                    const LayerSaved& saved, const std::vector<bool>& needs_grad) {
   const Layer layer(inputs);
-  check_cell(layer);
   const Device device(layer.x());
   LayerBackwardTensors tensors(layer, grads, output, saved, needs_grad);
   const std::optional<Tensor> offsets = device_offsets(device, layer);
@@ -205,6 +233,14 @@ InputGradients layer_backward_cuda(const LayerInputs& inputs, const LayerGradien
   std::optional<Tensor> output_dgates;  // of a projection
   if (layer.info().is_projected)
     output_dgates = new_tensor({layer.rows(), layer.directions(), layer.output_size()}, layer.scalar_type(), layer.x());
+  std::optional<Tensor> normalized_dgates;  // what a normalised cell's backward pass writes
+  cuda::Norms norms = norms_of(layer);
+  if (layer.info().is_normalized()) {
+    const Sizes sizes{layer.rows(), layer.directions(), layer.info().dgates * layer.hidden_size()};
+    normalized_dgates = new_tensor(sizes, layer.scalar_type(), layer.x());
+    norms.dgates = data(normalized_dgates);
+    norms.scales = data(tensors.saved.norms);
+  }
 
   auto problem = problem_of<cuda::BackwardProblem>(layer, offsets);
   problem.grad_output = data(grad_output);
@@ -218,7 +254,7 @@ InputGradients layer_backward_cuda(const LayerInputs& inputs, const LayerGradien
   problem.projection.dgates = data(output_dgates);
   problem.grad_h0 = result_data(tensors.results.h0);
   if (tensors.results.c0) problem.grad_c0 = result_data(*tensors.results.c0);
-  if (layer.batch() > 0) cuda::TimeLoop(device, layer, false).run(problem);
+  if (layer.batch() > 0) cuda::TimeLoop(device, layer, false).run(problem, norms);
 
   if (result_data(tensors.results.x)) input_gradients(layer, input_dgates, tensors.results.x);
   const Tensor x = as_rows(layer, layer.x(), layer.input_size());
@@ -232,6 +268,10 @@ InputGradients layer_backward_cuda(const LayerInputs& inputs, const LayerGradien
       operands = operands_of(device, layer, problem.shape, states, tensors.saved.gates, tensors.saved.cells);
     if (wants(kHiddenWeight)) hidden_weight_gradients(layer, hidden_dgates, operands, d, result(kHiddenWeight));
     if (wants(kProjection)) projection_gradient(layer, *output_dgates, operands.back(), d, result(kProjection));
+    if (layer.info().is_normalized()) {  // biases come after the norms
+      norm_gradients(device, layer, problem.shape, norms, tensors, d);
+      continue;
+    }
     if (wants(kInputBias)) cuda::sum_rows(to_input, result(kInputBias));
     if (wants(kHiddenBias) && wants(kInputBias) && !differ) {  // the same sums
       Tensor of_hidden = result(kHiddenBias);

@@ -102,6 +102,8 @@ SEQKERNELS_DEVICE float short_exp2(float x) { return std::exp2(x); }
 SEQKERNELS_DEVICE float short_reciprocal(float x) { return 1 / x; }
 SEQKERNELS_DEVICE double tanh_of(double x) { return std::tanh(x); }
 SEQKERNELS_DEVICE float tanh_of(float x) { return std::tanh(x); }
+SEQKERNELS_DEVICE double sqrt_of(double x) { return std::sqrt(x); }
+SEQKERNELS_DEVICE float sqrt_of(float x) { return std::sqrt(x); }
 
 #else
 
@@ -152,6 +154,8 @@ SEQKERNELS_DEVICE float short_reciprocal(float x) {
 }
 SEQKERNELS_DEVICE double tanh_of(double x) { return ::tanh(x); }
 SEQKERNELS_DEVICE float tanh_of(float x) { return tanhf(x); }
+SEQKERNELS_DEVICE double sqrt_of(double x) { return sqrt(x); }
+SEQKERNELS_DEVICE float sqrt_of(float x) { return sqrtf(x); }
 
 #endif
 

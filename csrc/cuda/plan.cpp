@@ -140,6 +140,7 @@ void cut_columns(const PassKernels& kernels, const DeviceLimits& device, const P
 
 // What rules out all persistent plans, or nothing.
 std::string common_obstacle(const PassKernels& kernels, const DeviceLimits& device) {
+  if (kernels.is_normalized()) return "no persistent kernels for normalised rows";
   if (!kernels.persistent) return "no persistent kernels for float64";
   if (device.capability < 80)
     return "compute capability " + std::to_string(device.capability / 10) + "." +

@@ -97,6 +97,35 @@ struct StepBuffers {
 
 constexpr int kStepThreads = 256;
 
+// Of normalised cells (cells/cell.h): what is normalised, each with factors and biases.
+enum NormKind : int { kNormOfInput, kNormOfHidden, kNormOfCell, kNormKinds };
+constexpr WeightKind kNormWeights[kNormKinds][2] = {
+    {kInputNorm, kInputBias}, {kHiddenNorm, kHiddenBias}, {kCellNorm, kCellNormBias}};
+
+// What a step of such a cell is told beside its problem.
+struct Norms {
+  double eps;
+  const void* weights[kNormKinds][2];  // [G H] for each direction, of c [H]; null where it is not normalised
+  const void* biases[kNormKinds][2];   // likewise; or null
+  void* scales;                        // real [D, R, norms], 1 / sqrt(var + eps); or null
+  void* dgates;                        // [R, D, dgates, H] what the cell's backward pass writes
+};
+
+// The gradients of a norm's factors and biases, of one direction.
+struct NormGradients {
+  NormKind kind;
+  int direction;
+  const void* dgates;  // of Norms
+  const void* values;  // [D, R, saved, Hp] that forward has saved
+  void* weight;        // [G H], of c [H]; or null
+  void* bias;          // likewise
+};
+
+// Numbers that the threads of a step's block add up at once, at most, and the shared memory that this takes: they may still read
+// the sums before.
+constexpr int kMostSums = 8;
+constexpr int kSumsBytes = 2 * kMostSums * (kStepThreads / 32) * int{sizeof(double)};
+
 constexpr int kWarps = 8, kThreads = 256;  // of a persistent kernel's block
 constexpr int kTileColumns = 8;            // sequences that one MMA takes
 constexpr int kMaxCluster = 8;             // blocks: what every device with clusters takes

@@ -84,8 +84,8 @@ TimeLoop::TimeLoop(const Device& device, const Layer& layer, bool is_forward)
       projection_(arranged(kProjection)) {}
 
 template <class Problem>
-void TimeLoop::run_steps(Problem& problem, int64_t steps) const {
-  plan_.kind == PlanKind::kStepwise ? run_stepwise(problem, steps) : run_persistent(problem);
+void TimeLoop::run_steps(Problem& problem, Norms& norms, int64_t steps) const {
+  plan_.kind == PlanKind::kStepwise ? run_stepwise(problem, norms, steps) : run_persistent(problem);
 }
 
 template <class Problem>
@@ -157,7 +157,7 @@ int64_t TimeLoop::rows_published(int64_t step) const {
 }
 
 template <class Problem>
-void TimeLoop::run_stepwise(Problem& problem, int64_t steps) const {
+void TimeLoop::run_stepwise(Problem& problem, Norms& norms, int64_t steps) const {
   const int64_t directions = layer_.directions(), batch = layer_.batch();
   const int64_t most_units = std::max(units(true), units(false));
   const int64_t most_wide = kernels_.most(&StageKernels::tiles) * most_units;
@@ -175,8 +175,11 @@ void TimeLoop::run_stepwise(Problem& problem, int64_t steps) const {
   std::vector<Tensor> weights;
   for (int s = 0; s < kernels_.stages; ++s) weights.push_back(stage_weights(kernels_.stage[s]));
 
-  const int64_t blocks = (directions * batch * most_units + kStepThreads - 1) / kStepThreads;
-  const Device::LaunchShape shape{static_cast<int>(std::min<int64_t>(blocks, 1 << 20)), kStepThreads};
+  const int64_t sequences = directions * batch;
+  const int64_t blocks =
+      kernels_.is_normalized() ? sequences : (sequences * most_units + kStepThreads - 1) / kStepThreads;
+  const Device::LaunchShape shape{static_cast<int>(std::min<int64_t>(blocks, 1 << 20)), kStepThreads,
+                                  kernels_.is_normalized() ? kSumsBytes : 0};
   int64_t first_step = 0;
   if constexpr (std::is_base_of_v<ForwardProblem, Problem>) first_step = problem.first_step;
   for (int64_t iteration = 0; iteration <= steps * kernels_.stages; ++iteration) {
@@ -190,12 +193,12 @@ void TimeLoop::run_stepwise(Problem& problem, int64_t steps) const {
       multiply(window(published, {directions, rows, deep}, {batch * deep, deep, 1}), weights[size_t(s)],
                window(product, {directions, rows, wide}, {batch * room, room, 1}));
     }
-    void* arguments[] = {&problem, &buffers, &iteration};
+    void* arguments[] = {&problem, &buffers, &iteration, &norms};  // kernels of other cells take three
     device_.launch(stage.stepwise, shape, arguments);
   }
 }
 
-template void TimeLoop::run_steps(Projected<ForwardProblem>&, int64_t) const;
-template void TimeLoop::run_steps(Projected<BackwardProblem>&, int64_t) const;
+template void TimeLoop::run_steps(Projected<ForwardProblem>&, Norms&, int64_t) const;
+template void TimeLoop::run_steps(Projected<BackwardProblem>&, Norms&, int64_t) const;
 
 }  // namespace seqkernels::cuda

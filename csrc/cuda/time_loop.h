@@ -13,16 +13,19 @@ class TimeLoop {
   // `is_forward`: which of the cell's passes.
   TimeLoop(const Device& device, const Layer& layer, bool is_forward);
 
-  void run(Projected<ForwardProblem>& problem) const { run_steps(problem, problem.steps); }
-  void run(Projected<BackwardProblem>& problem) const { run_steps(problem, problem.shape.seq_len); }
+  // `norms`: of a normalised cell.
+  void run(Projected<ForwardProblem>& problem, Norms norms = {}) const { run_steps(problem, norms, problem.steps); }
+  void run(Projected<BackwardProblem>& problem, Norms norms = {}) const {
+    run_steps(problem, norms, problem.shape.seq_len);
+  }
 
  private:
   template <class Problem>
-  void run_steps(Problem& problem, int64_t steps) const;
+  void run_steps(Problem& problem, Norms& norms, int64_t steps) const;
   template <class Problem>
   void run_persistent(Problem& problem) const;
   template <class Problem>
-  void run_stepwise(Problem& problem, int64_t steps) const;
+  void run_stepwise(Problem& problem, Norms& norms, int64_t steps) const;
   std::optional<Tensor> arranged(WeightKind kind) const;
   char* weight(int64_t direction, WeightKind kind) const;
   Tensor stage_weights(const StageKernels& stage) const;

@@ -102,6 +102,9 @@ inline uint32_t shuffle_xor(uint32_t value, int mask, Where where = Where::curre
 inline float shuffle_xor(float value, int mask, Where where = Where::current()) {
   return std::bit_cast<float>(shuffle_xor(std::bit_cast<uint32_t>(value), mask, where));
 }
+inline double shuffle_xor(double value, int mask, Where where = Where::current()) {
+  return std::bit_cast<double>(emulator::exchange(std::bit_cast<uint64_t>(value), mask, where));
+}
 
 // ---------------------------------------------------------------- shared memory
 

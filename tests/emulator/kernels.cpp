@@ -10,8 +10,9 @@
 //   partition                         members, unit_groups, columns, column_groups, column_tiles of a persistent plan
 //   tf32                              whether persistent kernels may multiply float32 as TF32
 //   saves                             whether forward saves for backward; if not, it is all that is run
-//   x, h0, c0, w_ih[d], w_hh[d], b_ih[d], b_hh[d], w_hr[d], grad_output, grad_h_n, grad_c_n   of the dtype; some may be
-//                                     missing
+//   norm_eps                          float64, of a normalised cell
+//   x, h0, c0, w_ih[d], w_hh[d], b_ih[d], b_hh[d], w_hr[d], norm_ih[d], norm_hh[d], norm_c[d], norm_c_bias[d], grad_output,
+//   grad_h_n, grad_c_n                of the dtype; some may be missing
 // The result's, all float64: output, h_n, c_n, and grad_ of all that may have a gradient.
 //
 // Type parameters: T is the element type, R = Real<T> what arithmetic is done in (numbers.cuh).
@@ -73,6 +74,7 @@ class Host {
     expect(kernels, "this program is without that cell");
     kernels_ = &kernels(static_cast<DType>(in_.integer("dtype")), in_.integer("tf32") != 0);
     make_shape();
+    if (cell_.is_normalized()) make_norms();
     if (plan_ != Plan::kStepwise) make_partition();
   }
 
@@ -105,6 +107,15 @@ class Host {
       write_offsets(offsets);
       shape_.rows = offsets.back();
     }
+  }
+
+  void make_norms() {
+    norms_.eps = *static_cast<const double*>(in_.find("norm_eps"));
+    for (int kind = 0; kind < kNormKinds; ++kind)
+      for (int d = 0; d < shape_.directions; ++d) {
+        norms_.weights[kind][d] = in_.find(of(kWeightNames[kNormWeights[kind][0]], d));
+        norms_.biases[kind][d] = in_.find(of(kWeightNames[kNormWeights[kind][1]], d));
+      }
   }
 
   void write_offsets(const std::vector<int64_t>& offsets) {
@@ -183,8 +194,14 @@ class Host {
     for (int64_t i = 0; i <= steps * kernels.stages; ++i) {
       const StageKernels& stage = kernels.stage[kernels.stage_of(i)];
       if (i > 0) multiply(stage, kernels.is_backward, buffers, active((i - 1) / kernels.stages));
-      emulator::launch({.blocks = 2, .threads = kStepThreads, .seed = seed_++},
-                       [&] { call(stage.stepwise, problem, buffers, i); });
+      const bool is_normalized = kernels.is_normalized();
+      const size_t shared_bytes = is_normalized ? kSumsBytes : 0;
+      emulator::launch({.blocks = 2, .threads = kStepThreads, .shared_bytes = shared_bytes, .seed = seed_++}, [&] {
+        if (is_normalized)
+          call(stage.stepwise, problem, buffers, i, norms_);
+        else
+          call(stage.stepwise, problem, buffers, i);
+      });
     }
     product.check("product"), published.check("published"), h.check("h"), c.check("c"), carried.check("carried");
   }
@@ -240,6 +257,8 @@ class Host {
     Memory c_carry;
     if (cell_.has_cell_state) c_n_ = elements(c_states_), c_carry = reals(c_states_);
     if (saves && cell_.has_cell_state) cells_ = reals(saved_values);
+    if (saves && cell_.is_normalized()) scales_ = reals(shape_.directions * shape_.rows * cell_.norms);
+    norms_.scales = scales_.data();
 
     Projected<ForwardProblem> p{};
     p.shape = shape_, p.projection.outputs = outputs_;
@@ -269,7 +288,7 @@ class Host {
     expect(p.first_step == shape_.seq_len, "launches");
     say("forward");
 
-    output_.check("output"), h_n_.check("h_n"), gates_.check("gates"), cells_.check("cells");
+    output_.check("output"), h_n_.check("h_n"), gates_.check("gates"), cells_.check("cells"), scales_.check("scales");
     c_n_.check("c_n"), c_carry.check("c_carry");
     write("output", output_), write("h_n", h_n_);
     if (cell_.has_cell_state) write("c_n", c_n_);
@@ -300,6 +319,9 @@ class Host {
     output_.make_constant();
     if (gates_.data()) gates_.make_constant();
     if (cells_.data()) cells_.make_constant();
+    if (scales_.data()) scales_.make_constant();
+    if (cell_.is_normalized()) norm_dgates_ = elements(shape_.rows * shape_.directions * cell_.dgates * shape_.hidden);
+    norms_.dgates = norm_dgates_.data();
 
     Projected<BackwardProblem> p{};
     p.shape = shape_, p.projection.outputs = outputs_, p.projection.dgates = output_dgates_.data();
@@ -323,6 +345,7 @@ class Host {
     say("backward");
 
     input_dgates_.check("input_dgates"), hidden_dgates_.check("hidden_dgates"), output_dgates_.check("output_dgates");
+    norm_dgates_.check("norm_dgates");
     grad_h0.check("grad_h0"), grad_c0.check("grad_c0");
     write("grad_h0", grad_h0);
     if (cell_.has_cell_state) write("grad_c0", grad_c0);
@@ -351,7 +374,8 @@ class Host {
     });
     previous.check("previous");
     std::vector<Memory> operands;  // of the stages after the first one
-    for (int s = 1; s < cell_.stages; ++s) {
+    const int stages = kernels_->backward.stages;
+    for (int s = 1; s < stages; ++s) {
       operands.push_back(elements(directions * rows * hidden));
       const auto kernel =
           function<void(Shape, const void*, const void*, void*, const void*)>(kernels_->backward.stage[s].operands);
@@ -361,7 +385,7 @@ class Host {
     }
     const auto operand_of = [&](int64_t gate) {
       int stage = 0;
-      while (stage + 1 < cell_.stages && gate >= kernels_->forward.stage[stage + 1].first_gate) ++stage;
+      while (stage + 1 < stages && gate >= kernels_->forward.stage[stage + 1].first_gate) ++stage;
       return stage == 0 ? previous.data() : operands[stage - 1].data();
     };
 
@@ -385,6 +409,10 @@ class Host {
       sum_rows("w_hh", gate_units_, outputs_, [&](int64_t row, int64_t j, int64_t i) {
         return hidden_dgate(row, j) * read<T>(operand_of(j / hidden), (d * rows + row) * outputs_ + i);
       });
+      if (cell_.is_normalized()) {
+        make_norm_gradients(static_cast<int>(d));
+        continue;
+      }
       sum_rows("b_ih", gate_units_, 1, [&](int64_t row, int64_t j, int64_t) { return input_dgate(row, j); });
       sum_rows("b_hh", gate_units_, 1, [&](int64_t row, int64_t j, int64_t) { return hidden_dgate(row, j); });
       if (!cell_.is_projected) continue;
@@ -401,6 +429,24 @@ class Host {
                  read<T>(in_.find(of("w_ih", static_cast<int>(j / gate_units_))), j % gate_units_ * input_ + i);
         }));
     result_.write("grad_x", grad_x);
+  }
+
+  void make_norm_gradients(int direction) {
+    const auto kernel = function<void(Shape, NormGradients)>(kernels_->backward.norm_gradients);
+    for (int kind = 0; kind < kNormKinds; ++kind) {
+      Memory grads[2];
+      for (int i = 0; i < 2; ++i)
+        if (cell_.has_weight[kNormWeights[kind][i]]) grads[i] = elements(kind == kNormOfCell ? shape_.hidden : gate_units_);
+      if (!grads[1].data()) continue;
+      const NormGradients gradients{NormKind(kind), direction, norm_dgates_.data(), gates_.data(), grads[0].data(), grads[1].data()};
+      emulator::launch({.blocks = 2, .threads = kRowThreads, .shared_bytes = 2 * kRowThreads * sizeof(R), .seed = seed_++},
+                       [&] { kernel(shape_, gradients); });
+      for (int i = 0; i < 2; ++i) {
+        const std::string name = of((std::string("grad_") + kWeightNames[kNormWeights[kind][i]]).c_str(), direction);
+        grads[i].check(name);
+        if (grads[i].data()) write(name.c_str(), grads[i]);
+      }
+    }
   }
 
   // ---------------------------------------------------------------- memory
@@ -430,7 +476,8 @@ class Host {
   int64_t gate_units_ = 0;               // values of a row's gates in one direction
   int64_t sequences_ = 0;                // of both directions
   int64_t h_states_ = 0, c_states_ = 0;  // values of the states
-  Memory offsets_, output_, h_n_, c_n_, gates_, cells_, input_dgates_, hidden_dgates_, output_dgates_;
+  Norms norms_{};
+  Memory offsets_, output_, h_n_, c_n_, gates_, cells_, scales_, input_dgates_, hidden_dgates_, output_dgates_, norm_dgates_;
 };
 
 void run(const char* problem_path, const char* result_path) {

@@ -87,6 +87,8 @@ def run(
     arrays = {name: torch.tensor(value, dtype=torch.int64) for name, value in integers.items()}
     if problem.batch_sizes is not None:
         arrays["batch_sizes"] = problem.batch_sizes
+    if REGISTRY[problem.cell].is_normalized:
+        arrays["norm_eps"] = torch.tensor(problem.norm_eps, dtype=torch.float64)
     arrays |= dict(zip(problem.names, problem.inputs, strict=True))
     names = ["grad_output", *(f"grad_{name}" for name in problem.finals)]
     arrays |= {name: grad for name, grad in zip(names, problem.grads, strict=True) if grad is not None}

@@ -31,6 +31,11 @@ void call(const void* kernel, void** arguments) {
 
 template <class Problem>
 void add(std::map<const void*, Call>& calls, const PassKernels& kernels) {
+  if (kernels.is_normalized()) {
+    calls[kernels.stage[0].stepwise] = &call<Problem, StepBuffers, int64_t, Norms>;
+    calls[kernels.norm_gradients] = &call<Shape, NormGradients>;
+    return;
+  }
   for (int s = 0; s < kernels.stages; ++s) {
     calls[kernels.stage[s].stepwise] = &call<Problem, StepBuffers, int64_t>;
     if (kernels.stage[s].operands)
