@@ -33,6 +33,9 @@ CELLS = {  # by mangled names
     "13LstmProjected": "LSTM projected",
     "3Gru": "GRU",
     "14GruResetBefore": "GRU reset before",
+    "13LstmLayerNorm": "LSTM layer norm",
+    "18LstmLayerNormJoint": "LSTM layer norm joint",
+    "12GruLayerNorm": "GRU layer norm",
     "4Tanh": "RNN tanh",
     "4Relu": "RNN relu",
 }

@@ -71,17 +71,21 @@ def _parse(log: str) -> Iterable[Kernel]:
 
 
 def _describe(symbol: str) -> tuple[str, str, str, str]:
-    name = re.search(r"\d(persistent|stepwise)_kernelINS0_\d+(Forward|Backward)INS_5cells", symbol)
+    kernel = r"\d(persistent|stepwise|normalized)_kernelINS0_\d+(?:Normalized)?(Forward|Backward)INS_5cells"
+    name = re.search(kernel, symbol)
     cell = next((title for key, title in cuda_sass.CELLS.items() if key in symbol), "")
     # What follows the closing E of the cell is the element type.
-    cell_symbol = r"cells(?:4Lstm|13LstmProjected|3Gru|14GruResetBefore|3RnnINS\d?_?\d?(?:4Tanh|4Relu)E*)"
+    plain = "4Lstm|13LstmProjected|3Gru|14GruResetBefore|13LstmLayerNorm|18LstmLayerNormJoint|12GruLayerNorm"
+    cell_symbol = rf"cells(?:{plain}|3RnnINS\d?_?\d?(?:4Tanh|4Relu)E*)"
     element = re.search(cell_symbol + r"E+(?:NS0_)?(8BFloat16|7Float16|[fd])", symbol)
     if not name:
         other = re.search(r"4cuda\d+([a-z_]+)", symbol)
         element = element or re.search(r"kernelI(?:NS0_)?(8BFloat16|[fd])", symbol)
         return other[1] if other else symbol, "", cell, ELEMENTS[element[1]] if element else ""
     form = name[1]
-    if form == "persistent":
+    if form == "normalized":  # a stepwise one
+        form = "stepwise"
+    elif form == "persistent":
         form += f" {cuda_sass.variant(symbol)}"
     elif (stage := int(re.findall(r"Li(\d)E", symbol)[-1])) > 0:
         form += f", stage {stage}"

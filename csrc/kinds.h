@@ -44,7 +44,7 @@ struct CellInfo {
   int stages;
   const int* stage_gates;  // [stages]
   int carried;             // values per unit that are handed on from stage to stage
-  int dgates;              // gradients per unit that a step's backward pass writes
+  int dgates;              // gradients per unit that `backward` writes
 
   constexpr bool is_normalized() const { return norms > 0; }
   // Weights of a direction: without biases, those beside w_ih and w_hh, and all.

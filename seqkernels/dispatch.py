@@ -135,8 +135,6 @@ def supports(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Seque
         return False
     if x.layout is not torch.strided:
         return False
-    if device.type == "cuda" and spec.info.is_normalized:
-        return False
     for t in state:
         if t.dtype is not dtype or t.device != device or t.layout is not torch.strided:
             return False
@@ -159,8 +157,6 @@ def not_supported_reasons(
         reasons.append(f"device {x.device.type} (the kernels run on cpu and cuda)")
     layouts = {t.layout: None for t in (x, *state) if t.layout is not torch.strided}
     reasons += [f"layout {layout} (the kernels take strided tensors)" for layout in layouts]
-    if x.device.type == "cuda" and spec.info.is_normalized:
-        reasons.append("norm (layer normalisation has kernels for the CPU alone)")
     if any(t is None for t in weights):
         reasons.append("weights that are None")
         weights = [t for t in weights if t is not None]

@@ -211,6 +211,14 @@ def test_explain_float32(name: str) -> None:
         assert any("fp32_precision" in r for r in seqkernels.explain(module, x).reasons) == (not tf32)
 
 
+@pytest.mark.parametrize(("name", "norm"), [("LSTM", "layer"), ("LSTM", "layer-joint"), ("GRU", "layer")])
+def test_explain_normalised_layers(name: str, norm: str) -> None:
+    module = getattr(seqkernels, f"Fused{name}")(32, 64, norm=norm, device=CUDA)
+    x = torch.randn(5, 3, 32, device=CUDA)
+    assert explained(module, x) == ("stepwise", "stepwise")
+    assert any("normalised rows" in reason for reason in seqkernels.explain(module, x).reasons)
+
+
 def test_plan_that_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = make("lstm", SHAPES[0], dtype=torch.float64)
     monkeypatch.setenv("SEQKERNELS_CUDA_PLAN", "persistent_grid")

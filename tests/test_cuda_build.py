@@ -10,7 +10,8 @@ from benchmarks.cuda_tables import FIGURES, Kernel, kernels
 from seqkernels._extension import BUILD_CONFIG
 
 TARGETS = [t for t in BUILD_CONFIG["cuda_targets"].split(",") if t.startswith("sm_")]
-TITLES = ("LSTM", "LSTM projected", "GRU", "GRU reset before", "RNN tanh", "RNN relu")
+PERSISTENT = ("LSTM", "LSTM projected", "GRU", "GRU reset before", "RNN tanh", "RNN relu")
+NORMALIZED = ("LSTM layer norm", "LSTM layer norm joint", "GRU layer norm")
 
 pytestmark = pytest.mark.skipif(not TARGETS, reason="built without CUDA")
 
@@ -26,9 +27,12 @@ def found() -> dict[tuple[str, ...], Kernel]:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_kernel_is_there(target: str, found: dict[tuple[str, ...], Kernel]) -> None:
-    for cell, direction in itertools.product(TITLES, ("forward", "backward")):
+    for cell, direction in itertools.product((*PERSISTENT, *NORMALIZED), ("forward", "backward")):
         for dtype in ("fp64", "fp32", "bf16", "fp16"):
             assert ("stepwise", direction, cell, dtype, target) in found
+            if cell in NORMALIZED:
+                assert ("norm_gradients_kernel", "", cell, dtype, target) in found
+    for cell, direction in itertools.product(PERSISTENT, ("forward", "backward")):
         for dtype in ("fp32", "tf32", "bf16", "fp16"):
             for form in ("cluster, one tile", "grid, one tile", "grid, several"):
                 assert (f"persistent {form}", direction, cell, dtype, target) in found

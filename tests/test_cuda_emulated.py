@@ -19,7 +19,7 @@ from tests import emulator
 from tests.conftest import TOLERANCES, error_of
 from tests.emulator import layer
 from tests.emulator.layer import CSRC, DTYPES, PLANS, Partition
-from tests.problems import CUDA_CELLS, Problem, lengths_of
+from tests.problems import CELLS, NORMALIZED_CELLS, PERSISTENT_CELLS, REGISTRY, Problem, lengths_of
 
 STATUS_OF_A_RACE = 66
 # How kernels multiply: dtypes, and float32 as TF32. A persistent group's units are a multiple of so many.
@@ -41,7 +41,7 @@ class Shape:
     packed: bool = False
     bias: bool = True
     launches: Sequence[int] | None = None
-    cells: Sequence[str] = CUDA_CELLS
+    cells: Sequence[str] = CELLS
     stepwise: bool = True
     outputs: int = 0  # of a projection; 0: as Problem has it
 
@@ -78,8 +78,13 @@ class Shape:
 
 
 IN_MEMORY, PROJECTED = ("lstm", "lstm_projected", "gru", "gru_reset_before"), ("lstm_projected",)
+# Where one unit is no whole row: the norm of a single number is zero.
+OF_ONE_UNIT = tuple(name for name in CELLS if "norm_c" not in REGISTRY[name].extra_weights)
 SHAPES = {
-    "least": Shape(1, 1, 1, Partition(2, 1), input=1),
+    "least": Shape(1, 1, 1, Partition(2, 1), input=1, cells=OF_ONE_UNIT),
+    "least_rows": Shape(3, 1, 1, None, input=1, cells=NORMALIZED_CELLS),
+    # More units than a block has threads.
+    "long_rows": Shape(300, 3, 2, None, directions=2, packed=True, launches=(1, 1), cells=NORMALIZED_CELLS),
     "one_block": Shape(5, 3, 4, Partition(1, 2), packed=True, bias=False, launches=(1, 3)),
     "half_a_chunk": Shape(5, 1, 3, Partition(1, 1), directions=2, stepwise=False),  # float32 alone
     "odd_chunks": Shape(40, 2, 2, Partition(3, 1), bias=False, stepwise=False),  # float32 alone
@@ -125,7 +130,7 @@ def runs() -> list[object]:
         for cell in shape.cells
         for numbers in (*DTYPES, "tf32")
         for plan in PLANS
-        if is_for(shape, numbers, plan)
+        if is_for(shape, cell, numbers, plan)
         if plan != "cluster" or is_for_a_cluster(shape.partition_for(cell, numbers))
     ]
 
@@ -138,10 +143,12 @@ def is_for_a_cluster(partition: Partition) -> bool:
     )
 
 
-def is_for(shape: Shape, numbers: Numbers, plan: str) -> bool:
+def is_for(shape: Shape, cell: str, numbers: Numbers, plan: str) -> bool:
     if plan == "stepwise":
         return shape.stepwise and numbers in DTYPES
-    return numbers in CHUNK and shape.partition.units % CHUNK[numbers] == 0
+    if cell not in PERSISTENT_CELLS or numbers not in CHUNK:
+        return False
+    return shape.partition.units % CHUNK[numbers] == 0
 
 
 def name_of(numbers: Numbers) -> str:
@@ -198,8 +205,10 @@ def test_right(
         record_property("cuda_kernel", kernel)
 
 
-@pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("cell", CUDA_CELLS)
+@pytest.mark.parametrize(
+    ("cell", "plan"),
+    [(cell, plan) for cell in CELLS for plan in PLANS if plan == "stepwise" or cell in PERSISTENT_CELLS],
+)
 def test_saves_nothing(cell: str, plan: str) -> None:
     shape = SHAPES["two_members"]
     problem = shape.problem(cell, torch.bfloat16)
@@ -236,14 +245,14 @@ TSAN_SHAPE = Shape(17, 3, 2, Partition(2, 1), directions=2, packed=True, launche
 
 @pytest.mark.tsan
 @pytest.mark.parametrize("numbers", [*DTYPES, "tf32"], ids=name_of)
-@pytest.mark.parametrize("cell", CUDA_CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_no_races(cell: str, numbers: Numbers) -> None:
+    plans = [plan for plan in PLANS if is_for(TSAN_SHAPE, cell, numbers, plan)]
+    if not plans:
+        pytest.skip("only persistent kernels multiply as TF32")
     driver = layer.program(sanitize=True)
-    for plan in PLANS:
-        if is_for(TSAN_SHAPE, numbers, plan):
-            assert_right(
-                driver, [TSAN_SHAPE.problem(cell, numbers)], plan, **TSAN_SHAPE.options(cell, numbers)
-            )
+    for plan in plans:
+        assert_right(driver, [TSAN_SHAPE.problem(cell, numbers)], plan, **TSAN_SHAPE.options(cell, numbers))
 
 
 # ---------------------------------------------------------------- it bites
@@ -295,6 +304,11 @@ def projection(file: str, before: str, after: str, **options: Any) -> Mutation:
     return Mutation(
         file, before, after, partition=cut, cell="lstm_projected", shape=PROJECTED_SHAPE, **options
     )
+
+
+def of_rows(part: str, before: str, after: str, cell: str) -> Mutation:
+    file = f"normalized{part}.cuh"
+    return Mutation(file, before, after, "stepwise", dtype=torch.float32, cell=cell, backward=True)
 
 
 # Where the slot of the ring begins that is reset: the one after the next.
@@ -387,6 +401,31 @@ MUTATIONS = {
         "sequence * kTiles * Units::template made<kFollows>(p)",
         plan="stepwise",
     ),
+    "none_rows": of_rows("", "", "", "lstm_layer_norm"),
+    "sums_of_a_warp": of_rows("", "warp < kWarps; ++warp", "warp < 1; ++warp", "gru_layer_norm"),
+    "size_of_all_groups": of_rows(
+        "", "gates += NormalizedRow::group(norm, g) == group", "++gates", "gru_layer_norm"
+    ),
+    "input_bias_left_out": of_rows(
+        "", "input_gates[g] = bias(kNormOfInput, g, unit)", "input_gates[g] = 0", "lstm_layer_norm_joint"
+    ),
+    "values_of_the_first_gate": of_rows(
+        "",
+        "(norm * Cell::kGates + gate) * int64_t{shape.padded}",
+        "norm * Cell::kGates * int64_t{shape.padded}",
+        "lstm_layer_norm",
+    ),
+    "scale_of_another_group": of_rows(
+        "_forward", "scalings[group(norm, g)](number)", "scalings[norm * kGroups](number)", "gru_layer_norm"
+    ),
+    "nothing_carried_of_rows": of_rows(
+        "_forward", "saved[0] = carried_[u]", "saved[0] = 0", "lstm_layer_norm"
+    ),
+    "means_of_the_first_side": of_rows("_backward", "means + side * kGroups", "means", "gru_layer_norm"),
+    "published_of_the_first_side": of_rows(
+        "_backward", "if (side == kSides - 1)", "if (side == 0)", "gru_layer_norm"
+    ),
+    "product_left_out": of_rows("_backward", " - value * mean.product", "", "lstm_layer_norm_joint"),
 }
 RACES = {
     "unordered_sums": Mutation("persistent.cuh", "    block_barrier();\n    exchange_", "    exchange_"),
@@ -394,6 +433,7 @@ RACES = {
         "persistent.cuh", "    partials_ = kWarps * layout_.partial - partials_;\n", ""
     ),
     "one_staged_chunk": ffma("kStagedChunks = 2", "kStagedChunks = 1"),
+    "one_buffer_of_row_sums": of_rows("", "    is_odd_ = !is_odd_;", "    ", "gru_layer_norm"),
     "sums_where_vectors_are_read": ffma("      warp_barrier();  // all have read what was staged", ""),
 }
 
@@ -439,8 +479,9 @@ def test_mutant_is_found(name: str) -> None:
 @pytest.mark.tsan
 @pytest.mark.parametrize("name", RACES)
 def test_race_is_found(name: str) -> None:
-    problem = MUTANT_SHAPE.problem("gru", RACES[name].dtype)
-    driver = mutant(name, RACES[name], sanitize=True)
-    outcome = layer.run(driver, problem, "grid", MUTANT_SHAPE.partition)
+    race = RACES[name]
+    problem = MUTANT_SHAPE.problem(race.cell, race.dtype)
+    driver = mutant(name, race, sanitize=True)
+    outcome = layer.run(driver, problem, race.plan, MUTANT_SHAPE.partition)
     assert outcome.status == STATUS_OF_A_RACE, outcome.errors
     assert "data race" in outcome.errors

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.gpu import PLANS
 from tests.emulator import host
-from tests.problems import CELLS, CUDA_CELLS, REGISTRY, Problem, lengths_of
+from tests.problems import CELLS, REGISTRY, Problem, lengths_of
 
 pytestmark = pytest.mark.skipif(host.cuda_headers() is None, reason="no CUDA headers")
 
@@ -92,7 +92,7 @@ def problem(cell: str, shape: tuple, numbers: Any, **options: Any) -> Emulated:
 
 @pytest.mark.parametrize("plan", ["", *PLANS])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "-".join(str(int(v)) for v in s))
-@pytest.mark.parametrize("cell", [cell for cell in CUDA_CELLS if cell != "rnn_relu"])  # as rnn_tanh
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell != "rnn_relu"])  # as rnn_tanh
 def test_right(cell: str, shape: tuple, numbers: Any, plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEQKERNELS_CUDA_PLAN", plan)
     problem(cell, shape, numbers).check("tf32" if numbers == "tf32" else None)
@@ -107,7 +107,7 @@ def later(tensor: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("plan", ["stepwise", "persistent_grid"])
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
-@pytest.mark.parametrize("cell", CUDA_CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_views(cell: str, packed: bool, plan: str, library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every argument begins somewhere within its memory."""
     monkeypatch.setenv("SEQKERNELS_CUDA_PLAN", plan)
@@ -121,7 +121,7 @@ def test_views(cell: str, packed: bool, plan: str, library: Any, monkeypatch: py
 
 
 @pytest.mark.parametrize("plan", ["stepwise", "persistent_cluster"])
-@pytest.mark.parametrize("cell", CUDA_CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_only_some_gradients(cell: str, plan: str, library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEQKERNELS_CUDA_PLAN", plan)
     some = problem(cell, (3, 5, 4, 33, 2, True), torch.float32)

@@ -12,7 +12,7 @@ from benchmarks import calibrate
 from benchmarks.cuda_tables import ROOT
 from seqkernels import plan
 from seqkernels._extension import BUILD_CONFIG
-from tests.problems import CUDA_CELLS
+from tests.problems import NORMALIZED_CELLS, PERSISTENT_CELLS
 
 pytestmark = pytest.mark.skipif(not BUILD_CONFIG["cuda_targets"], reason="built without CUDA")
 
@@ -48,7 +48,7 @@ def chosen(**request: object) -> str:
 @pytest.mark.parametrize("limits", [A100, H200], ids=["A100", "H200"])
 @pytest.mark.parametrize(("dtype", "tf32"), NUMBERS, ids=["bfloat16", "float16", "tf32", "float32"])
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("cell", CUDA_CELLS)
+@pytest.mark.parametrize("cell", PERSISTENT_CELLS)
 def test_plans_keep_to_the_limits(
     cell: str, backward: bool, dtype: torch.dtype, tf32: bool, limits: tuple[int, int, int]
 ) -> None:
@@ -80,7 +80,7 @@ def test_plans_keep_to_the_limits(
 
 
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("cell", CUDA_CELLS)
+@pytest.mark.parametrize("cell", PERSISTENT_CELLS)
 def test_small_layers_need_one_block_and_large_ones_the_grid(cell: str, backward: bool) -> None:
     assert chosen(cell=cell, backward=backward, hidden=16) == "persistent_block"
     for hidden in (192, 193, 256, 512, 768, 1024):
@@ -141,7 +141,7 @@ def test_obstacles_say_what_is_in_the_way() -> None:
 
 
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("cell", CUDA_CELLS)
+@pytest.mark.parametrize("cell", PERSISTENT_CELLS)
 def test_float32_is_persistent_without_tensor_cores(cell: str, backward: bool) -> None:
     ieee: dict[str, Any] = {"cell": cell, "backward": backward, "dtype": torch.float32, "tf32": False}
     assert chosen(**ieee, hidden=16) == "persistent_block"
@@ -155,6 +155,16 @@ def test_float32_is_persistent_without_tensor_cores(cell: str, backward: bool) -
 
 def test_a_large_batch_is_left_to_matrix_products() -> None:
     assert chosen(batch=4096, hidden=1024) == "stepwise"
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("cell", NORMALIZED_CELLS)
+def test_normalised_rows_are_stepwise(cell: str, backward: bool) -> None:
+    for dtype, tf32 in NUMBERS:
+        found = plans(cell, dtype, backward, tf32=tf32)
+        assert next(iter(found)) == "stepwise"
+        obstacles = [p["obstacle"] for name, p in found.items() if name != "stepwise"]
+        assert obstacles == ["no persistent kernels for normalised rows"] * 3
 
 
 def test_a_forced_plan_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:

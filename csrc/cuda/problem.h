@@ -97,7 +97,7 @@ struct StepBuffers {
 
 constexpr int kStepThreads = 256;
 
-// Of normalised cells (cells/cell.h): what is normalised, each with factors and biases.
+// Of normalised cells (cells/cell.h): what is normalised, and its factors and biases.
 enum NormKind : int { kNormOfInput, kNormOfHidden, kNormOfCell, kNormKinds };
 constexpr WeightKind kNormWeights[kNormKinds][2] = {
     {kInputNorm, kInputBias}, {kHiddenNorm, kHiddenBias}, {kCellNorm, kCellNormBias}};
@@ -121,8 +121,8 @@ struct NormGradients {
   void* bias;          // likewise
 };
 
-// Numbers that the threads of a step's block add up at once, at most, and the shared memory that this takes: they may still read
-// the sums before.
+// Numbers that the threads of a step's block add up at once, at most, and the shared memory for two such sums: some
+// may still read the one before.
 constexpr int kMostSums = 8;
 constexpr int kSumsBytes = 2 * kMostSums * (kStepThreads / 32) * int{sizeof(double)};
 

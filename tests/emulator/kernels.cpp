@@ -436,11 +436,14 @@ class Host {
     for (int kind = 0; kind < kNormKinds; ++kind) {
       Memory grads[2];
       for (int i = 0; i < 2; ++i)
-        if (cell_.has_weight[kNormWeights[kind][i]]) grads[i] = elements(kind == kNormOfCell ? shape_.hidden : gate_units_);
+        if (cell_.has_weight[kNormWeights[kind][i]])
+          grads[i] = elements(kind == kNormOfCell ? shape_.hidden : gate_units_);
       if (!grads[1].data()) continue;
-      const NormGradients gradients{NormKind(kind), direction, norm_dgates_.data(), gates_.data(), grads[0].data(), grads[1].data()};
-      emulator::launch({.blocks = 2, .threads = kRowThreads, .shared_bytes = 2 * kRowThreads * sizeof(R), .seed = seed_++},
-                       [&] { kernel(shape_, gradients); });
+      const NormGradients gradients{NormKind(kind), direction,       norm_dgates_.data(),
+                                    gates_.data(),  grads[0].data(), grads[1].data()};
+      emulator::launch(
+          {.blocks = 2, .threads = kRowThreads, .shared_bytes = 2 * kRowThreads * sizeof(R), .seed = seed_++},
+          [&] { kernel(shape_, gradients); });
       for (int i = 0; i < 2; ++i) {
         const std::string name = of((std::string("grad_") + kWeightNames[kNormWeights[kind][i]]).c_str(), direction);
         grads[i].check(name);
