@@ -47,9 +47,11 @@ class NormalizedForward : NormalizedRow<Cell, T, Cell::kGates, 1> {
     SEQKERNELS_DEVICE R operator()(R number) const { return (number - mean) * scale; }
   };
 
-  SEQKERNELS_DEVICE void publish(int u, R h) {
-    published_[u] = from_real<T>(h);
-    h_[u] = to_real(published_[u]);
+  // h as it is published.
+  SEQKERNELS_DEVICE T publish(int u, R h) {
+    const T published = from_real<T>(h);
+    published_[u] = published, h_[u] = to_real(published);
+    return published;
   }
 
   SEQKERNELS_DEVICE void step(int64_t step) {
@@ -136,8 +138,7 @@ class NormalizedForward : NormalizedRow<Cell, T, Cell::kGates, 1> {
   }
 
   SEQKERNELS_DEVICE void end_step(int u, const cells::State<V>& state) {
-    publish(u, state.h.v);
-    output_[u] = published_[u];
+    output_[u] = publish(u, state.h.v);
     if constexpr (Cell::kHasCellState) {
       c_[u] = state.c.v;
       if (saved_) cells_[u] = state.c.v;
