@@ -403,9 +403,7 @@ MUTATIONS = {
     ),
     "none_rows": of_rows("", "", "", "lstm_layer_norm"),
     "sums_of_a_warp": of_rows("", "warp < kWarps; ++warp", "warp < 1; ++warp", "gru_layer_norm"),
-    "size_of_all_groups": of_rows(
-        "", "gates += NormalizedRow::group(norm, g) == group", "++gates", "gru_layer_norm"
-    ),
+    "size_of_all_groups": of_rows("", "group(norm, g) == group", "group(norm, g) >= group", "gru_layer_norm"),
     "input_bias_left_out": of_rows(
         "", "input_gates[g] = bias(kNormOfInput, g, unit)", "input_gates[g] = 0", "lstm_layer_norm_joint"
     ),

@@ -59,7 +59,7 @@ class NormalizedForward : NormalizedRow<Cell, T, Cell::kGates, 1> {
     if (sequence_.column >= walk.active()) return;
     const int64_t row = Base::row_at(walk.time());
     const typename Pass::Reader reader(p_, sequence_, walk.time());
-    output_ = static_cast<T*>(p_.output) + output_index(p_.shape, sequence_, row);
+    output_ = static_cast<T*>(p_.output) + Pass::Units::output_index(p_, sequence_, row);
     saved_ = p_.gates ? static_cast<T*>(p_.gates) + saved_index(p_.shape, sequence_, row, kReserved) : nullptr;
     cells_ = static_cast<R*>(p_.cells) + saved_index(p_.shape, sequence_, row, 1);
 
