@@ -423,7 +423,9 @@ MUTATIONS = {
     "published_of_the_first_side": of_rows(
         "_backward", "if (side == kSides - 1)", "if (side == 0)", "gru_layer_norm"
     ),
-    "product_left_out": of_rows("_backward", " - value * mean.product", "", "lstm_layer_norm_joint"),
+    "mean_product_left_out": of_rows(
+        "_backward", " - value * mean.product", " - value", "lstm_layer_norm_joint"
+    ),
 }
 RACES = {
     "unordered_sums": Mutation("persistent.cuh", "    block_barrier();\n    exchange_", "    exchange_"),
