@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests import emulator
-from tests.problems import CELLS, Problem
+from tests.problems import CELLS, REGISTRY, Problem
 
 CSRC = emulator.CSRC
 DRIVER = Path(__file__).parent / "kernels.cpp"
