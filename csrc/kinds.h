@@ -31,6 +31,11 @@ constexpr const char* kWeightNames[kWeightKinds] = {"w_ih",    "w_hh",    "b_ih"
                                                     "norm_ih", "norm_hh", "norm_c", "norm_c_bias"};
 constexpr bool is_bias(WeightKind kind) { return kind == kInputBias || kind == kHiddenBias; }
 
+struct WeightSize {
+  int64_t rows, columns;  // columns: -1 of a vector
+  constexpr bool is_vector() const { return columns < 0; }
+};
+
 // What a cell's struct says of it (cells/cell.h), for code that gets to know the cell at run time.
 struct CellInfo {
   const char* name;
@@ -38,7 +43,6 @@ struct CellInfo {
   int64_t saved;  // values per unit and step that forward saves for backward
   int64_t norms;  // and numbers of each step of a sequence
   bool has_cell_state;
-  bool is_projected;       // whether h is a projection, of a size of its own
   bool has_hidden_dgates;  // gradients of the product with h that are not those of the product with x
   bool has_weight[kWeightKinds];
   int stages;
@@ -46,6 +50,7 @@ struct CellInfo {
   int carried;             // values per unit that are handed on from stage to stage
   int dgates;              // gradients per unit that `backward` writes
 
+  constexpr bool is_projected() const { return has_weight[kProjection]; }  // h is a projection, of a size of its own
   constexpr bool is_normalized() const { return norms > 0; }
   // Weights of a direction: without biases, those beside w_ih and w_hh, and all.
   constexpr int extra_weights() const {
@@ -54,11 +59,32 @@ struct CellInfo {
     return count;
   }
   constexpr int weights(bool biases) const { return (biases ? 4 : 2) + extra_weights(); }
-  // The kind of each of these, in their order.
+  constexpr bool has(WeightKind kind, bool biases) const { return has_weight[kind] && (biases || !is_bias(kind)); }
+  // The kind of each of these, in their order, and the place of a kind.
   constexpr WeightKind kind_of_weight(int place, bool biases) const {
-    int kind = 0;
-    for (;; ++kind)
-      if (has_weight[kind] && (biases || !is_bias(WeightKind(kind))) && place-- == 0) return WeightKind(kind);
+    for (int kind = 0;; ++kind)
+      if (has(WeightKind(kind), biases) && place-- == 0) return WeightKind(kind);
+  }
+  constexpr int place_of(WeightKind kind, bool biases) const {
+    int place = 0;
+    for (int before = 0; before < kind; ++before) place += has(WeightKind(before), biases);
+    return place;
+  }
+  // The size of a weight, for so many inputs, hidden units and units of h.
+  constexpr WeightSize size_of(WeightKind kind, int64_t inputs, int64_t hidden, int64_t outputs) const {
+    switch (kind) {
+      case kInputWeight:
+        return {gates * hidden, inputs};
+      case kHiddenWeight:
+        return {gates * hidden, outputs};
+      case kProjection:
+        return {outputs, hidden};
+      case kCellNorm:
+      case kCellNormBias:
+        return {hidden, -1};
+      default:
+        return {gates * hidden, -1};
+    }
   }
 };
 
@@ -71,7 +97,6 @@ constexpr CellInfo info_of() {
       cells::kReserved<Cell>,
       cells::kNormsOfRow<Cell>,
       Cell::kHasCellState,
-      Cell::kIsProjected,
       kOfInput || (!kOfHidden && !Cell::kIsProjected && Cell::kDgates > Cell::kGates),
       {true, true, true, true, Cell::kIsProjected, kOfInput, kOfHidden, Cell::kNormalizesCell, Cell::kNormalizesCell},
       Cell::kStages,

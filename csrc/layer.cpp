@@ -78,7 +78,7 @@ Layer::Layer(const LayerInputs& inputs)
   output_size_ = inputs.h0.size(2);
   if (output_size_ == 0) fail("h0 must have at least one hidden unit in its last dimension, got 0");
   hidden_size_ = output_size_;
-  if (info_.is_projected) {  // then c0 has the hidden units
+  if (info_.is_projected()) {  // then c0 has the hidden units
     if (inputs.c0->dim() != 3) fail("c0 must have 3 dimensions, got ", inputs.c0->dim());
     hidden_size_ = inputs.c0->size(2);
     if (hidden_size_ == 0) fail("c0 must have at least one hidden unit in its last dimension, got 0");
@@ -139,24 +139,17 @@ void Layer::take_weights(const std::vector<Tensor>& weights) {
     fail("weights must be w_ih, w_hh and optionally b_ih, b_hh", extra, extra.empty() ? "" : ",", " for each of ",
          directions_, " directions, got ", count, " tensors");
   }
-  const int64_t gate_rows = info_.gates * hidden_size_;
   weights_.reserve(weights.size());
   for (int64_t i = 0; i < count; ++i) {
     const WeightKind kind = info_.kind_of_weight(static_cast<int>(i % weights_per_direction_), biases);
     const Tensor weight = alias_of(weights[static_cast<size_t>(i)]);
+    const WeightSize size = info_.size_of(kind, input_size_, hidden_size_, output_size_);
     const auto check = [&](auto... sizes) {
       check_sizes(weight, std::array<int64_t, sizeof...(sizes)>{sizes...}, "weights[", i, "] (", kWeightNames[kind],
                   ")");
       check_like(weight, x_, "weights[", i, "] (", kWeightNames[kind], ")");
     };
-    if (kind == kInputWeight)
-      check(gate_rows, input_size_);
-    else if (kind == kHiddenWeight)
-      check(gate_rows, output_size_);
-    else if (kind == kProjection)
-      check(output_size_, hidden_size_);
-    else
-      check(kind == kCellNorm || kind == kCellNormBias ? hidden_size_ : gate_rows);
+    size.is_vector() ? check(size.rows) : check(size.rows, size.columns);
     weights_.push_back(as_contiguous(weight));
   }
 }

@@ -93,7 +93,7 @@ class Layer {
   int64_t padded_hidden() const { return (hidden_size_ + kUnitPadding - 1) / kUnitPadding * kUnitPadding; }
   // Multiply-adds of a forward pass.
   double work() const {
-    const int64_t columns = info_.gates * (input_size_ + output_size_) + (info_.is_projected ? output_size_ : 0);
+    const int64_t columns = info_.gates * (input_size_ + output_size_) + (info_.is_projected() ? output_size_ : 0);
     return static_cast<double>(rows()) * static_cast<double>(directions_ * hidden_size_) * static_cast<double>(columns);
   }
   Sizes h_sizes() const { return {directions_, batch_, output_size_}; }
@@ -124,13 +124,11 @@ class Layer {
     return has_weight(kind) ? data(weight_tensor(direction, kind)) : nullptr;
   }
   const Tensor& weight_tensor(int64_t direction, WeightKind kind) const { return weights_[place_of(direction, kind)]; }
-  bool has_weight(WeightKind kind) const { return info_.has_weight[kind] && (has_biases() || !is_bias(kind)); }
+  bool has_weight(WeightKind kind) const { return info_.has(kind, has_biases()); }
   bool has_biases() const { return weights_per_direction_ == info_.weights(true); }
   // Where it is among the weights.
   size_t place_of(int64_t direction, WeightKind kind) const {
-    int64_t place = direction * weights_per_direction_;
-    for (int before = 0; before < kind; ++before) place += has_weight(WeightKind(before));
-    return static_cast<size_t>(place);
+    return static_cast<size_t>(direction * weights_per_direction_ + info_.place_of(kind, has_biases()));
   }
 
   LayerOutputs new_outputs(bool save_for_backward) const;

@@ -10,6 +10,18 @@
 
 namespace seqkernels::cells {
 
+// The gradients of an LSTM's gates, from that of h and the complete one of c. Each product begins with factors of at most 1, so
+// that none overflows where the gradient does not.
+template <class V>
+SEQKERNELS_INLINE void lstm_dgates(const V& i, const V& f, const V& g, const V& o, const V& tanh_c, const V& c_prev,
+                                   const V& dh, const V& dc, V* dgates) {
+  const V one(1);
+  dgates[0] = i * (one - i) * g * dc;
+  dgates[1] = f * (one - f) * c_prev * dc;
+  dgates[2] = i * (one - g * g) * dc;
+  dgates[3] = o * (one - o) * tanh_c * dh;
+}
+
 struct Lstm : OneStage<4, 4> {
   static constexpr const char* kName = "lstm";
   static constexpr int kDgates = 4;
@@ -35,11 +47,7 @@ struct Lstm : OneStage<4, 4> {
     const V i = saved[0], f = saved[1], g = saved[2], o = saved[3], one(1), zero(0);
     const V tanh_c = tanh(state.c);
     const V dc = grad.c + grad.h * o * (one - tanh_c * tanh_c);
-    // Each product begins with factors of at most 1, so that none overflows where the gradient does not.
-    dgates[0] = i * (one - i) * g * dc;
-    dgates[1] = f * (one - f) * prev.c * dc;
-    dgates[2] = i * (one - g * g) * dc;
-    dgates[3] = o * (one - o) * tanh_c * grad.h;
+    lstm_dgates(i, f, g, o, tanh_c, prev.c, grad.h, dc, dgates);
     return {zero, dc * f};
   }
 };

@@ -6,7 +6,7 @@
 //   c = sigmoid(f) c_prev + sigmoid(i) tanh(g)
 //   h = sigmoid(o) tanh(LN(c; w_c) + b_c)
 #pragma once
-#include "cell.h"
+#include "lstm.h"
 
 namespace seqkernels::cells {
 
@@ -53,14 +53,10 @@ struct LstmLayerNorm {
   template <class V>
   SEQKERNELS_INLINE static State<V> backward(Stage<0>, const V* saved, const State<V>& prev, const State<V>&,
                                              const State<V>& grad, const V& grad_operand, V* dgates) {
-    const V o = saved[0], i = saved[1], f = saved[2], g = saved[3], tanh_c = saved[4], one(1), zero(0);
+    const V o = saved[0], i = saved[1], f = saved[2], g = saved[3], tanh_c = saved[4];
     const V dc = grad.c + grad_operand;
-    // Each product begins with factors of at most 1, so that none overflows where the gradient does not.
-    dgates[0] = i * (one - i) * g * dc;
-    dgates[1] = f * (one - f) * prev.c * dc;
-    dgates[2] = i * (one - g * g) * dc;
-    dgates[3] = o * (one - o) * tanh_c * grad.h;
-    return {zero, dc * f};
+    lstm_dgates(i, f, g, o, tanh_c, prev.c, grad.h, dc, dgates);
+    return {V(0), dc * f};
   }
 };
 

@@ -20,7 +20,7 @@ struct PanelSizes {
 
   PanelSizes(const CellInfo& cell, int stage, const StackSizes& sizes, int64_t input_size, int64_t pack) {
     const bool is_last = stage == cell.stages - 1, is_norm = is_last && cell.has_weight[kCellNorm];
-    const bool is_projection = is_last && cell.is_projected, has_input = !is_norm && !is_projection;
+    const bool is_projection = is_last && cell.is_projected(), has_input = !is_norm && !is_projection;
     units = is_projection ? sizes.output_size : sizes.hidden_size;
     gates = cell.stage_gates[stage];
     const auto candidates =
@@ -71,16 +71,12 @@ void Frozen::each_weight(const PackedDirection& direction, void* const* paramete
   constexpr int64_t kPack = sizeof(float) / sizeof(W);
   const CellInfo& cell = cell_info(cell_);
   const int64_t lanes = kernels_.lanes;
-  const auto parameter = [&](WeightKind kind) {
-    int place = 0;
-    for (int before = 0; before < kind; ++before) place += cell.has_weight[before];
-    return parameters[place];
-  };
+  const auto parameter = [&](WeightKind kind) { return parameters[cell.place_of(kind, true)]; };
   float* panels = packed() + direction.begin;  // of a stage
   int64_t first_row = 0;                       // of its gates
   for (int stage = 0; stage < cell.stages; ++stage) {
     const PanelSizes sizes(cell, stage, sizes_, direction.input_size, kPack);
-    const bool is_projection = cell.is_projected && stage == cell.stages - 1;
+    const bool is_projection = cell.is_projected() && stage == cell.stages - 1;
     const int64_t stride = sizes.gates * lanes;  // packs of all gates of the stage, from one along K to the next
     for (int64_t u = 0; u < sizes.units; ++u)
       for (int64_t g = 0; g < sizes.gates; ++g) {

@@ -9,7 +9,7 @@ double work_of(CellKind cell, const StackSizes& sizes) {
   const CellInfo& info = cell_info(cell);
   const int64_t above = sizes.directions * sizes.output_size;
   const int64_t columns = sizes.input_size + (sizes.layers - 1) * above + sizes.layers * sizes.output_size;
-  const int64_t of_projections = info.is_projected ? sizes.layers * sizes.output_size : 0;
+  const int64_t of_projections = info.is_projected() ? sizes.layers * sizes.output_size : 0;
   return static_cast<double>(sizes.directions * sizes.hidden_size) *
          static_cast<double>(info.gates * columns + of_projections);
 }

@@ -139,7 +139,7 @@ void hidden_weight_gradients(const Layer& layer, const Tensor& dgates, const std
                              int64_t direction, const Tensor& grad_w) {
   const int64_t rows = layer.rows(), hidden = layer.hidden_size(), columns = layer.output_size();
   int64_t first_gate = 0;
-  for (size_t stage = 0; stage < operands.size() - layer.info().is_projected; ++stage) {
+  for (size_t stage = 0; stage < operands.size() - layer.info().is_projected(); ++stage) {
     const int64_t gates = layer.info().stage_gates[stage];
     cuda::multiply(cuda::transposed(of_direction(layer, dgates, direction, first_gate, gates)),
                    window(operands[stage], {rows, columns}, direction * rows * columns),
@@ -231,7 +231,7 @@ InputGradients layer_backward_cuda(const LayerInputs& inputs, const LayerGradien
   const Tensor hidden_dgates = differ ? new_tensor(dgates_sizes, layer.scalar_type(), layer.x()) : input_dgates;
 
   std::optional<Tensor> output_dgates;  // of a projection
-  if (layer.info().is_projected)
+  if (layer.info().is_projected())
     output_dgates = new_tensor({layer.rows(), layer.directions(), layer.output_size()}, layer.scalar_type(), layer.x());
   std::optional<Tensor> normalized_dgates;  // what a normalised cell's backward pass writes
   cuda::Norms norms = norms_of(layer);

@@ -20,6 +20,9 @@ struct BorrowedTensor {
   const int64_t* strides;
 
   bool has_sizes(std::initializer_list<int64_t> expected) const;
+  bool has_size(const WeightSize& expected) const {
+    return expected.is_vector() ? has_sizes({expected.rows}) : has_sizes({expected.rows, expected.columns});
+  }
   bool is_empty() const;
   bool is_contiguous() const;
 };

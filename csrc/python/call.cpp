@@ -8,21 +8,9 @@ bool find_cell(std::string_view name, CellKind& kind) {
   return false;
 }
 
-std::array<int64_t, 2> Form::size_of(WeightKind kind, int64_t layer) const {
-  const int64_t gate_rows = cell_info(cell).gates * sizes.hidden_size;
-  switch (kind) {
-    case kInputWeight:
-      return {gate_rows, layer == 0 ? sizes.input_size : sizes.directions * sizes.output_size};
-    case kHiddenWeight:
-      return {gate_rows, sizes.output_size};
-    case kProjection:
-      return {sizes.output_size, sizes.hidden_size};
-    case kCellNorm:
-    case kCellNormBias:
-      return {sizes.hidden_size, -1};
-    default:
-      return {gate_rows, -1};
-  }
+WeightSize Form::size_of(WeightKind kind, int64_t layer) const {
+  const int64_t inputs = layer == 0 ? sizes.input_size : sizes.directions * sizes.output_size;
+  return cell_info(cell).size_of(kind, inputs, sizes.hidden_size, sizes.output_size);
 }
 
 bool Call::read(const Form& form, PyObject* x, PyObject* hx, bool gradients) {

@@ -2,7 +2,6 @@
 #pragma once
 #include <pybind11/pybind11.h>
 
-#include <array>
 #include <string_view>
 
 #include "../cpu/stack.h"
@@ -19,8 +18,7 @@ struct Form {
   double norm_eps;  // of a normalised cell
 
   bool has_c() const { return cell_info(cell).has_cell_state; }
-  // The size of a weight of a layer; of a vector the second one is -1.
-  std::array<int64_t, 2> size_of(WeightKind kind, int64_t layer) const;
+  WeightSize size_of(WeightKind kind, int64_t layer) const;
 };
 
 // A cell by its name; false where there is none.

@@ -60,7 +60,7 @@ bool read_form(const Attributes& attributes, const std::string_view cell, bool i
     return false;
   if (sizes.hidden_size < 1) return false;
   sizes.output_size = sizes.hidden_size;
-  if (cell_info(form.cell).is_projected && (!attributes.read(names.proj_size, sizes.output_size) || is_cell))
+  if (cell_info(form.cell).is_projected() && (!attributes.read(names.proj_size, sizes.output_size) || is_cell))
     return false;
   if (cell_info(form.cell).is_normalized()) {
     PyObject* const norm_eps = attributes.get(names.norm_eps);
@@ -103,8 +103,7 @@ bool read_weights(const Attributes& attributes, const Form& form, DType dtype, b
       BorrowedTensor weight;
       if (!object || !borrow(object, gradients, weight) || weight.dtype != dtype || !weight.is_contiguous())
         return false;
-      const auto [rows, columns] = form.size_of(kind, i / sizes.directions);
-      if (!(columns < 0 ? weight.has_sizes({rows}) : weight.has_sizes({rows, columns}))) return false;
+      if (!weight.has_size(form.size_of(kind, i / sizes.directions))) return false;
       found.of[kind] = weight.data;
       tensors.push_back(std::move(weight));
     }

@@ -73,13 +73,13 @@ class FrozenModule {
         list.push_back(nullptr);
         continue;
       }
-      const auto [rows, columns] = form_.size_of(kind, i / per_direction / directions);
+      const WeightSize size = form_.size_of(kind, i / per_direction / directions);
       BorrowedTensor tensor;
       const bool fits = borrow(parameter.ptr(), false, tensor) && tensor.is_contiguous() &&
-                        tensor.dtype == (columns < 0 ? DType::kFloat32 : weights_) &&
-                        (columns < 0 ? tensor.has_sizes({rows}) : tensor.has_sizes({rows, columns}));
+                        tensor.dtype == (size.is_vector() ? DType::kFloat32 : weights_) && tensor.has_size(size);
       if (!fits) {
-        const std::string sizes = std::to_string(rows) + (columns < 0 ? "" : ", " + std::to_string(columns));
+        const std::string sizes =
+            std::to_string(size.rows) + (size.is_vector() ? "" : ", " + std::to_string(size.columns));
         throw std::invalid_argument(parameter_name(form_, i) + " must be a plain tensor of size [" + sizes +
                                     "] with all its memory, got " + describe(parameter));
       }
@@ -118,8 +118,8 @@ void define_frozen(py::module_& m) {
              if (!find_cell(cell, kind)) throw std::invalid_argument("unknown cell " + std::string(cell));
              check_size("input_size", input_size, 0);
              check_size("hidden_size", hidden_size, 1);
-             check_size("proj_size", proj_size, cell_info(kind).is_projected ? 1 : 0);
-             if (proj_size > 0 && !cell_info(kind).is_projected)
+             check_size("proj_size", proj_size, cell_info(kind).is_projected() ? 1 : 0);
+             if (proj_size > 0 && !cell_info(kind).is_projected())
                throw std::invalid_argument(std::string(cell) + " has no projection");
              check_size("num_layers", num_layers, 1);
              if (!(norm_eps >= 0))
@@ -144,7 +144,7 @@ void define_frozen(py::module_& m) {
       .def_property_readonly("hidden_size", [](const FrozenModule& m) { return m.form().sizes.hidden_size; })
       .def_property_readonly(
           "proj_size",
-          [](const FrozenModule& m) { return cell_info(m.form().cell).is_projected ? m.form().sizes.output_size : 0; })
+          [](const FrozenModule& m) { return cell_info(m.form().cell).is_projected() ? m.form().sizes.output_size : 0; })
       .def_property_readonly("num_layers", [](const FrozenModule& m) { return m.form().sizes.layers; })
       .def_property_readonly("bidirectional", [](const FrozenModule& m) { return m.form().sizes.directions == 2; })
       .def_property_readonly("batch_first", [](const FrozenModule& m) { return m.form().batch_first; })

@@ -46,7 +46,7 @@ std::vector<pybind11::dict> list_cells() {
     described["saved"] = cell.saved;
     described["has_cell_state"] = cell.has_cell_state;
     described["stages"] = cell.stages;
-    described["is_projected"] = cell.is_projected;
+    described["is_projected"] = cell.is_projected();
     described["norms"] = cell.norms;
     pybind11::list extra;
     for (int kind = kProjection; kind < kWeightKinds; ++kind)

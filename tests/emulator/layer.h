@@ -145,7 +145,7 @@ class Host {
   // Calls a kernel whose first argument is as much of the problem as its cell takes.
   template <class Problem, class... Others>
   void call(const void* kernel, const Projected<Problem>& problem, const Others&... others) const {
-    if (cell_.is_projected)
+    if (cell_.is_projected())
       function<void(Projected<Problem>, Others...)>(kernel)(problem, others...);
     else
       function<void(Problem, Others...)>(kernel)(problem, others...);
@@ -301,7 +301,7 @@ class Host {
     const int64_t dgates = shape_.rows * shape_.directions * gate_units_;
     input_dgates_ = elements(dgates);
     if (cell_.has_hidden_dgates) hidden_dgates_ = elements(dgates);
-    if (cell_.is_projected) output_dgates_ = elements(shape_.rows * shape_.directions * outputs_);
+    if (cell_.is_projected()) output_dgates_ = elements(shape_.rows * shape_.directions * outputs_);
     const Memory grad_h0 = elements(h_states_), grad_c0 = cell_.has_cell_state ? elements(c_states_) : Memory();
     output_.make_constant();
     if (gates_.data()) gates_.make_constant();
@@ -315,7 +315,7 @@ class Host {
     Memory weights[2], projections[2];
     for (int d = 0; d < shape_.directions && plan_ != Plan::kStepwise; ++d) {
       weights[d] = transposed(in_.find(of("w_hh", d)), gate_units_, outputs_), p.weights[d] = weights[d].data();
-      if (!cell_.is_projected) continue;
+      if (!cell_.is_projected()) continue;
       projections[d] = transposed(in_.find(of("w_hr", d)), outputs_, shape_.hidden);
       p.projection.weights[d] = projections[d].data();
     }
@@ -402,7 +402,7 @@ class Host {
       }
       sum_rows("b_ih", gate_units_, 1, [&](int64_t row, int64_t j, int64_t) { return input_dgate(row, j); });
       sum_rows("b_hh", gate_units_, 1, [&](int64_t row, int64_t j, int64_t) { return hidden_dgate(row, j); });
-      if (!cell_.is_projected) continue;
+      if (!cell_.is_projected()) continue;
       sum_rows("w_hr", outputs_, hidden, [&](int64_t row, int64_t j, int64_t i) {
         return double{read<T>(output_dgates_.data(), (row * directions + d) * outputs_ + j)} *
                read<T>(operands.back().data(), (d * rows + row) * hidden + i);

@@ -58,7 +58,7 @@ std::map<const void*, Call> all_calls() {
     for (int dtype = 0; dtype < 4; ++dtype)
       for (const bool tf32 : {false, true}) {
         const CellKernels& kernels = kernels_of(CellKind(cell), DType(dtype), tf32);
-        if (cell_info(CellKind(cell)).is_projected)
+        if (cell_info(CellKind(cell)).is_projected())
           add<Projected<ForwardProblem>>(calls, kernels.forward),
               add<Projected<BackwardProblem>>(calls, kernels.backward);
         else
