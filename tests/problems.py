@@ -15,7 +15,7 @@ from seqkernels.cells import CELLS as REGISTRY
 
 CELLS = tuple(REGISTRY)
 NORMALIZED_CELLS = tuple(name for name in CELLS if REGISTRY[name].is_normalized)
-PERSISTENT_CELLS = tuple(name for name in CELLS if name not in NORMALIZED_CELLS)  # that have persistent CUDA kernels
+PERSISTENT_CELLS = tuple(name for name in CELLS if name not in NORMALIZED_CELLS)  # on CUDA
 FLOAT64 = {"dtype": torch.float64}
 FINALS = {name: ("h_n", "c_n")[: cell.states] for name, cell in REGISTRY.items()}
 

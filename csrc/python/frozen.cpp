@@ -142,9 +142,10 @@ void define_frozen(py::module_& m) {
       .def_property_readonly("is_cell", [](const FrozenModule& m) { return m.form().is_cell; })
       .def_property_readonly("input_size", [](const FrozenModule& m) { return m.form().sizes.input_size; })
       .def_property_readonly("hidden_size", [](const FrozenModule& m) { return m.form().sizes.hidden_size; })
-      .def_property_readonly(
-          "proj_size",
-          [](const FrozenModule& m) { return cell_info(m.form().cell).is_projected() ? m.form().sizes.output_size : 0; })
+      .def_property_readonly("proj_size",
+                             [](const FrozenModule& m) {
+                               return cell_info(m.form().cell).is_projected() ? m.form().sizes.output_size : 0;
+                             })
       .def_property_readonly("num_layers", [](const FrozenModule& m) { return m.form().sizes.layers; })
       .def_property_readonly("bidirectional", [](const FrozenModule& m) { return m.form().sizes.directions == 2; })
       .def_property_readonly("batch_first", [](const FrozenModule& m) { return m.form().batch_first; })

@@ -467,7 +467,8 @@ class Host {
   int64_t sequences_ = 0;                // of both directions
   int64_t h_states_ = 0, c_states_ = 0;  // values of the states
   Norms norms_{};
-  Memory offsets_, output_, h_n_, c_n_, gates_, cells_, scales_, input_dgates_, hidden_dgates_, output_dgates_, norm_dgates_;
+  Memory offsets_, output_, h_n_, c_n_, gates_, cells_, scales_, input_dgates_, hidden_dgates_, output_dgates_,
+      norm_dgates_;
 };
 
 }  // namespace seqkernels::cuda
