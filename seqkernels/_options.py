@@ -11,6 +11,14 @@ from .cells import CELLS, PARAMETERS
 from .spec import cell_of, check_norm_eps
 
 
+@torch.no_grad()
+def reset_norms(layer: torch.nn.Module) -> None:
+    """Give norms the initial values of `torch.nn.LayerNorm`, factors of 1 and biases of 0."""
+    for name, parameter in layer.named_parameters():
+        if name.startswith("norm"):
+            parameter.fill_(0 if "bias" in name else 1)
+
+
 class ForgetBias(torch.nn.Module):
     """The `forget_bias` option of LSTMs; the other bases are a fused class and its namesake in torch.nn."""
 
@@ -91,19 +99,18 @@ class Norm(torch.nn.Module):
         compat.add_weights(
             self, {name: self.hidden_size if name.startswith("norm_c") else gate_rows for name in names}
         )
-        self.reset_parameters()
+        reset_norms(self)
 
+    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """As torch.nn, and norms as those of `torch.nn.LayerNorm`: factors of 1 and biases of 0."""
+        """As torch.nn, but norms and their biases, which all biases are then, as those of `torch.nn.LayerNorm`."""
         super().reset_parameters()  # type: ignore[misc]  # of torch.nn's class
         if self._norm is None:
             return
-        with torch.no_grad():
-            for name, parameter in self.named_parameters():
-                if "bias" in name:
-                    parameter.zero_()
-                elif name.startswith("norm"):
-                    parameter.fill_(1)
+        for name, parameter in self.named_parameters():
+            if name.startswith("bias"):
+                parameter.zero_()
+        reset_norms(self)
 
     @property
     def _beyond_torch(self) -> str:

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from ._options import reset_norms
+
 __all__ = ["identity_"]
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -66,8 +68,7 @@ def identity_(model: Model, *, gain: float = 1.0, generator: torch.Generator | N
                 gates = parameter.chunk(len(parameter) // layer.hidden_size)
                 for gate in gates:
                     gate.copy_(_square(gate, len(gates) == 1, gain, generator))
-            elif name.startswith("norm"):
-                parameter.fill_(0 if "bias" in name else 1)
+        reset_norms(layer)
     return model
 
 

@@ -259,7 +259,8 @@ class FusedLSTM(ForgetBias, Norm, _FusedLayer, torch.nn.LSTM):
             each layer and direction, w_ih `norm_ih_weight_l0` ("layer" alone), w_hh `norm_hh_weight_l0`
             [4H], w_c `norm_c_weight_l0` and b_c `norm_c_bias_l0` [H]. As those of `torch.nn.LayerNorm`,
             factors begin with 1 and all biases with 0. ValueError for another value, or with proj_size.
-        norm_eps: Added to variances. ValueError if it is negative, TypeError if it is no number.
+        norm_eps: Added to variances. ValueError if it is negative, TypeError if it is no number. With 0,
+            the norm of numbers that are all the same is NaN, as that of a product with a state of zeros.
 
     `forward` takes one argument more: `reset_mask`, a bool tensor [T, B] ([B, T] with `batch_first`, [T] for
     unbatched input, the rows of a PackedSequence's data), makes sequences start anew. Where it is true,

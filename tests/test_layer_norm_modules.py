@@ -46,6 +46,31 @@ def test_parameters(name: str) -> None:
     assert layer.double()(torch.randn(4, 3, I, **FLOAT64))[0].dtype is torch.float64
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_initial_weights_are_those_of_torch(name: str) -> None:
+    cls, norm, _ = NORMS[name]
+    torch.manual_seed(5)
+    layer = cls(I, H, 2, norm=norm)
+    torch.manual_seed(5)
+    theirs = cls._like(I, H, 2)
+    assert all((getattr(layer, key) == p).all() for key, p in theirs.named_parameters() if "weight" in key)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_explain(name: str) -> None:
+    cls, norm, _ = NORMS[name]
+    layer = cls(I, H, norm=norm)
+    report = seqkernels.explain(layer, torch.randn(4, 3, I))
+    assert report.backend == "native"
+    cells = {"LSTM": "lstm_layer_norm", "joint": "lstm_layer_norm_joint", "GRU": "gru_layer_norm"}
+    assert report.kernel.split()[1:] == [cells[name]]
+    assert not report.reasons
+    batch = torch.nn.utils.rnn.pack_sequence([torch.randn(4, I)])
+    assert seqkernels.explain(layer, batch).backend == "native"
+    layer.backend = "reference"
+    assert seqkernels.explain(layer, torch.randn(4, 3, I)).backend == "reference"
+
+
 @pytest.mark.parametrize("norm", ["layer", "layer-joint"])
 def test_forget_bias(norm: str) -> None:
     layer = seqkernels.FusedLSTM(I, H, 2, norm=norm, forget_bias=1.5)
