@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,11 +44,9 @@ class Outcome:
     kernels: list[str]  # cell, dtype, pass and plan of each that was run
 
 
-def program(
-    cells: Iterable[str] = CELLS, *, sanitize: bool = False, csrc: Path = CSRC, variant: str = ""
-) -> Path:
-    """The driver with the kernels of some cells."""
-    return emulator.build(DRIVER, list(cells), sanitize=sanitize, csrc=csrc, variant=variant)
+def program(cells: Iterable[str] = CELLS, **options: Any) -> Path:
+    """The driver with the kernels of some cells; options are those of `emulator.build`."""
+    return emulator.build(DRIVER, list(cells), **options)
 
 
 def run(

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import shutil
-import subprocess
 import sysconfig
 from pathlib import Path
 
@@ -15,7 +12,6 @@ from tests import emulator
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[2] / "csrc"
-PROGRAMS = ("selftest", "kernels")  # of the emulator's files, those that are none of it
 HOST = (
     "layer.cpp",
     "cuda/layer.cpp",
@@ -26,14 +22,10 @@ HOST = (
 )
 
 _RULES = """\
-flags = -O1 -g -fPIC -fvisibility=hidden -w
 torch = -DTORCH_TARGET_VERSION=0x020a000000000000 {includes}
-emulated = -DSEQKERNELS_EMULATED -I{emulator} -I{csrc}/cuda
+host_flags = -std=c++17 -O1 -g1 -fPIC -fvisibility=hidden -w $torch
 rule host
-  command = {compiler} -std=c++17 $flags $torch -MMD -MF $out.d -c $in -o $out
-  depfile = $out.d
-rule emulated
-  command = {compiler} -std=c++20 $flags $emulated $cell -MMD -MF $out.d -x c++ -c $in -o $out
+  command = {compiler} $host_flags -MMD -MF $out.d -c $in -o $out
   depfile = $out.d
 rule library
   command = {compiler} -shared $in -o $out {libraries} -Wl,--no-undefined
@@ -56,29 +48,14 @@ def build(headers: Path) -> Path:
     rules = _RULES.format(
         compiler=os.environ.get("CXX", "c++"),
         includes=" ".join(includes),
-        emulator=HERE.parent,
-        csrc=CSRC,
         libraries=" ".join([*(f"-L{folder}" for folder in folders), "-ltorch", "-ltorch_cpu", "-lc10"]),
     )
+    lines, names = emulator.emulator_objects()
+    parts = [("launch", HERE / "launch.cpp", ""), emulator.ROWS, *emulator.kernels(list(emulator.registry()))]
+    kernel_lines, kernel_names = emulator.objects(parts)
     host = [HERE / "cudart.cpp", HERE / "ops.cpp", *(CSRC / file for file in HOST)]
-    emulated = [path for path in HERE.parent.glob("*.cpp") if path.stem not in PROGRAMS]
-    parts = [("host", f"{path.parent.name}_{path.stem}", path, "") for path in host]
-    parts += [("emulated", path.stem, path, "") for path in (HERE / "launch.cpp", *emulated)]
-    parts += [("emulated", *part) for part in emulator.kernels(list(emulator.registry()))]
-    objects = [f"host/{name}.o" for _, name, _, _ in parts]
-    lines = [
-        f"build host/{name}.o: {rule} {path.resolve()}\n  cell = {cell}" for rule, name, path, cell in parts
-    ]
-    lines.append(f"build host.so: library {' '.join(objects)}\n")
-    emulator.BUILD.mkdir(parents=True, exist_ok=True)
-    with open(emulator.BUILD / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        plan = emulator.BUILD / "host.ninja"
-        plan.write_text(rules + "\n".join(lines))
-        ninja = shutil.which("ninja") or "ninja"
-        done = subprocess.run(
-            [ninja, "-C", str(emulator.BUILD), "-f", plan.name], capture_output=True, text=True
-        )
-    if done.returncode != 0:
-        raise RuntimeError(f"the CUDA host code does not compile:\n{done.stdout}{done.stderr}")
-    return emulator.BUILD / "host.so"
+    host_names = [f"host/{path.parent.name}_{path.stem}.o" for path in host]
+    lines += [*kernel_lines, rules]
+    lines += [f"build {name}: host {path}" for name, path in zip(host_names, host, strict=True)]
+    lines.append(f"build host.so: library {' '.join([*names, *kernel_names, *host_names])}")
+    return emulator.make("host.so", lines)

@@ -56,13 +56,13 @@ def program() -> Path:
     sources = [path for path in _HERE.parent.glob("*.cpp") if path.stem not in ("selftest", "kernels")]
     parts = [("emulator", path.stem, path, "") for path in (*sources, _HERE / "traffic.cpp")]
     parts += [("kernels", "driver", layer.DRIVER, "")]
-    parts += [("kernels", *part) for part in emulator.kernels(list(CELLS))]
+    parts += [("kernels", *part) for part in (emulator.ROWS, *emulator.kernels(list(CELLS)))]
     objects = [f"traffic/{name}.o" for _, name, _, _ in parts]
     lines = [f"build traffic/{name}.o: {rule} {path}\n  cell = {cell}" for rule, name, path, cell in parts]
     root = _HERE.parents[2]
     rules = _RULES.format(root=root, compiler=os.environ.get("CXX", "c++"))
     lines.append(f"build traffic_program: program {' '.join(objects)}\n")
-    return emulator.make("traffic_program", rules + "\n".join(lines))
+    return emulator.make("traffic_program", [rules, *lines])
 
 
 def costs(problem: Problem, plan: str, partition: Partition | None, *, tf32: bool = False) -> list[Cost]:
