@@ -123,15 +123,20 @@ inline auto BackwardLoop<Cell, S, F>::norm_row(int direction, const Chunk& chunk
 template <class Cell, class S, class F>
 template <int norm>
 inline void BackwardLoop<Cell, S, F>::sum_units(const NormRow& row, Range vectors, NormSums<T>* sums) const {
-  constexpr int kOwnGroups = norm_groups<Cell>(norm);
-  V grads[kOwnGroups], products[kOwnGroups];
-  for (int i = 0; i < kOwnGroups; ++i) grads[i] = products[i] = V(0);
+  // Of each gate by itself, as the moments.
+  constexpr int kOwnGates = norm_gates<Cell>(norm);
+  V grads[kOwnGates], products[kOwnGates];
+  for (int g = 0; g < kOwnGates; ++g) grads[g] = products[g] = V(0);
   for_unit_values<norm>(row, vectors, [&](int g, int64_t, int64_t, V grad, V value) {
-    const int group = norm_group<Cell>(norm, g);
-    grads[group] = grads[group] + grad;
-    products[group] = products[group] + grad * value;
+    grads[g] = grads[g] + grad;
+    products[g] = products[g] + grad * value;
   });
-  for (int i = 0; i < kOwnGroups; ++i) sums[i] = {sum_lanes(grads[i]), sum_lanes(products[i])};
+  for (int i = 0; i < norm_groups<Cell>(norm); ++i) {
+    V grad(0), product(0);
+    for (int g = 0; g < kOwnGates; ++g)
+      if (norm_group<Cell>(norm, g) == i) grad = grad + grads[g], product = product + products[g];
+    sums[i] = {sum_lanes(grad), sum_lanes(product)};
+  }
 }
 
 // Makes the gradients of what was normalised: of c in `out`, of gates in blocks of `out` that lie as dgates do. The sums of parts

@@ -45,13 +45,12 @@ inline void ForwardLoop<Cell, S, F>::normalize_inputs(const ThreadSlice& slice, 
       }
     };
     Moments<T> moments[kGroups];
-    find_moments<kGroups>(
+    find_moments<kGroups, kInputGates>(
         [&](const auto& f) {
-          for_vectors([&](int64_t, int g, int64_t u, int64_t, const T* gates) {
-            f(Cell::norm_group(g), load(gates), size_.hidden - u);
-          });
+          for_vectors(
+              [&](int64_t, int g, int64_t u, int64_t, const T* gates) { f(g, load(gates), size_.hidden - u); });
         },
-        moments);
+        Cell::norm_group, moments);
     const int64_t row = slice.direction * rows_ + chunk.first_row + r;
     S* const saved = p_.gates ? reinterpret_cast<S*>(p_.gates) + row * kReserved * size_.padded : nullptr;
     Scaling<T> scalings[kGroups];
@@ -113,9 +112,8 @@ inline void ForwardLoop<Cell, S, F>::run_normalized_stage(const ThreadSlice& sli
             f(0, load(c + u), size_.hidden - u);
           }
         else
-          product.for_columns(panel, [&](int g, int64_t u, int64_t column) {
-            f(Cell::norm_group(g), load(gates + column), size_.hidden - u);
-          });
+          product.for_columns(
+              panel, [&](int g, int64_t u, int64_t column) { f(g, load(gates + column), size_.hidden - u); });
       }
     };
     if constexpr (Cell::kNorm == cells::Norm::kSum && !kOfCell)
@@ -125,7 +123,9 @@ inline void ForwardLoop<Cell, S, F>::run_normalized_stage(const ThreadSlice& sli
         for (int64_t j = 0; j < product.panel_width(panel); j += kLanes)
           store(sum + j, load(sum + j) + load(added + j));
       }
-    find_moments<kStageGroups>(visit, buffers.moments[stage] + slice.part * numbers + b * kGroups);
+    find_moments<kStageGroups, Cell::kStageGates[stage]>(
+        visit, [](int g) { return kOfCell ? 0 : Cell::norm_group(g); },
+        buffers.moments[stage] + slice.part * numbers + b * kGroups);
   }
   wait();
 

@@ -120,14 +120,13 @@ class FrozenNormForward : FrozenForward<Cell, W> {
     Scalings scalings;
     for (int side = 0; side < kSides; ++side) {
       Moments<float> moments[kGroups];
-      find_moments<kGroups>(
+      find_moments<kGroups, kGates>(
           [&](const auto& f) {
             for (int64_t u = 0; u < padded_; u += kLanes)
 #pragma GCC unroll 4
-              for (int g = 0; g < kGates; ++g)
-                f(Cell::norm_group(g), load(gate_row(row, side, g) + u), p_.hidden_size - u);
+              for (int g = 0; g < kGates; ++g) f(g, load(gate_row(row, side, g) + u), p_.hidden_size - u);
           },
-          moments);
+          Cell::norm_group, moments);
       for (int j = 0; j < kGroups; ++j)
         scalings.of[side * kGroups + j] = scaling_of(moments + j, 1, 0, float(p_.norm_eps));
     }
@@ -136,11 +135,11 @@ class FrozenNormForward : FrozenForward<Cell, W> {
 
   Scalings cell_moments(int64_t row) const {
     Moments<float> moments;
-    find_moments<1>(
+    find_moments<1, 1>(
         [&](const auto& f) {
           for (int64_t u = 0; u < padded_; u += kLanes) f(0, load(c_ + row * padded_ + u), p_.hidden_size - u);
         },
-        &moments);
+        [](int) { return 0; }, &moments);
     return {{scaling_of(&moments, 1, 0, float(p_.norm_eps))}};
   }
 

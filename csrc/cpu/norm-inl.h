@@ -3,7 +3,7 @@
 // Each member finds the moments of its own part of a row in two passes, and all of them put these together in the same order,
 // so that they get the same mean and variance to the bit.
 //
-// Type parameters: T is float or double; Visit is a function that calls its argument f(group, numbers, how many of them there are)
+// Type parameters: T is float or double; Visit is a function that calls its argument f(gate, numbers, how many of them there are)
 // for the vectors of a row.
 #pragma once
 #include "activations-inl.h"
@@ -44,25 +44,34 @@ SEQKERNELS_INLINE Vec<T> first_lanes(Vec<T> v, int64_t n) {
   return load_part(lanes, n);
 }
 
-// Of a member's part of a row, kGroups groups of numbers.
-template <int kGroups, class T, class Visit>
-SEQKERNELS_INLINE void find_moments(const Visit& visit, Moments<T>* moments) {
-  Vec<T> sums[kGroups], squares[kGroups];
-  int64_t counts[kGroups] = {};
-  for (int i = 0; i < kGroups; ++i) sums[i] = squares[i] = Vec<T>(0);
-  visit([&](int group, Vec<T> v, int64_t count) {
-    sums[group] = sums[group] + first_lanes(v, count);
-    counts[group] += min(count, Vec<T>::kLanes);
+// Of a member's part of a row, whose kGates gates belong to kGroups groups, and group(g) says to which. Each gate is summed up
+// by itself: additions to one sum would wait for each other.
+template <int kGroups, int kGates, class T, class Visit, class Group>
+SEQKERNELS_INLINE void find_moments(const Visit& visit, const Group& group, Moments<T>* moments) {
+  Vec<T> sums[kGates], squares[kGates], means[kGates];
+  int64_t counts[kGates];
+  for (int g = 0; g < kGates; ++g) sums[g] = squares[g] = Vec<T>(0), counts[g] = 0;
+  // The sum over the gates of a group.
+  const auto of_group = [&](int i, auto sum, const auto& of_gates) {
+    for (int g = 0; g < kGates; ++g)
+      if (group(g) == i) sum = sum + of_gates[g];
+    return sum;
+  };
+  visit([&](int g, Vec<T> v, int64_t count) {
+    sums[g] = sums[g] + first_lanes(v, count);
+    counts[g] += min(count, Vec<T>::kLanes);
   });
   for (int i = 0; i < kGroups; ++i) {
-    moments[i].count = T(counts[i]);
-    moments[i].mean = counts[i] > 0 ? sum_lanes(sums[i]) / moments[i].count : T(0);
+    const int64_t count = of_group(i, int64_t{0}, counts);
+    moments[i].count = T(count);
+    moments[i].mean = count > 0 ? sum_lanes(of_group(i, Vec<T>(0), sums)) / moments[i].count : T(0);
   }
-  visit([&](int group, Vec<T> v, int64_t count) {
-    const Vec<T> distance = first_lanes(v - Vec<T>(moments[group].mean), count);
-    squares[group] = squares[group] + distance * distance;
+  for (int g = 0; g < kGates; ++g) means[g] = Vec<T>(moments[group(g)].mean);
+  visit([&](int g, Vec<T> v, int64_t count) {
+    const Vec<T> distance = first_lanes(v - means[g], count);
+    squares[g] = squares[g] + distance * distance;
   });
-  for (int i = 0; i < kGroups; ++i) moments[i].squares = sum_lanes(squares[i]);
+  for (int i = 0; i < kGroups; ++i) moments[i].squares = sum_lanes(of_group(i, Vec<T>(0), squares));
 }
 
 // Of a whole row, whose parts are `stride` apart.

@@ -220,7 +220,7 @@ MUTANTS = [
     Mutant(
         "mean_of_a_row",
         NORM,
-        "sums[group] + «first_lanes(v, count)»;",
+        "sums[g] + «first_lanes(v, count)»;",
         "v + v",
         "A mean is twice what it should be.",
     ),
