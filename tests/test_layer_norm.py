@@ -237,14 +237,15 @@ def test_second_derivatives(name: str, device: torch.device) -> None:
 @pytest.mark.parametrize("hidden", [1, 2])
 @pytest.mark.parametrize("name", NAMES)
 def test_few_units(name: str, hidden: int) -> None:
-    """The variance of one unit is zero."""
+    """The variance of one unit is zero, and so is the gradient of what it is of: large terms that cancel."""
     layer = make(name, 3, hidden, **FLOAT64)
     x, hx = torch.randn(1, 1, 3, **FLOAT64), states_of(layer, 1, **FLOAT64)
     found = called(name, layer, x, hx)
     expected = list(written_out(name, layer, x, hx))[: len(found)]
     assert_close(found, expected)
     parameters = list(layer.parameters())
-    assert_close(gradients(found, parameters), gradients(expected, parameters))
+    native, reference = (gradients(results, parameters) for results in (found, expected))
+    assert_close(torch.cat([g.flatten() for g in native]), torch.cat([g.flatten() for g in reference]))
 
 
 # ---------------------------------------------------------------- numbers at the limits
