@@ -77,7 +77,7 @@ class Shape:
         return Partition(part.members * part.unit_groups // unit_groups, unit_groups, part.columns)
 
 
-IN_MEMORY, PROJECTED = ("lstm", "lstm_projected", "gru", "gru_reset_before"), ("lstm_projected",)
+IN_MEMORY, PROJECTED = ("lstm", "lstm_projected", "gru_reset_before"), ("lstm_projected",)
 # Where one unit is no whole row: the norm of a single number is zero.
 OF_ONE_UNIT = tuple(name for name in CELLS if "norm_c" not in REGISTRY[name].extra_weights)
 SHAPES = {

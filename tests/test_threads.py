@@ -189,7 +189,7 @@ def denormals_count() -> bool:
 @pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this CPU cannot flush denormals")
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("flush", [False, True])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", ["lstm", "gru_layer_norm"])  # the loop does it, whatever the cell
 def test_denormal_mode_is_restored(cell: str, flush: bool, count: int, target: torch.device) -> None:
     torch.set_num_threads(count)
     tiny = torch.full((1_000_000,), torch.finfo(torch.float32).tiny)
