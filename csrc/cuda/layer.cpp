@@ -167,22 +167,37 @@ void input_gradients(const Layer& layer, const Tensor& dgates, const Tensor& gra
 // The gradients of the factors and biases of one direction's norms.
 void norm_gradients(const Device& device, const Layer& layer, cuda::Shape& shape, const cuda::Norms& norms,
                     const LayerBackwardTensors& tensors, int64_t direction) {
-  constexpr int kRowThreads = 512;
+  constexpr int kRowThreads = 512, kFewestRows = 128;  // of a part
   const cuda::PassKernels& kernels = cuda::kernels_of(layer.cell(), layer.dtype(), false).backward;
   const int64_t element = layer.dtype() == DType::kFloat64 ? 8 : 4;
   for (int kind = 0; kind < cuda::kNormKinds; ++kind) {
+    const int64_t numbers = (kind == cuda::kNormOfCell ? 1 : layer.info().gates) * layer.hidden_size();
+    const int64_t blocks = std::clamp<int64_t>((numbers + 31) / 32, 1, 1 << 16);
+    // As many as keep every multiprocessor busy.
+    const int64_t parts = std::clamp<int64_t>(2 * device.limits().multiprocessors / blocks, 1,
+                                              std::max<int64_t>(layer.rows() / kFewestRows, 1));
+    std::optional<Tensor> sums[2];  // of weight and bias
+    for (int i = 0; i < 2; ++i)
+      if (tensors.weight(layer, direction, cuda::kNormWeights[kind][i]))
+        sums[i] = new_tensor({parts, numbers}, layer.compute_type(), layer.x());
+    if (!sums[0] && !sums[1]) continue;
     cuda::NormGradients gradients{cuda::NormKind(kind),
                                   static_cast<int>(direction),
                                   norms.dgates,
                                   data(tensors.saved.gates),
-                                  tensors.weight(layer, direction, cuda::kNormWeights[kind][0]),
-                                  tensors.weight(layer, direction, cuda::kNormWeights[kind][1])};
-    if (!gradients.weight && !gradients.bias) continue;
-    const int64_t numbers = (kind == cuda::kNormOfCell ? 1 : layer.info().gates) * layer.hidden_size();
-    const int64_t blocks = std::clamp<int64_t>((numbers + 31) / 32, 1, 1 << 16);
+                                  static_cast<int>(parts),
+                                  data(sums[0]),
+                                  data(sums[1])};
     void* arguments[] = {&shape, &gradients};
-    device.launch(kernels.norm_gradients, {static_cast<int>(blocks), kRowThreads, 2 * kRowThreads * element},
+    device.launch(kernels.norm_gradients, {static_cast<int>(blocks * parts), kRowThreads, 2 * kRowThreads * element},
                   arguments);
+    for (int i = 0; i < 2; ++i)
+      if (sums[i]) {
+        const Tensor sum = new_tensor({numbers}, layer.compute_type(), layer.x());
+        cuda::sum_rows(*sums[i], sum);
+        Tensor result = tensors.weight_tensor(layer, direction, cuda::kNormWeights[kind][i]);
+        torch::stable::copy_(result, sum);
+      }
   }
 }
 

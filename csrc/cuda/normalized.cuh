@@ -154,8 +154,8 @@ SEQKERNELS_KERNEL SEQKERNELS_LAUNCH_BOUNDS(kStepThreads, 1)
     Row(p, buffers, norms, sums, i).run(iteration);
 }
 
-// The gradients of a norm's factors and biases, sums over all rows. A block has 32 of them at a time, one a lane, and each
-// of its warps some of the rows.
+// The gradients of a norm's factors and biases, sums over parts of the rows. A block has one part, and 32 of them at a time, one
+// a lane; each of its warps has some of the rows.
 template <class Cell, class T>
 SEQKERNELS_KERNEL norm_gradients_kernel(const Shape shape, const NormGradients n) {
   using R = Real<T>;
@@ -164,18 +164,19 @@ SEQKERNELS_KERNEL norm_gradients_kernel(const Shape shape, const NormGradients n
   const int warp = thread_index() / kWarpSize, lane = thread_index() % kWarpSize;
   const int numbers = cells::norm_gates<Cell>(norm) * shape.hidden;
   R* const partials = static_cast<R*>(static_cast<void*>(shared_memory()));  // [2, warps, 32]
-  for (int64_t first = int64_t{block_index()} * kWarpSize; first < numbers; first += grid_threads() / warps) {
-    const int i = static_cast<int>(first) + lane;
+  const int part = block_index() % n.parts, stride = static_cast<int>(grid_threads() / warps / n.parts);
+  for (int first = block_index() / n.parts * kWarpSize; first < numbers; first += stride) {
+    const int i = first + lane;
     R of_weight = 0, of_bias = 0;
     if (i < numbers) {
       const int gate = i / shape.hidden, u = i % shape.hidden;
       const int64_t dgate = cells::norm_dgate<Cell>(norm, gate) * int64_t{shape.hidden} + u;
       const int64_t value = (norm * Cell::kGates + gate) * int64_t{shape.padded} + u;
       SEQKERNELS_UNROLL_BY(4)
-      for (int64_t row = warp; row < shape.rows; row += warps) {
+      for (int64_t row = part * warps + warp; row < shape.rows; row += n.parts * warps) {
         const int64_t of_row = row * shape.directions + n.direction, saved_row = n.direction * shape.rows + row;
         const R dy = read<T>(n.dgates, of_row * Cell::kDgates * shape.hidden + dgate);
-        of_weight += dy * read<T>(n.values, saved_row * kReserved * shape.padded + value);
+        if (n.weight) of_weight += dy * read<T>(n.values, saved_row * kReserved * shape.padded + value);
         of_bias += dy;
       }
     }
@@ -187,8 +188,9 @@ SEQKERNELS_KERNEL norm_gradients_kernel(const Shape shape, const NormGradients n
         of_weight += partials[other * kWarpSize + lane];
         of_bias += partials[(warps + other) * kWarpSize + lane];
       }
-      if (n.weight) write<T>(n.weight, i, of_weight);
-      if (n.bias) write<T>(n.bias, i, of_bias);
+      const int64_t to = int64_t{part} * numbers + i;
+      if (n.weight) static_cast<R*>(n.weight)[to] = of_weight;
+      if (n.bias) static_cast<R*>(n.bias)[to] = of_bias;
     }
     block_barrier();  // before others' sums come in the place of these
   }

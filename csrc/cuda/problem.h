@@ -111,13 +111,14 @@ struct Norms {
   void* dgates;                        // [R, D, dgates, H] what the cell's backward pass writes
 };
 
-// The gradients of a norm's factors and biases, of one direction.
+// The gradients of a norm's factors and biases, of one direction: sums of so many parts of the rows.
 struct NormGradients {
   NormKind kind;
   int direction;
   const void* dgates;  // of Norms
   const void* values;  // [D, R, saved, Hp] that forward has saved
-  void* weight;        // [G H], of c [H]; or null
+  int parts;           // of which the number of blocks is a multiple
+  void* weight;        // real [parts, G H], of c [parts, H]; or null
   void* bias;          // likewise
 };
 

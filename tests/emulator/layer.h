@@ -420,21 +420,28 @@ class Host {
 
   void make_norm_gradients(int direction) {
     const auto kernel = function<void(Shape, NormGradients)>(kernels_->backward.norm_gradients);
+    constexpr int kParts = 3;
     for (int kind = 0; kind < kNormKinds; ++kind) {
-      Memory grads[2];
+      const int64_t numbers = kind == kNormOfCell ? shape_.hidden : gate_units_;
+      Memory sums[2];
       for (int i = 0; i < 2; ++i)
-        if (cell_.has_weight[kNormWeights[kind][i]])
-          grads[i] = elements(kind == kNormOfCell ? shape_.hidden : gate_units_);
-      if (!grads[1].data()) continue;
-      const NormGradients gradients{NormKind(kind), direction,       norm_dgates_.data(),
-                                    gates_.data(),  grads[0].data(), grads[1].data()};
+        if (cell_.has_weight[kNormWeights[kind][i]]) sums[i] = reals(kParts * numbers);
+      if (!sums[1].data()) continue;
+      const NormGradients gradients{NormKind(kind), direction,      norm_dgates_.data(), gates_.data(),
+                                    kParts,         sums[0].data(), sums[1].data()};
       emulator::launch(
-          {.blocks = 2, .threads = kRowThreads, .shared_bytes = 2 * kRowThreads * sizeof(R), .seed = seed_++},
+          {.blocks = 2 * kParts, .threads = kRowThreads, .shared_bytes = 2 * kRowThreads * sizeof(R), .seed = seed_++},
           [&] { kernel(shape_, gradients); });
       for (int i = 0; i < 2; ++i) {
         const std::string name = of((std::string("grad_") + kWeightNames[kNormWeights[kind][i]]).c_str(), direction);
-        grads[i].check(name);
-        if (grads[i].data()) write(name.c_str(), grads[i]);
+        sums[i].check(name);
+        if (!sums[i].data()) continue;
+        std::vector<double> grad;
+        for (int64_t n = 0; n < numbers; ++n)
+          grad.push_back(sum(kParts, [&](int64_t part) {
+            return static_cast<double>(static_cast<const R*>(sums[i].data())[part * numbers + n]);
+          }));
+        result_.write(name, grad);
       }
     }
   }
