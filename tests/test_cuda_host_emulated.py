@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.gpu import PLANS
 from tests.emulator import host
-from tests.problems import CELLS, REGISTRY, Problem, lengths_of
+from tests.problems import CELLS, NORMALIZED_CELLS, REGISTRY, Problem, lengths_of
 
 pytestmark = pytest.mark.skipif(host.cuda_headers() is None, reason="no CUDA headers")
 
@@ -96,6 +96,12 @@ def problem(cell: str, shape: tuple, numbers: Any, **options: Any) -> Emulated:
 def test_right(cell: str, shape: tuple, numbers: Any, plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEQKERNELS_CUDA_PLAN", plan)
     problem(cell, shape, numbers).check("tf32" if numbers == "tf32" else None)
+
+
+@pytest.mark.parametrize("cell", NORMALIZED_CELLS)
+def test_gradients_of_norms_are_sums_of_parts(cell: str, library: Any) -> None:
+    """Of so many rows that these are cut in two."""
+    problem(cell, (128, 2, 3, 5, 1, False), torch.float32).check()
 
 
 def later(tensor: Tensor) -> Tensor:
