@@ -60,7 +60,8 @@ Tensor as_rows(const Layer& layer, const Tensor& tensor, int64_t features) {
 }
 
 cuda::Norms norms_of(const Layer& layer) {
-  cuda::Norms norms{layer.norm_eps()};
+  cuda::Norms norms{};
+  norms.eps = layer.norm_eps();
   for (int kind = 0; kind < cuda::kNormKinds; ++kind)
     for (int64_t d = 0; d < layer.directions(); ++d) {
       norms.weights[kind][d] = layer.weight(d, cuda::kNormWeights[kind][0]);
