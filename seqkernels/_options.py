@@ -103,7 +103,7 @@ class Norm(torch.nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """As torch.nn, but norms and their biases, which all biases are then, as those of `torch.nn.LayerNorm`."""
+        """As torch.nn; norms, and with them all biases, as those of `torch.nn.LayerNorm`."""
         super().reset_parameters()  # type: ignore[misc]  # of torch.nn's class
         if self._norm is None:
             return
