@@ -47,8 +47,7 @@ inline void ForwardLoop<Cell, S, F>::normalize_inputs(const ThreadSlice& slice, 
     Moments<T> moments[kGroups];
     find_moments<kGroups, kInputGates>(
         [&](const auto& f) {
-          for_vectors(
-              [&](int64_t, int g, int64_t u, int64_t, const T* gates) { f(g, load(gates), size_.hidden - u); });
+          for_vectors([&](int64_t, int g, int64_t u, int64_t, const T* gates) { f(g, load(gates), size_.hidden - u); });
         },
         Cell::norm_group, moments);
     const int64_t row = slice.direction * rows_ + chunk.first_row + r;
@@ -112,8 +111,8 @@ inline void ForwardLoop<Cell, S, F>::run_normalized_stage(const ThreadSlice& sli
             f(0, load(c + u), size_.hidden - u);
           }
         else
-          product.for_columns(
-              panel, [&](int g, int64_t u, int64_t column) { f(g, load(gates + column), size_.hidden - u); });
+          product.for_columns(panel,
+                              [&](int g, int64_t u, int64_t column) { f(g, load(gates + column), size_.hidden - u); });
       }
     };
     if constexpr (Cell::kNorm == cells::Norm::kSum && !kOfCell)
