@@ -15,7 +15,7 @@ import seqkernels
 from seqkernels import _C
 
 from .conftest import assert_close, in_child, paired
-from .problems import CELLS, Problem, lengths_of
+from .problems import CELLS, NORMALIZED_CELLS, Problem, lengths_of
 
 # Enough work for several threads, once split by sequences (many) and once by hidden units (few sequences).
 SHAPES = {"by sequences": (6, 70, 24, 40), "by units": (40, 2, 24, 100), "one sequence": (40, 1, 8, 130)}
@@ -55,6 +55,17 @@ def test_same_bits_in_every_run(
     for _ in range(5):
         again = problem.run()
         assert [name for name in first if not torch.equal(first[name], again[name])] == []
+
+
+@pytest.mark.parametrize("cell", NORMALIZED_CELLS)
+def test_parts_of_a_row_have_means_of_their_own(cell: str, dtype: torch.dtype, target: torch.device) -> None:
+    """Of a row's gates, that one thread makes the first units of and another one the last."""
+    torch.set_num_threads(2)
+    problem = Problem(cell, 6, 1, 24, 100, dtype=dtype, device=target)
+    problem.states[0].abs_()
+    gates = problem.weights[1].unflatten(0, (-1, problem.hidden_size))
+    gates[:, problem.hidden_size // 2 :] += 0.1
+    problem.check()
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -17,6 +17,7 @@ from .mutant import (
     GATES,
     GRADIENTS,
     NORM,
+    PARTS_OF_A_ROW,
     PRODUCTS,
     SEQUENCE,
     THREADS,
@@ -237,7 +238,7 @@ MUTANTS = [
         "squares += part.squares + «part.count * (part.mean - mean) * (part.mean - mean)»;",
         "T(0)",
         "A variance leaves out that the parts of a row have different means.",
-        tests=THREADS,
+        tests=PARTS_OF_A_ROW,
     ),
     Mutant(
         "sum_of_both_sides",
@@ -273,7 +274,7 @@ MUTANTS = [
         "all.products += «sums[part * stride + i].products»;",
         "sums[i].products",
         "A member sums up the first part of the units again and again.",
-        tests=THREADS,
+        tests=PARTS_OF_A_ROW,
     ),
     Mutant(
         "gradient_of_a_factor",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 OPS = ("tests/test_ops.py", "-k", "test_results or handed_on")
 THREADS = ("tests/test_threads.py", "-k", "test_number_of_threads")
+PARTS_OF_A_ROW = ("tests/test_threads.py", "-k", "test_parts_of_a_row")
 FASTPATH = ("tests/test_fastpath.py", "-k", "test_layers or test_cells")
 GRADIENTS = ("tests/test_ops.py", "-k", "test_each_gradient_alone")
 SINGLE_STEPS = ("tests/test_single_steps.py", "-k", "test_results")
