@@ -61,7 +61,7 @@ def test_same_bits_in_every_run(
 def test_parts_of_a_row_have_means_of_their_own(cell: str, dtype: torch.dtype, target: torch.device) -> None:
     """Of a row's gates, that one thread makes the first units of and another one the last."""
     torch.set_num_threads(2)
-    problem = Problem(cell, 6, 1, 24, 100, dtype=dtype, device=target)
+    problem = Problem(cell, 6, 1, 24, 260, dtype=dtype, device=target)
     problem.states[0].abs_()
     gates = problem.weights[1].unflatten(0, (-1, problem.hidden_size))
     gates[:, problem.hidden_size // 2 :] += 0.1

@@ -296,6 +296,7 @@ MUTANTS = [
         "hidden_gates[g] = gate(«kSides - 1», g);",
         "0",
         "A frozen module takes the input's side for the hidden one, too.",
+        only="float32 bfloat16",
         tests=FROZEN,
     ),
     # ---- stages
