@@ -59,8 +59,10 @@ Tensor as_rows(const Layer& layer, const Tensor& tensor, int64_t features) {
   return window(as_contiguous(tensor), {layer.rows(), features});
 }
 
+// Of a normalised cell; other kernels read none of it.
 cuda::Norms norms_of(const Layer& layer) {
   cuda::Norms norms{};
+  if (!layer.info().is_normalized()) return norms;
   norms.eps = layer.norm_eps();
   for (int kind = 0; kind < cuda::kNormKinds; ++kind)
     for (int64_t d = 0; d < layer.directions(); ++d) {
@@ -172,7 +174,10 @@ void norm_gradients(const Device& device, const Layer& layer, cuda::Shape& shape
   const cuda::PassKernels& kernels = cuda::kernels_of(layer.cell(), layer.dtype(), false).backward;
   const int64_t element = layer.dtype() == DType::kFloat64 ? 8 : 4;
   for (int kind = 0; kind < cuda::kNormKinds; ++kind) {
-    const int64_t numbers = (kind == cuda::kNormOfCell ? 1 : layer.info().gates) * layer.hidden_size();
+    const int64_t numbers =
+        layer.info()
+            .size_of(cuda::kNormWeights[kind][1], layer.input_size(), layer.hidden_size(), layer.output_size())
+            .rows;
     const int64_t blocks = std::clamp<int64_t>((numbers + 31) / 32, 1, 1 << 16);
     // As many as keep every multiprocessor busy.
     const int64_t parts = std::clamp<int64_t>(2 * device.limits().multiprocessors / blocks, 1,

@@ -14,10 +14,8 @@ class TimeLoop {
   TimeLoop(const Device& device, const Layer& layer, bool is_forward);
 
   // `norms`: of a normalised cell.
-  void run(Projected<ForwardProblem>& problem, Norms norms = {}) const { run_steps(problem, norms, problem.steps); }
-  void run(Projected<BackwardProblem>& problem, Norms norms = {}) const {
-    run_steps(problem, norms, problem.shape.seq_len);
-  }
+  void run(Projected<ForwardProblem>& problem, Norms norms) const { run_steps(problem, norms, problem.steps); }
+  void run(Projected<BackwardProblem>& problem, Norms norms) const { run_steps(problem, norms, problem.shape.seq_len); }
 
  private:
   template <class Problem>
