@@ -1,7 +1,7 @@
 """Fits the cost model of csrc/cuda/plan.cpp to a sweep: what its constants should be, and what it then
 chooses.
 
-    python -m benchmarks.calibrate benchmarks/results/nvidia-h100-80gb-hbm3-sweep.csv
+    python -m benchmarks.calibrate benchmarks/results/nvidia-h200-sweep.csv
 
 The model is a sum of constants times counts (`features`), fitted to the relative errors of all cuts that were
 timed, no constant negative. Its regret is the time of the cut that it would choose over that of the best one.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,21 @@ LAYER = ("cell", "dtype", "pass", "hidden", "batch", "directions")
 CONSTANTS = {
     **{"alone": "kAlone", "near": "kNear", "far": "kFar", "backward": "kBackward"},
     **{"several": "kSeveral", "quarters": "kQuarter", "passes": "kPass"},
-    **{"mmas": "kMma", "weights": "kWeights", "rounds": "kRound", "partials": "kPartials", "read": "kRead"},
+    **{"mmas": "kMma", "weights": "kWeights", "rounds": "kRound", "team_rounds": "kTeamRound"},
 }
 
 
 def up(n: int, by: int) -> int:
     return -(-n // by)
+
+
+def tiles_of_passes(tiles: int, most: int) -> Iterator[int]:
+    """Column tiles of each pass over them: as many as `most` allows and are left, 4, 2 or 1."""
+    while tiles > 0:
+        while most > tiles:
+            most //= 2
+        yield most
+        tiles -= most
 
 
 def features(cut: dict[str, str]) -> dict[str, float]:
@@ -41,22 +50,22 @@ def features(cut: dict[str, str]) -> dict[str, float]:
     forward, in_grid = cut["pass"] == "forward", cut["plan"] == "persistent_grid"
     gates = GATES[cut["cell"]]
     tiles, published = (gates, 1) if forward else (1, gates)
-    resident, ahead, chunk = (4 if tiles > 1 else 12), 4, 16 if cut["dtype"] == "tf32" else 32
+    teams = int(cut.get("teams") or 1)
+    chunk = 16 if cut["dtype"] == "tf32" else 32
     chunks = published * members * unit_groups * 16 // chunk
     per_warp = up(chunks, 8 // unit_groups)
     column_count = columns // 8
-    passes = up(column_count, column_tiles)
-    one = passes == 1 and unit_groups * column_tiles * 4 <= 8
-    quarters = sum(
-        up(unit_groups * min(column_tiles, column_count - first) * 4, 8)
-        for first in range(0, column_count, column_tiles)
-    )
-    blocks = int(cut["directions"]) * up(batch, columns) * members
-    room = (
-        MULTIPROCESSORS
-        if in_grid
-        else (MULTIPROCESSORS - OUTSIDE_OF_CLUSTERS * (members > 1)) // members * members
-    )
+    passes = list(tiles_of_passes(column_count, column_tiles))
+    one = len(passes) == 1 and unit_groups * column_tiles * 4 <= 8
+    # Of warps with one quarter, with several, and of two teams.
+    form = 2 if teams > 1 else 0 if one else 1
+    resident, ahead = (((4, 4), (4, 4), (0, 4)) if tiles > 1 else ((12, 4), (8, 8), (2, 4)))[form]
+    ahead = 4 if column_tiles == 1 else ahead
+    quarters = sum(up(unit_groups * pass_tiles * 4, 8) for pass_tiles in passes)
+    groups = int(cut["directions"]) * up(up(batch, columns), teams) * teams
+    outside = OUTSIDE_OF_CLUSTERS * (not in_grid and members > 1)
+    at_once = (MULTIPROCESSORS - outside) // members * teams
+    rounds = max(0.0, up(per_warp * column_tiles, ahead) - 1) * len(passes)
     found = {
         "alone": not in_grid and members == 1,
         "near": not in_grid and members > 1,
@@ -64,14 +73,13 @@ def features(cut: dict[str, str]) -> dict[str, float]:
         "backward": not forward,
         "several": not one,
         "quarters": 0 if one else quarters,
-        "passes": passes - 1,
-        "mmas": 2 * per_warp * tiles * column_count * 2,
-        "weights": max(0, per_warp - resident) * tiles * 1024 * 8 * passes,
-        "rounds": max(0.0, up(per_warp * column_tiles, ahead) - 1) * passes,
-        "partials": 2 * 8 * tiles * 16 * columns * 4,
-        "read": 0 if in_grid else chunks * columns * 64 * unit_groups,
+        "passes": len(passes) - 1,
+        "mmas": 2 * per_warp * tiles * column_count * 2 * teams,
+        "weights": max(0, per_warp - resident) * tiles * 1024 * 8 * len(passes) * teams,
+        "rounds": rounds * (teams == 1),
+        "team_rounds": rounds * (teams > 1),
     }
-    return {name: up(blocks, room) * float(value) for name, value in found.items()}
+    return {name: up(groups, at_once) * float(value) for name, value in found.items()}
 
 
 def fit(counts: np.ndarray, cycles: np.ndarray, rounds: int = 3000) -> np.ndarray:
@@ -113,8 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
     cycles = np.array([float(cut["us"]) * 1e3 * GIGAHERTZ for cut in cuts])
     found = fit(counts, cycles)
     for value, constant in zip(found, CONSTANTS.values(), strict=True):
-        per_byte = constant in ("kWeights", "kPartials", "kRead")
-        print(f"{constant} = {f'{value * 128:.1f} / 128' if per_byte else f'{value:.1f}'}")
+        print(f"{constant} = {f'{value * 128:.1f} / 128' if constant == 'kWeights' else f'{value:.1f}'}")
     errors = np.abs(np.log(counts @ found / cycles))
     regret = regrets(cuts, counts @ found)
     worst = max(regret, key=lambda layer: regret[layer])

@@ -72,10 +72,10 @@ class Instruction:
 
 
 def variant(symbol: str) -> str:
-    """What a persistent kernel exchanges through, and how many quarters and tiles a warp has."""
+    """What a persistent kernel exchanges through, how many quarters and tiles a warp has, teams a block."""
     scope = "cluster" if "ScopeE0E" in symbol else "grid"
-    tiles = int(re.findall(r"Li(\d)E", symbol)[-1])
-    return f"{scope}, {('several', 'one tile', 'two tiles')[tiles]}"
+    tiles, teams = map(int, re.findall(r"Li(\d)E", symbol)[-2:])
+    return f"{scope}, {('several', 'one tile', 'two tiles')[tiles]}{', two teams' * (teams == 2)}"
 
 
 @dataclass
@@ -140,6 +140,9 @@ class Kernel:
     def loop(self) -> tuple[int, int]:
         """First and last instruction of the loop over the steps: the outermost that has a barrier."""
         barriers = [n for n, i in enumerate(self.code) if i.opcode.startswith("BAR.SYNC")]
+        # Two teams meet at barriers with a number of threads; those of the block are where weights are loaded.
+        of_teams = [n for n in barriers if "," in self.code[n].operands]
+        barriers = of_teams or barriers
         found = [(m, n) for n, m in self._walked[1] if any(m <= b <= n for b in barriers)]
         return max(found, key=lambda edge: edge[1] - edge[0])
 
@@ -288,13 +291,16 @@ class Figures:
     waits: int  # of MMAs, each for loads of the exchange by itself: none, for all are awaited together
     fences: int  # between the last word published and the next poll: none, for they stand before the barrier
     invalidations: int  # of L1 in the loop: none
+    narrow_loads: int  # of single words of weights from shared memory, which meet in banks: none
 
 
 def figures(kernel: Kernel) -> Figures:
     first, last = kernel.loop
     loop = range(first, last + 1)
-    barriers = kernel.at(r"BAR\.SYNC")
     publishes = {n for n in loop if kernel.code[n].publishes}
+    # Those that what is published follows upon: two teams meet once more behind it.
+    all_barriers = kernel.at(r"BAR\.SYNC")
+    barriers = {n for n in all_barriers if kernel.reaches({n}, publishes, all_barriers)}
     loads = kernel.at(r"LDG?\.E\.128\.STRONG") or kernel.at(r"LDS\.128")
     # Weights and partial sums are read from shared memory in the same way: polls are what a vote follows.
     votes, others = kernel.at(r"VOTE"), barriers | kernel.at(r"HMMA")
@@ -317,6 +323,7 @@ def figures(kernel: Kernel) -> Figures:
             for fence in fences
         ),
         invalidations=len(kernel.at(r"CCTL\.IVALL")),
+        narrow_loads=_narrow_loads(kernel),
     )
 
 
@@ -335,6 +342,24 @@ def _waits(kernel: Kernel, polls: set[int]) -> int:
         if instruction.sets is not None:
             setter[instruction.sets] = n in polls
     return found
+
+
+def _narrow_loads(kernel: Kernel) -> int:
+    """Loads from shared memory of less than 16 bytes that, as the code stands, an MMA's weights come from."""
+    first, last = kernel.loop
+    writer: dict[int, int] = {}  # of each register, the instruction before that wrote it
+    found = set()
+    for n in range(first, last + 1):
+        opcode, operands = kernel.code[n].opcode, kernel.code[n].operands
+        registers = [int(r) for r in re.findall(r"\bR(\d+)", operands)]
+        if opcode.startswith("HMMA") and len(registers) > 1:
+            found |= {writer[r] for r in range(registers[1], registers[1] + 4) if r in writer}
+        if registers and operands.startswith("R"):
+            for r in range(registers[0], registers[0] + 4):
+                writer.pop(r, None)
+            if opcode.startswith("LDS") and ".128" not in opcode:
+                writer[registers[0]] = n
+    return len(found)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ Those of the kernels are made from the logs and objects that a build with CUDA l
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -115,10 +116,10 @@ def kernel_table(found: list[Kernel]) -> list[str]:
 
 def sass_table(build: Path = ROOT / "build") -> list[str]:
     """What a step of each persistent kernel costs in instructions."""
-    names = ("step", "publish_to_poll", "barrier_to_publish", "waits", "fences", "invalidations")
+    names = [field.name for field in dataclasses.fields(cuda_sass.Figures)]
     lines = [
         f"| {SASS_TARGET} | {' | '.join(name.replace('_', ' ') for name in names)} |",
-        "|---" + "|---:" * 6 + "|",
+        "|---" + "|---:" * len(names) + "|",
     ]
     objects = sorted(build.glob("temp*/csrc_cuda_*.cu.o"))
     for kernel in sorted(cuda_sass.persistent_kernels(objects, [SASS_TARGET]), key=lambda k: k.title):

@@ -56,4 +56,5 @@ def cuda_plans(
     tf32_allowed: bool,
     device: int | tuple[int, int, int],
     outputs: int = 0,
+    seq_len: int = 256,
 ) -> list[dict[str, Any]]: ...

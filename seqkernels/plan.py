@@ -265,11 +265,13 @@ def _explain_cuda(call: _Call, kind: str) -> Explanation:
     spec, x = call.spec, call.x
     batch, outputs, hidden = *call.state[0].shape[1:], call.state[-1].size(2)
     index: int = x.get_device()
+    seq_len = x.size(0) if spec.batch_sizes is None else spec.batch_sizes.numel()
     passes = {}
     reasons = []
     for name, backward in (("forward", False), ("backward", True)):
         plans = cuda_plans(
-            spec.cell, x.dtype, backward, batch, hidden, spec.directions, tf32_allowed(), index, outputs
+            *(spec.cell, x.dtype, backward, batch, hidden, spec.directions, tf32_allowed(), index),
+            *(outputs, seq_len),
         )
         passes[name] = plans[0]["name"]
         reasons += [
@@ -298,6 +300,7 @@ def cuda_plans(
     tf32: bool,
     device: int | tuple[int, int, int],
     outputs: int = 0,
+    seq_len: int = 256,
 ) -> list[dict[str, Any]]:
     """Every kind of CUDA plan for a layer, what runs first, what cannot run last.
 
@@ -307,12 +310,14 @@ def cuda_plans(
         device: The index of one that is there: what would run on it. Or the limits of one that need not be:
             compute capability (90 is 9.0), multiprocessors, bytes of shared memory that a block can have.
         outputs: Units of a projection; 0 without one.
+        seq_len: T, of which the power of two that is not above it counts.
 
     Returns:
         For each its `name`, `obstacle` (empty if it can run), the `cycles` that the model says a step takes,
         and how it is cut (csrc/cuda/problem.h).
     """
-    plans = _C.cuda_plans(cell, name_of(dtype), backward, batch, hidden, directions, tf32, device, outputs)
+    layer = (cell, name_of(dtype), backward, batch, hidden, directions)
+    plans = _C.cuda_plans(*layer, tf32, device, outputs, seq_len)
     wanted = os.environ.get("SEQKERNELS_CUDA_PLAN")
     return sorted(plans, key=lambda p: (p["name"] != wanted, p["obstacle"] != "", p["cycles"]))
 

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import calibrate, sweep
 from benchmarks.cuda_tables import ROOT
 
-SWEEP = ROOT / "benchmarks" / "results" / "nvidia-h100-80gb-hbm3-sweep.csv"
+SWEEP = ROOT / "benchmarks" / "results" / "nvidia-h200-sweep.csv"
 
 
 def test_a_fit_finds_what_made_the_times() -> None:

@@ -77,6 +77,7 @@ class Shape:
         return Partition(part.members * part.unit_groups // unit_groups, unit_groups, part.columns)
 
 
+ONE_STAGE = tuple(name for name in PERSISTENT_CELLS if REGISTRY[name].stages == 1)
 IN_MEMORY, PROJECTED = ("lstm", "lstm_projected", "gru_reset_before"), ("lstm_projected",)
 # Where one unit is no whole row: the norm of a single number is zero.
 OF_ONE_UNIT = tuple(name for name in CELLS if "norm_c" not in REGISTRY[name].extra_weights)
@@ -103,7 +104,31 @@ SHAPES = {
     "all_at_once": Shape(
         40, 20, 3, Partition(2, 4, columns=16, column_tiles=2), 3, 2, packed=True, bias=False, launches=(2, 1)
     ),
+    # Four tiles of columns at a time, going back; then two and one.
+    "four_tiles": Shape(
+        *(40, 50, 3, Partition(4, 1, columns=56, column_tiles=4), 3, 2),
+        packed=True,
+        cells=ONE_STAGE,
+        stepwise=False,
+    ),
+    "four_tiles_of_two": Shape(
+        70, 31, 3, Partition(3, 2, columns=32, column_tiles=4), bias=False, cells=ONE_STAGE, stepwise=False
+    ),
+    # Two groups that share blocks; the last one has no sequences.
+    "two_teams": Shape(
+        *(40, 17, 4, Partition(4, 1, teams=2), 3, 2),
+        packed=True,
+        launches=(1, 3),
+        cells=ONE_STAGE,
+        stepwise=False,
+    ),
+    "two_teams_of_two_tiles": Shape(
+        70, 30, 3, Partition(6, 1, columns=16, column_tiles=2, teams=2), cells=ONE_STAGE, stepwise=False
+    ),
     # More chunks than a warp's registers hold.
+    "in_memory_of_two_teams": Shape(
+        630, 9, 2, Partition(20, 2, teams=2), cells=("lstm",), bias=False, stepwise=False
+    ),
     "in_memory": Shape(200, 2, 2, Partition(2, 8), cells=IN_MEMORY, stepwise=False),
     "in_memory_of_one_quarter": Shape(
         630, 2, 2, Partition(20, 2), cells=IN_MEMORY, bias=False, stepwise=False, outputs=600
@@ -147,6 +172,8 @@ def is_for(shape: Shape, cell: str, numbers: Numbers, plan: str) -> bool:
     if plan == "stepwise":
         return shape.stepwise and numbers in DTYPES
     if cell not in PERSISTENT_CELLS or numbers not in CHUNK:
+        return False
+    if shape.partition and shape.partition.teams > 1 and (plan == "cluster" or numbers == torch.float32):
         return False
     return shape.partition.units % CHUNK[numbers] == 0
 
@@ -264,6 +291,7 @@ def test_no_races(cell: str, numbers: Numbers) -> None:
 
 # Small, for many seeds are tried; some warps reset, but do not publish, and may lag behind those that do.
 MUTANT_SHAPE = Shape(50, 20, 6, Partition(4, 1, columns=24, column_tiles=1))
+TWO_TEAMS = Partition(4, 1, teams=2)
 # Some blocks have no hidden units; the units of h are one more than so many blocks can have in pairs.
 PROJECTED_SHAPE = Shape(50, 20, 6, Partition(8, 1, columns=24, column_tiles=1), packed=True, outputs=33)
 
@@ -355,6 +383,13 @@ MUTATIONS = {
     "nothing_carried": Mutation(
         "forward.cuh", "state.carried[k] = saved[k].v", "state.carried[k] = 0", cell="gru_reset_before"
     ),
+    "none_of_two_teams": Mutation("exchange.cuh", "", "", seeds=20, partition=TWO_TEAMS, backward=True),
+    "one_group_for_both_teams": Mutation(
+        "persistent.cuh", "* kTeams + team_),", "* kTeams),", partition=TWO_TEAMS
+    ),
+    "four_tiles_of_two": Mutation(
+        "lane.cuh", "n % 2 * kApart", "n * kTileColumns", partition=Partition(4, 1, 32, 4), backward=True
+    ),
     "none_projected": projection("exchange.cuh", "", "", seeds=20, backward=True),
     "outputs_of_other_blocks": projection(
         "persistent.cuh", "member_ * layout_.outputs + n : kNowhere", "first_unit_ + n : kNowhere"
@@ -417,9 +452,15 @@ MUTATIONS = {
     ),
 }
 RACES = {
-    "unordered_sums": Mutation("persistent.cuh", "    block_barrier();\n    exchange_", "    exchange_"),
+    "unordered_sums": Mutation("persistent.cuh", "    barrier();\n    exchange_", "    exchange_"),
     "one_buffer_of_sums": Mutation(
-        "persistent.cuh", "    partials_ = kWarps * layout_.partial - partials_;\n", ""
+        "persistent.cuh", "    if (kTeams == 1) partials_ = kWarps * layout_.partial - partials_;\n", ""
+    ),
+    "sums_of_two_teams": Mutation(
+        "persistent.cuh",
+        "    if constexpr (kTeams > 1) barrier();  // all",
+        "    // all",
+        partition=TWO_TEAMS,
     ),
     "one_staged_chunk": ffma("kStagedChunks = 2", "kStagedChunks = 1"),
     "one_buffer_of_row_sums": of_rows("", "    is_odd_ = !is_odd_;", "    ", "gru_layer_norm"),
@@ -463,6 +504,6 @@ def test_race_is_found(name: str) -> None:
     race = RACES[name]
     problem = MUTANT_SHAPE.problem(race.cell, race.dtype)
     driver = mutant(name, race, sanitize=True)
-    outcome = layer.run(driver, problem, race.plan, MUTANT_SHAPE.partition)
+    outcome = layer.run(driver, problem, race.plan, race.partition)
     assert outcome.status == STATUS_OF_A_RACE, outcome.errors
     assert "data race" in outcome.errors

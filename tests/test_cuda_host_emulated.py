@@ -5,7 +5,11 @@ Needs no GPU, but CUDA's headers.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,7 +21,10 @@ from benchmarks.gpu import PLANS
 from tests.emulator import host
 from tests.problems import CELLS, NORMALIZED_CELLS, REGISTRY, Problem, lengths_of
 
-pytestmark = pytest.mark.skipif(host.cuda_headers() is None, reason="no CUDA headers")
+pytestmark = pytest.mark.skipif(
+    host.cuda_headers() is None or torch.version.cuda is not None,
+    reason="no CUDA headers, or a torch with a cuBLAS of its own",
+)
 
 # T, B, I, H, directions, packed
 SHAPES = [
@@ -54,9 +61,9 @@ class Emulated(Problem):
         )
 
 
-@pytest.fixture(scope="module")
-def library() -> Iterator[ctypes.CDLL]:
-    """Loaded, and with torch's products of 16-bit matrices that give float32, which a CPU does not have."""
+@contextlib.contextmanager
+def loaded() -> Iterator[ctypes.CDLL]:
+    """The library, and torch's products of 16-bit matrices that give float32, which a CPU does not have."""
     headers = host.cuda_headers()
     assert headers is not None
     path = str(host.build(headers))
@@ -70,6 +77,12 @@ def library() -> Iterator[ctypes.CDLL]:
         products.impl(f"{name}.dtype_out", product, "CPU")
     yield ctypes.CDLL(path)
     products._destroy()
+
+
+@pytest.fixture(scope="module")
+def library() -> Iterator[ctypes.CDLL]:
+    with loaded() as library:
+        yield library
 
 
 @pytest.fixture(
@@ -96,6 +109,44 @@ def problem(cell: str, shape: tuple, numbers: Any, **options: Any) -> Emulated:
 def test_right(cell: str, shape: tuple, numbers: Any, plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEQKERNELS_CUDA_PLAN", plan)
     problem(cell, shape, numbers).check("tf32" if numbers == "tf32" else None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if "norm_c" not in REGISTRY[cell].extra_weights])
+def test_one_unit(cell: str, dtype: torch.dtype, library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A matrix of one column is as well one of one row, but for its strides."""
+    monkeypatch.setenv("SEQKERNELS_CUDA_PLAN", "stepwise")
+    problem(cell, (3, 2, 3, 1, 2, False), dtype).check()
+    if REGISTRY[cell].is_projected:
+        problem(cell, (3, 2, 3, 5, 1, False), dtype, proj_size=1).check()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_products_of_steps_are_asked_of_cublas(
+    dtype: torch.dtype, library: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEQKERNELS_CUDA_PLAN", "stepwise")
+    before = library.emulated_products()
+    problem("lstm", (3, 5, 4, 33, 2, True), dtype).check()
+    assert library.emulated_products() - before == 2 * 3  # of both passes, both directions at once
+
+
+ON_THREE_MULTIPROCESSORS = """
+import torch
+from tests import test_cuda_host_emulated as host
+with host.loaded() as library:
+    for cell, dtype in (("lstm", torch.bfloat16), ("gru", torch.float32)):
+        before = library.emulated_grids()
+        host.problem(cell, (3, 40, 4, 70, 2, True), dtype).check()
+        assert library.emulated_grids() - before >= 4, "both passes in one launch a direction at most"
+"""
+
+
+def test_groups_that_find_no_room_come_in_another_launch(library: Any) -> None:
+    settings = {"SEQKERNELS_EMULATED_MULTIPROCESSORS": "3", "SEQKERNELS_CUDA_PLAN": "persistent_grid"}
+    command = [sys.executable, "-c", ON_THREE_MULTIPROCESSORS]
+    done = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("cell", NORMALIZED_CELLS)

@@ -54,7 +54,7 @@ def test_no_step_grows(source: str) -> None:
         assert found.publish_to_poll <= GROWTH * to_poll, kernel.title
         assert found.barrier_to_publish <= GROWTH * to_publish, kernel.title
         assert min(found.step, found.publish_to_poll, found.barrier_to_publish) > 0, kernel.title
-        assert found.waits == found.fences == found.invalidations == 0, kernel.title
+        assert found.waits == found.fences == found.invalidations == found.narrow_loads == 0, kernel.title
         if kernel.title.endswith("one tile") and "fp32" not in kernel.title:
             assert found.publish_to_poll <= MOST_TO_POLL[kernel.title.split()[0]], kernel.title
 
@@ -97,7 +97,13 @@ def figures(instructions: list[tuple[str, int, int | None]]) -> cuda_sass.Figure
 
 def test_figures_of_a_loop() -> None:
     assert figures(GOOD) == cuda_sass.Figures(
-        step=11, publish_to_poll=4, barrier_to_publish=2, waits=0, fences=0, invalidations=0
+        step=11,
+        publish_to_poll=4,
+        barrier_to_publish=2,
+        waits=0,
+        fences=0,
+        invalidations=0,
+        narrow_loads=0,
     )
 
 
@@ -118,6 +124,13 @@ def test_an_invalidation_of_l1_is_found() -> None:
     assert figures([*GOOD[:6], ("CCTL.IVALL", 0, None), *GOOD[6:]]).invalidations == 1
 
 
+def test_weights_loaded_word_by_word_are_found() -> None:
+    def loaded(width: str) -> int:
+        return figures([*GOOD[:4], (f"LDS{width} R16, [R30]", 0, 3), *GOOD[4:]]).narrow_loads
+
+    assert [loaded(width) for width in ("", ".64", ".128")] == [1, 1, 0]
+
+
 def test_a_longer_branch_counts() -> None:
     branch = [*GOOD[:9], ("@P1 BRA `(.L_x_2)", 0, None), *[("NOP", 0, None)] * 5, *GOOD[9:]]
     text = listing(*branch).replace("        /*00f0*/", ".L_x_2:\n        /*00f0*/")
@@ -126,10 +139,10 @@ def test_a_longer_branch_counts() -> None:
 
 
 def test_titles() -> None:
-    name = (
-        "17persistent_kernelINS0_7ForwardINS_5cells4LstmENS0_8BFloat16EEES5_LNS0_5ScopeE0ELi1EEEvNT_7Problem"
-    )
+    name = "17persistent_kernelINS0_7ForwardINS_5cells4LstmENS0_8BFloat16EEES5_LNS0_5ScopeE0ELi1ELi1EEEvNT_7P"
     assert cuda_sass.Kernel(name, SASS_TARGET).title == "forward LSTM bf16 cluster, one tile"
+    of_teams = cuda_sass.Kernel(name.replace("E0ELi1ELi1", "E1ELi2ELi2"), SASS_TARGET)
+    assert of_teams.title == "forward LSTM bf16 grid, two tiles, two teams"
 
 
 def test_tools_are_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

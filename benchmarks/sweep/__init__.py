@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE = Path(__file__).with_name("sweep.cpp")
 COLUMNS = (
     *("cell", "dtype", "pass", "hidden", "batch", "directions"),
-    *("plan", "members", "unit_groups", "columns", "column_tiles"),
+    *("plan", "teams", "members", "unit_groups", "columns", "column_tiles"),
     *("us", "us_once", "error"),
 )
 HUNG = 75  # the program's exit status where a launch did not end

@@ -1,7 +1,9 @@
 // Times every way to cut every persistent kernel on this machine's GPU, without torch: what a step takes, to choose and to
 // calibrate plans by. Links with the objects of csrc/cuda (benchmarks/sweep/__main__.py builds and runs it).
 //
-//   sweep [--seconds S] [--from N] [--without KIND] [--quick]    all cuts of all layers; N: skip the first N lines
+//   sweep [--seconds S] [--from N] [--without KIND] [--quick] [--batch B]
+//                                                                all cuts of all layers, or of those with B sequences; N: skip
+//                                                                the first N lines
 //   sweep --profile CELL,DTYPE,PASS,H,B,KIND                     the best cut of one layer, for a profiler
 //
 // One JSON object a line, as it is measured. A cut's results are compared with those of the layer's first cut: all cuts do the
@@ -201,8 +203,8 @@ class Problem {
 
   cudaLaunchConfig_t config(const Plan& plan, cudaLaunchAttribute* attribute) const {
     cudaLaunchConfig_t config{};
-    config.gridDim = static_cast<unsigned>(layer_.directions * plan.partition.column_groups * plan.partition.members);
-    config.blockDim = kThreads;
+    config.gridDim = static_cast<unsigned>(plan.blocks(layer_.directions));
+    config.blockDim = static_cast<unsigned>(kThreads * plan.partition.teams);
     config.dynamicSmemBytes = static_cast<size_t>(plan.shared_bytes);
     config.stream = stream_;
     config.attrs = attribute;
@@ -350,10 +352,10 @@ std::string described(const Layer& layer, const Plan& plan) {
   std::snprintf(
       line, sizeof line,
       "{\"cell\": \"%s\", \"dtype\": \"%s\", \"pass\": \"%s\", \"hidden\": %d, \"batch\": %d, \"directions\": %d, "
-      "\"plan\": \"%s\", \"members\": %d, \"unit_groups\": %d, \"columns\": %d, \"column_tiles\": %d, "
+      "\"plan\": \"%s\", \"teams\": %d, \"members\": %d, \"unit_groups\": %d, \"columns\": %d, \"column_tiles\": %d, "
       "\"model_cycles\": %.0f",
       cell_info(layer.cell).name, layer.type->name, layer.backward ? "backward" : "forward", layer.hidden, layer.batch,
-      layer.directions, name(plan.kind), p.members, p.unit_groups, p.columns, p.column_tiles, plan.cycles);
+      layer.directions, name(plan.kind), p.teams, p.members, p.unit_groups, p.columns, p.column_tiles, plan.cycles);
   return line;
 }
 
@@ -361,6 +363,7 @@ struct Options {
   double seconds = 60;
   int from = 0;
   bool quick = false;
+  int batch = 0;  // of the layers; 0: of any
   std::vector<std::string> without;
   std::string profile;
 };
@@ -399,6 +402,7 @@ int sweep(const Options& options) {
   const DeviceLimits device = limits();
   int number = 0;
   for (const Layer& layer : layers(options.quick)) {
+    if (options.batch != 0 && layer.batch != options.batch) continue;
     std::unique_ptr<Problem> problem;
     std::vector<float> expected;
     const PlanRequest request{kSteps[1], layer.batch, layer.hidden, layer.directions, layer.hidden};
@@ -408,8 +412,9 @@ int sweep(const Options& options) {
       std::vector<Plan> cuts = cuts_of(kind, layer.backward ? both.backward : both.forward, device, request);
       // The best by the model, whatever that is worth, are enough.
       std::sort(cuts.begin(), cuts.end(), [](const Plan& a, const Plan& b) { return a.cycles < b.cycles; });
-      if (cuts.size() > 5) cuts.resize(5);
+      if (cuts.size() > 8) cuts.resize(8);
       for (const Plan& plan : cuts) {
+        if (plan.launches(layer.directions) > 1) continue;  // they take so many times as long
         if (number++ < options.from) continue;
         if (seconds_since(begin) > options.seconds) return 0;
         if (!problem) problem = std::make_unique<Problem>(layer);
@@ -449,6 +454,8 @@ int profile(const std::string& what) {
   const DeviceLimits device = limits();
   std::vector<Plan> cuts = cuts_of(plan_kind(fields[5]), problem.kernels(), device,
                                    {kSteps[1], layer.batch, layer.hidden, layer.directions, layer.hidden});
+  const auto takes_more = [](const Plan& plan) { return plan.launches(1) > 1; };
+  cuts.erase(std::remove_if(cuts.begin(), cuts.end(), takes_more), cuts.end());
   if (cuts.empty()) return 2;
   const Plan& plan =
       *std::min_element(cuts.begin(), cuts.end(), [](const Plan& a, const Plan& b) { return a.cycles < b.cycles; });
@@ -472,6 +479,8 @@ int main(int count, char** arguments) {
       options.seconds = std::stod(value());
     else if (option == "--from")
       options.from = std::stoi(value());
+    else if (option == "--batch")
+      options.batch = std::stoi(value());
     else if (option == "--without")
       options.without.push_back(value());
     else if (option == "--profile")

@@ -124,8 +124,8 @@ struct Backward {
     }
 
    private:
-    const T *grad_output_, *gates_, *output_;
-    const R* cells_;
+    const T *grad_output_, *gates_, *output_ = nullptr;
+    const R* cells_ = nullptr;
   };
 
   struct Results {

@@ -62,6 +62,10 @@ SEQKERNELS_DEVICE int block_threads() { return static_cast<int>(blockDim.x); }
 SEQKERNELS_DEVICE int64_t grid_threads() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
 
 SEQKERNELS_DEVICE void block_barrier() { __syncthreads(); }
+// The same for `threads` threads that follow one another, whose number among such is `number`.
+SEQKERNELS_DEVICE void team_barrier(int number, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(number + 1), "r"(threads) : "memory");
+}
 SEQKERNELS_DEVICE void warp_barrier() { __syncwarp(); }
 
 // Whether it is so in all 32 lanes, which all take part.

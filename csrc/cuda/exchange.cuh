@@ -37,13 +37,14 @@ template <Scope kScope, bool kIsSparing>
 class Exchange {
  public:
   // `ring`: of the group in global memory (kDevice), or of this block in shared memory (kCluster).
-  SEQKERNELS_DEVICE Exchange(uint32_t* ring, const Partition& part, const SharedLayout& layout, int member)
-      : ring_(ring), part_(part), layout_(layout), member_(member) {}
+  // `thread`: of the kThreads that belong to the group.
+  SEQKERNELS_DEVICE Exchange(uint32_t* ring, const Partition& part, const SharedLayout& layout, int member, int thread)
+      : ring_(ring), part_(part), layout_(layout), member_(member), thread_(thread) {}
 
   // Shared memory starts with nothing published; global memory was filled before the launch.
   SEQKERNELS_DEVICE void initialise() const {
     if constexpr (kScope == Scope::kCluster) {
-      for (int i = thread_index(); i < kRingSlots * layout_.slot; i += kThreads) ring_[i] = kNotReady;
+      for (int i = thread_; i < kRingSlots * layout_.slot; i += kThreads) ring_[i] = kNotReady;
       cluster_barrier();
     }
   }
@@ -95,7 +96,7 @@ class Exchange {
     Words4* const words =
         reinterpret_cast<Words4*>(ring_ + after_next) + (kScope == Scope::kCluster ? 0 : member_ * layout_.reset);
     SEQKERNELS_UNROLL_BY(1)
-    for (int i = thread_index(); i < layout_.reset; i += kThreads)
+    for (int i = thread_; i < layout_.reset; i += kThreads)
       store_relaxed<kScope>(words + i, Words4{{kNotReady, kNotReady, kNotReady, kNotReady}});
   }
 
@@ -117,7 +118,7 @@ class Exchange {
   uint32_t* ring_;
   const Partition& part_;
   const SharedLayout& layout_;
-  int member_;
+  int member_, thread_;
   int read_ = 0, written_ = 0;  // beginnings of the slots of the last iteration and of this one
 };
 

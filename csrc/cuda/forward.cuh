@@ -179,7 +179,7 @@ struct Forward {
 
    private:
     T *output_, *gates_;
-    R* cells_;
+    R* cells_ = nullptr;
   };
 
   template <int stage>

@@ -8,7 +8,7 @@
 #include "kernels.h"
 #include "normalized_backward.cuh"
 #include "normalized_forward.cuh"
-#include "persistent.cuh"
+#include "persistent_kernels.cuh"
 #include "rows.cuh"
 #include "stepwise.cuh"
 
@@ -39,24 +39,26 @@ PassKernels stepwise_only() {
   return stepwise_only<Pass>(StagesOf<Pass>());
 }
 
-template <class Pass, class Operand, int... stages>
+template <class Pass, class Operand, Form form, int... stages>
 void add_products(PassKernels& kernels, std::integer_sequence<int, stages...>) {
-  ((kernels.stage[stages].resident_chunks = PersistentProduct<Pass, Operand, stages>::kResident,
-    kernels.stage[stages].chunks_ahead = PersistentProduct<Pass, Operand, stages>::Product::kAhead),
+  ((kernels.stage[stages].depth[int(form)] = {PersistentProduct<Pass, Operand, form, stages>::kResident,
+                                              PersistentProduct<Pass, Operand, form, stages>::kAhead}),
    ...);
 }
 
 template <class Pass, class Operand>
 PassKernels with_persistent() {
-  using First = PersistentProduct<Pass, Operand, 0>;
+  using First = PersistentProduct<Pass, Operand, Form::kOneQuarter, 0>;
   PassKernels kernels = stepwise_only<Pass>();
   kernels.chunk = First::Weights::kChunk;
   kernels.persistent = &persistent_kernel_for<Pass, Operand>;
   kernels.layout = &layout_for<Pass, Operand>;
   kernels.on_tensor_cores = First::Product::kOnTensorCores;
-  kernels.column_tiles = First::Product::kMaxColumnTiles;
+  kernels.column_tiles = max_column_tiles<Pass, Operand, Form::kSeveral>(StagesOf<Pass>());
   kernels.block_tiles = max_tiles<Pass, Operand>(StagesOf<Pass>());
-  add_products<Pass, Operand>(kernels, StagesOf<Pass>());
+  add_products<Pass, Operand, Form::kOneQuarter>(kernels, StagesOf<Pass>());
+  add_products<Pass, Operand, Form::kSeveral>(kernels, StagesOf<Pass>());
+  add_products<Pass, Operand, Form::kTwoTeams>(kernels, StagesOf<Pass>());
   return kernels;
 }
 

@@ -26,9 +26,11 @@ struct StageKernels {
   const void* stepwise;
   const void* operands;  // rows.cuh: (Shape, gates, previous, operands, cells); null of the state before
 
-  // Of persistent kernels.
-  int resident_chunks;  // of each warp, in registers
-  int chunks_ahead;     // of a column tile, whose loads a warp has in flight at once
+  // Of persistent kernels of each form.
+  struct Depth {
+    int resident_chunks;  // of each warp, in registers
+    int chunks_ahead;     // of a column tile, whose loads a warp has in flight at once
+  } depth[int(Form::kCount)];
 };
 
 // One pass of one cell and dtype.

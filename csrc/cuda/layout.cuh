@@ -23,21 +23,28 @@ inline int outputs_of_block(const Partition& part, int outputs, int chunk) {
   return share;
 }
 
-// The product of a stage. A warp has a slice of the weights of each stage. The only stage has as many chunks of it in
-// registers as its product can do with; several stages share the registers by their gates, in fours of tiles or, by FFMA,
-// in twos.
-template <class Pass, class Operand, int stage>
+// The product of a stage, in kernels of one form. A warp has a slice of
+// the weights of each stage. The only stage has as many chunks of it in registers as its product can do with; several stages
+// share the registers by their gates, in fours of tiles or, by FFMA, in twos.
+template <class Pass, class Operand, Form form, int stage>
 struct PersistentProduct {
   using Iteration = typename Pass::template Iteration<stage>;
   using Product = cuda::Product<Operand, Iteration::kTiles>;
   using Sums = PartialSums<Iteration::kTiles>;
   static constexpr int kGates = Iteration::kTiles * Iteration::kReads;
   static constexpr int kAllGates = cells::first_gate<typename Pass::Cell>(Pass::kStages);
-  static constexpr int kPart = Product::kSharedTiles * kGates / kAllGates;
+  // Fewer where a warp may have several quarters, whose sums want registers, too.
+  static constexpr bool kHasFewer = form == Form::kSeveral && Product::kOnTensorCores;
+  static constexpr int kPart = (kHasFewer ? 2 : 3) * Product::kSharedTiles / 3 * kGates / kAllGates;
   static constexpr int kShare = Product::kOnTensorCores ? (kPart + 2) / 4 * 4 : kPart / 2 * 2;
-  static constexpr int kResident = Pass::kStages == 1 ? Product::kResident : kShare / Iteration::kTiles;
+  static constexpr bool kMayBeDeep = Pass::kStages == 1 && form == Form::kSeveral;
+  static constexpr int kResident = Pass::kStages > 1         ? kShare / Iteration::kTiles
+                                   : form == Form::kTwoTeams ? Product::kResidentOfTeams
+                                   : kMayBeDeep              ? Product::kResidentOfSeveral
+                                                             : Product::kResident;
+  static constexpr int kAhead = kMayBeDeep ? Product::kAheadOfSeveral : Product::kAhead;
+  static constexpr int kMaxColumnTiles = kMayBeDeep ? Product::kMaxColumnTiles : std::min(Product::kMaxColumnTiles, 2);
   using Weights = Slice<Operand, Iteration::kTiles, kResident>;
-  static_assert(kResident > 0);
   static_assert(Weights::kStage <= 2 * kTileColumns * Sums::kStride);  // weights are staged where partial sums will be
 
   // Chunks of K, of the group and of a warp.
@@ -58,7 +65,7 @@ struct PersistentProduct {
 };
 
 // One slice for each stage.
-template <class Pass, class Operand, int stage = 0, bool exists = (stage < Pass::kStages)>
+template <class Pass, class Operand, Form form, int stage = 0, bool exists = (stage < Pass::kStages)>
 struct Slices {
   template <int wanted>
   SEQKERNELS_DEVICE auto& of() {
@@ -68,36 +75,41 @@ struct Slices {
       return others.template of<wanted>();
   }
 
-  typename PersistentProduct<Pass, Operand, stage>::Weights own;
-  Slices<Pass, Operand, stage + 1> others;
+  typename PersistentProduct<Pass, Operand, form, stage>::Weights own;
+  Slices<Pass, Operand, form, stage + 1> others;
 };
-template <class Pass, class Operand, int stage>
-struct Slices<Pass, Operand, stage, false> {};
+template <class Pass, class Operand, Form form, int stage>
+struct Slices<Pass, Operand, form, stage, false> {};
 
 // Unit groups times column tiles of a block in one pass over K, that the products of all stages can take.
 template <class Pass, class Operand, int... stages>
 constexpr int max_tiles(std::integer_sequence<int, stages...>) {
-  return std::min({PersistentProduct<Pass, Operand, stages>::Product::kMaxTiles...});
+  return std::min({PersistentProduct<Pass, Operand, Form::kOneQuarter, stages>::Product::kMaxTiles...});
+}
+// Column tiles that the products of all stages can take.
+template <class Pass, class Operand, Form form, int... stages>
+constexpr int max_column_tiles(std::integer_sequence<int, stages...>) {
+  return std::min({PersistentProduct<Pass, Operand, form, stages>::kMaxColumnTiles...});
 }
 template <class Pass>
 using StagesOf = std::make_integer_sequence<int, Pass::kStages>;
 
-template <class Pass, class Operand, int... stages>
+template <class Pass, class Operand, Form form, int... stages>
 SharedLayout layout_of(const Partition& part, int outputs, std::integer_sequence<int, stages...>) {
   const auto words = [](size_t bytes) { return static_cast<int>((bytes + 3) / 4); };
   SharedLayout layout{};
   if (Pass::Cell::kIsProjected)
-    layout.outputs = outputs_of_block(part, outputs, PersistentProduct<Pass, Operand, 0>::Weights::kChunk);
-  layout.chunks = std::max({PersistentProduct<Pass, Operand, stages>::chunks(part, layout)...});
-  layout.chunks_per_warp = std::max({PersistentProduct<Pass, Operand, stages>::chunks_per_warp(part, layout)...});
-  layout.slice = (PersistentProduct<Pass, Operand, stages>::words(part, layout) + ...);
+    layout.outputs = outputs_of_block(part, outputs, PersistentProduct<Pass, Operand, form, 0>::Weights::kChunk);
+  layout.chunks = std::max({PersistentProduct<Pass, Operand, form, stages>::chunks(part, layout)...});
+  layout.chunks_per_warp = std::max({PersistentProduct<Pass, Operand, form, stages>::chunks_per_warp(part, layout)...});
+  layout.slice = (PersistentProduct<Pass, Operand, form, stages>::words(part, layout) + ...);
   // Where sums will be, products stage vectors.
   layout.partial =
-      std::max({part.column_tiles * kTileColumns * PersistentProduct<Pass, Operand, stages>::Sums::kStride...,
-                PersistentProduct<Pass, Operand, stages>::Weights::kProductStage...});
+      std::max({part.column_tiles * kTileColumns * PersistentProduct<Pass, Operand, form, stages>::Sums::kStride...,
+                PersistentProduct<Pass, Operand, form, stages>::Weights::kProductStage...});
   layout.slot = layout.chunks * part.columns * kChunkWords;
   layout.reset = (part.ring ? layout.slot / part.members : layout.slot) / 4;
-  layout.weights = 2 * kWarps * layout.partial;
+  layout.weights = 2 * kWarps * layout.partial;  // of the last iteration and this one, or of two teams
   layout.states = layout.weights + kWarps * layout.slice;
   layout.biases = layout.states + part.units_of_block() * part.columns * words(sizeof(typename Pass::State));
   layout.ring = (layout.biases + part.units_of_block() * words(sizeof(typename Pass::Biases)) + 3) / 4 * 4;
@@ -106,7 +118,14 @@ SharedLayout layout_of(const Partition& part, int outputs, std::integer_sequence
 }
 template <class Pass, class Operand>
 SharedLayout layout_for(const Partition& part, int outputs) {
-  return layout_of<Pass, Operand>(part, outputs, StagesOf<Pass>());
+  switch (form_of(part)) {
+    case Form::kOneQuarter:
+      return layout_of<Pass, Operand, Form::kOneQuarter>(part, outputs, StagesOf<Pass>());
+    case Form::kTwoTeams:
+      return layout_of<Pass, Operand, Form::kTwoTeams>(part, outputs, StagesOf<Pass>());
+    default:
+      return layout_of<Pass, Operand, Form::kSeveral>(part, outputs, StagesOf<Pass>());
+  }
 }
 
 }  // namespace seqkernels::cuda

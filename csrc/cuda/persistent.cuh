@@ -8,6 +8,7 @@
 // Columns beyond kMaxColumnTiles tiles take steps 1 to 3 again; partial sums have two buffers, so one barrier each will do.
 // Iteration 0 has no product. The last one publishes, too, though nobody reads it: a test would cost more.
 #pragma once
+#include "lane.cuh"
 #include "layout.cuh"
 
 namespace seqkernels::cuda {
@@ -15,48 +16,56 @@ namespace seqkernels::cuda {
 constexpr int kNowhere = 0x7FFFFFFF;  // a column that no sequence has
 
 // With kTiles > 0, the only pass over the columns has so many tiles, and a warp one quarter at most: states and biases need no
-// memory. With kTiles = 0, there may be several of either.
-template <class Pass, class Operand, Scope kScope, int kTiles>
-class PersistentBlock {
+// memory. With kTiles = 0, there may be several of either. This is what one of kTeams teams of a block does.
+template <class Pass, class Operand, Scope kScope, int kTiles, int kTeams>
+class PersistentTeam {
   using Problem = typename Pass::Problem;
   using Units = typename Pass::Units;
+  static constexpr Form kForm = kTeams > 1 ? Form::kTwoTeams : kTiles > 0 ? Form::kOneQuarter : Form::kSeveral;
   template <int stage>
-  using Stage = PersistentProduct<Pass, Operand, stage>;
+  using Stage = PersistentProduct<Pass, Operand, kForm, stage>;
   template <int stage>
   using Iteration = typename Pass::template Iteration<stage>;
   using Traits = OperandTraits<Operand>;
   static constexpr bool kOneQuarter = kTiles > 0;
   static constexpr int kMaxTiles = max_tiles<Pass, Operand>(StagesOf<Pass>());
   static constexpr int kQuarterCount = kOneQuarter ? 1 : kMaxTiles * kQuarters / kWarps;
-  static constexpr int kMaxColumnTiles = Stage<0>::Product::kMaxColumnTiles;
+  static constexpr int kMaxColumnTiles = max_column_tiles<Pass, Operand, kForm>(StagesOf<Pass>());
   static constexpr int kLastStage = Pass::kStages - 1;
+  using Lane = cuda::Lane<kTiles, kMaxColumnTiles>;
   // Kinds of units, hidden ones and, where they are others, those of h; what a stage makes.
   static constexpr int kKinds = Units::kDiffer ? 2 : 1;
   template <int stage>
   static constexpr int kKind = StageOf<typename Pass::Cell, stage>::kIsProjection ? 1 : 0;
-  static_assert(kMaxColumnTiles <= 2 && kWarps / kQuarters == 2);
+  static_assert(kMaxColumnTiles <= 4 && kWarps / kQuarters == 2);
+  static_assert(kTeams == 1 || (kTiles > 0 && kScope == Scope::kDevice && Pass::kStages == 1));
 
  public:
-  SEQKERNELS_DEVICE PersistentBlock(const Problem& problem, const Partition& part, const SharedLayout& layout)
+  SEQKERNELS_DEVICE PersistentTeam(const Problem& problem, const Partition& part, const SharedLayout& layout)
       : p_(problem),
         part_(part),
         layout_(layout),
         memory_(reinterpret_cast<uint32_t*>(shared_memory())),
-        group_(block_index() / part.members),
+        team_(kTeams > 1 ? warp_index() / kWarps : 0),
+        group_(part.first_group + block_index() / part.members * kTeams + team_),
         member_(block_index() % part.members),
         direction_(group_ / part.column_groups),
         first_column_(group_ % part.column_groups * part.columns),
         first_unit_(member_ * part.units_of_block()),
-        warp_(warp_index()),
+        warp_(kTeams > 1 ? warp_index() % kWarps : warp_index()),
+        partials_(kTeams > 1 ? team_ * kWarps * layout.partial : 0),
         exchange_(kScope == Scope::kDevice ? static_cast<uint32_t*>(part.ring) + group_ * layout.ring_words()
                                            : memory_ + layout.ring,
-                  part, layout, member_),
+                  part, layout, member_, kTeams > 1 ? thread_index() % kThreads : thread_index()),
         states_(reinterpret_cast<typename Pass::State*>(memory_ + layout.states)),
         biases_(reinterpret_cast<typename Pass::Biases*>(memory_ + layout.biases)) {}
 
   SEQKERNELS_DEVICE void run() {
     exchange_.initialise();
-    load_weights<0>(0);
+    for (int team = 0; team < kTeams; ++team) {  // by turns: they stage where the sums of all teams will be
+      if (team == team_) load_weights<0>(0);
+      if (kTeams > 1) block_barrier();
+    }
     if constexpr (!kOneQuarter) {
       load_biases();
       load_states();
@@ -66,29 +75,8 @@ class PersistentBlock {
   }
 
  private:
-  // What this lane has in a pass over some columns. Its quarters, every kWarps-th of the pass, have the same column, for
-  // passes have one tile of columns or two; its units are `next` apart.
-  struct Lane {
-    int tiles, quarters;  // of the pass
-    int unit, column;     // the first unit, within the block; the column, within the group
-    int next;
-
-    SEQKERNELS_DEVICE Lane(const Partition& part, int warp, int column) : tiles(kOneQuarter ? kTiles : 1) {
-      if constexpr (!kOneQuarter && kMaxColumnTiles > 1) {
-        const int left = (part.columns - column) / kTileColumns;
-        tiles = left < part.column_tiles ? left : part.column_tiles;
-      }
-      quarters = part.unit_groups * tiles * kQuarters;
-      const int tile = warp / kQuarters;
-      unit = (tile >> (tiles - 1)) * kTileUnits + lane_index() % kTileUnits;
-      this->column =
-          column + (tile & (tiles - 1)) * kTileColumns + warp % kQuarters + kQuarters * (lane_index() / kTileUnits);
-      next = 2 * kTileUnits >> (tiles - 1);
-    }
-  };
-
   SEQKERNELS_DEVICE UnitCoord coord(const Lane& lane, int n) const {
-    return coord(lane.column, first_unit_ + lane.unit + n * lane.next);
+    return coord(lane.column + lane.columns_to(n), first_unit_ + lane.unit + lane.units_to(n));
   }
   SEQKERNELS_DEVICE UnitCoord coord(int column, int unit) const {
     return {direction_, first_column_ + column, unit, unit_of<kLastStage>(unit)};
@@ -111,7 +99,15 @@ class PersistentBlock {
     return exists<0>(at) || (kKinds > 1 && exists<kLastStage>(at));
   }
   // Units from where reader and writer stand to those of quarter n.
-  SEQKERNELS_DEVICE int further(const Lane& lane, int n) const { return kOneQuarter ? 0 : lane.unit + n * lane.next; }
+  SEQKERNELS_DEVICE int further(const Lane& lane, int n) const {
+    return kOneQuarter ? 0 : lane.unit + lane.units_to(n);
+  }
+  // Reader or writer, moved to the columns of quarter n: sequences are rows one after another.
+  template <class Access>
+  SEQKERNELS_DEVICE Access across(Access access, const Lane& lane, int n) const {
+    if (n % 2 == 1 && lane.is_wide()) access.move(p_, Lane::kApart);
+    return access;
+  }
   SEQKERNELS_DEVICE bool has_quarter(const Lane& lane, int n) const { return warp_ + n * kWarps < lane.quarters; }
   SEQKERNELS_DEVICE int state_index(int column, int n) const {
     return (column / kTileColumns * part_.unit_groups * kQuarters + warp_ + n * kWarps) * kWarpSize + lane_index();
@@ -182,9 +178,10 @@ class PersistentBlock {
   // Calls visit(coord, column, n) for every unit of this lane, in all passes.
   template <class Visit>
   SEQKERNELS_DEVICE void for_each_unit(const Visit& visit) const {
-    for (int column = 0; column < part_.columns; column += part_.column_tiles * kTileColumns) {
+    for (int column = 0; column < part_.columns;) {
       const Lane lane(part_, warp_, column);
       for (int n = 0; has_quarter(lane, n); ++n) visit(coord(lane, n), column, n);
+      column += lane.tiles * kTileColumns;
     }
   }
 
@@ -264,9 +261,11 @@ class PersistentBlock {
     if constexpr (kOneQuarter) {
       do_columns<stage, kHasProduct>(first_lane, 0, true, cursor);
     } else {
-      const int columns = part_.column_tiles * kTileColumns;
-      for (int column = 0; column < part_.columns; column += columns)
-        do_columns<stage, kHasProduct>(Lane(part_, warp_, column), column, column + columns >= part_.columns, cursor);
+      for (int column = 0; column < part_.columns;) {
+        const Lane lane(part_, warp_, column);
+        column += lane.tiles * kTileColumns;
+        do_columns<stage, kHasProduct>(lane, lane.first, column >= part_.columns, cursor);
+      }
     }
     exchange_.advance();
   }
@@ -276,43 +275,51 @@ class PersistentBlock {
   SEQKERNELS_DEVICE void do_columns(const Lane& lane, int column, bool is_last, Cursor& cursor) {
     constexpr int kFollows = Iteration<stage>::kFollows, kNext = Iteration<stage>::kNext, kMade = kKind<kFollows>;
     uint32_t* const partials = memory_ + partials_;
-    partials_ = kWarps * layout_.partial - partials_;
+    if (kTeams == 1) partials_ = kWarps * layout_.partial - partials_;
     if constexpr (kHasProduct) {
       uint32_t* const own = partials + warp_ * layout_.partial;
-      if constexpr (kOneQuarter)
+      if constexpr (kOneQuarter) {
         multiply<stage, kTiles>(column, own);
-      else if (lane.tiles < kMaxColumnTiles)
+      } else if (lane.tiles == 1) {
         multiply<stage, 1>(column, own);
-      else
-        multiply<stage, kMaxColumnTiles>(column, own);
+      } else if constexpr (kMaxColumnTiles > 1) {
+        if (kMaxColumnTiles == 2 || lane.tiles == 2)
+          multiply<stage, 2>(column, own);
+        else
+          multiply<stage, kMaxColumnTiles>(column, own);
+      }
     }
     if (column == 0) exchange_.order_resets();
-    block_barrier();
+    barrier();
     exchange_.order_strictly();
 
     const bool has_step = kHasProduct || Pass::has_step(p_, 0);
-    const bool is_active =
-        has_step && (kOneQuarter ? cursor.column[kMade] : coord(lane, 0).column) < cursor.walk.active();
-    const typename Pass::Writer writer = writer_of(lane, cursor, is_active);
+    const auto is_active = [&](int n) {
+      return has_step && (kOneQuarter ? cursor.column[kMade] : coord(lane, n).column) < cursor.walk.active();
+    };
+    const typename Pass::Writer writer = writer_of(lane, cursor, is_active(0));
     SEQKERNELS_UNROLL
     for (int n = 0; n < kQuarterCount; ++n)
       if (has_quarter(lane, n)) {
-        const int unit = first_unit_ + lane.unit + n * lane.next;
+        const int unit = first_unit_ + lane.unit + lane.units_to(n);
         typename Pass::State state = kOneQuarter ? cursor.state : states_[state_index(column, n)];
         float product[Iteration<stage>::kTiles] = {}, published[Iteration<kNext>::kReads];
         if constexpr (kHasProduct)
           collect(reinterpret_cast<const float*>(partials) +
                       (kOneQuarter ? cursor.partial[stage] : partial_of<stage>(lane, n)),
                   product);
-        const bool steps = is_active && (kOneQuarter || unit_of<kFollows>(unit) < Units::template made<kFollows>(p_));
+        const bool steps =
+            is_active(n) && (kOneQuarter || unit_of<kFollows>(unit) < Units::template made<kFollows>(p_));
         typename Pass::Results results{};
         if (steps)
           results = Pass::template step<kFollows>(kOneQuarter ? cursor.biases : biases_[unit - first_unit_],
                                                   cursor.inputs[n], product, state, published);
         else
           Pass::template idle<kFollows>(product, state, published);
-        publish<kMade == 0>(kOneQuarter ? cursor.offset[kMade] : offset_of<kFollows>(unit, lane.column), published);
-        if (steps) writer.template write<kFollows>(p_, further(lane, n), state, results);
+        publish<kMade == 0>(
+            kOneQuarter ? cursor.offset[kMade] : offset_of<kFollows>(unit, lane.column + lane.columns_to(n)),
+            published);
+        if (steps) across(writer, lane, n).template write<kFollows>(p_, further(lane, n), state, results);
         if constexpr (kOneQuarter)
           cursor.state = state;
         else
@@ -334,6 +341,14 @@ class PersistentBlock {
     else
       load_inputs<kNext>(Lane(part_, warp_, 0), cursor);
     exchange_.reset();
+    if constexpr (kTeams > 1) barrier();  // all have added up their sums, whose place is that of the next
+  }
+
+  SEQKERNELS_DEVICE void barrier() const {
+    if constexpr (kTeams > 1)
+      team_barrier(team_, kThreads);
+    else
+      block_barrier();
   }
 
   // Rematerialises the reader or writer of the step at hand: of several quarters, inputs and sums leave no registers to keep
@@ -365,13 +380,14 @@ class PersistentBlock {
       }
     };
     for_those_of(cursor.walk.active(), [&](const UnitCoord& at, int n) {
-      cursor.inputs[n] = reader.template load<kFollows>(p_, cursor.walk, at, further(lane, n));
+      cursor.inputs[n] = across(reader, lane, n).template load<kFollows>(p_, cursor.walk, at, further(lane, n));
     });
     // What the next step will load, from far away. FFMA's steps are long enough to load in time.
     if constexpr (Stage<0>::Product::kOnTensorCores && (stage == 0 || Units::kDiffer)) {
       reader.move(p_, cursor.walk.rows());
-      for_those_of(cursor.walk.next(),
-                   [&](const UnitCoord&, int n) { reader.template prefetch<kFollows>(p_, further(lane, n)); });
+      for_those_of(cursor.walk.next(), [&](const UnitCoord&, int n) {
+        across(reader, lane, n).template prefetch<kFollows>(p_, further(lane, n));
+      });
     }
   }
 
@@ -382,7 +398,8 @@ class PersistentBlock {
     using Sums = typename Stage<stage>::Sums;
     constexpr int kStageTiles = Iteration<stage>::kTiles;
     float sum[kStageTiles][kColumnTiles][Product::kResults];
-    slices_.template of<stage>().multiply(exchange_, column, partial, sum);
+    constexpr int kAhead = kColumnTiles == 1 ? Product::kAhead : Stage<stage>::kAhead;
+    slices_.template of<stage>().template multiply<kColumnTiles, kAhead>(exchange_, column, partial, sum);
     const int group = Product::group(), member = Product::member();
     SEQKERNELS_UNROLL
     for (int i = 0; i < kColumnTiles * Product::kResults; ++i) {
@@ -402,9 +419,8 @@ class PersistentBlock {
   // Where the sums of a lane's quarter are, of the first of the warps that have them.
   template <int stage>
   SEQKERNELS_DEVICE int partial_of(const Lane& lane, int n) const {
-    const int unit = lane.unit + n * lane.next;
-    return unit / kTileUnits * part_.splits * layout_.partial +
-           Stage<stage>::Sums::at(lane.column % (part_.column_tiles * kTileColumns), 0, unit % kTileUnits);
+    const int unit = lane.unit + lane.units_to(n), column = lane.column + lane.columns_to(n) - lane.first;
+    return unit / kTileUnits * part_.splits * layout_.partial + Stage<stage>::Sums::at(column, 0, unit % kTileUnits);
   }
 
   // Adds up the sums of a unit; those of 8 splits in two halves, for all at once would take too many registers.
@@ -457,40 +473,13 @@ class PersistentBlock {
   const Partition& part_;
   const SharedLayout& layout_;
   uint32_t* const memory_;
-  const int group_, member_;  // of the launch, of the group
+  const int team_, group_, member_;  // of the block, of the launch, of the group
   const int direction_, first_column_, first_unit_, warp_;
-  int partials_ = 0;  // where the coming pass leaves its sums: double-buffered
+  int partials_;  // where the coming pass leaves its sums: double-buffered, but with two teams
   Exchange<kScope, !kOneQuarter> exchange_;
   typename Pass::State* const states_;
   typename Pass::Biases* const biases_;
-  Slices<Pass, Operand> slices_;
+  Slices<Pass, Operand, kForm> slices_;
 };
-
-template <class Pass, class Operand, Scope kScope, int kTiles>
-SEQKERNELS_KERNEL SEQKERNELS_LAUNCH_BOUNDS(kThreads, 1)
-    persistent_kernel(const typename Pass::Problem problem, const Partition part, const SharedLayout layout) {
-  PersistentBlock<Pass, Operand, kScope, kTiles>(problem, part, layout).run();
-}
-
-// The kernel for a launch that is cut so. Blocks that exchange through shared memory have none for several quarters a warp:
-// whatever needs them runs faster as a grid.
-template <class Pass, class Operand, Scope kScope>
-const void* persistent_kernel_of(const Partition& part) {
-  constexpr bool kMayHaveTwo = PersistentProduct<Pass, Operand, 0>::Product::kMaxColumnTiles > 1;
-  if (!has_one_quarter(part)) {
-    if constexpr (kScope == Scope::kDevice)
-      return reinterpret_cast<const void*>(&persistent_kernel<Pass, Operand, kScope, 0>);
-    return nullptr;
-  }
-  if constexpr (kMayHaveTwo)
-    if (part.column_tiles == 2) return reinterpret_cast<const void*>(&persistent_kernel<Pass, Operand, kScope, 2>);
-  return reinterpret_cast<const void*>(&persistent_kernel<Pass, Operand, kScope, 1>);
-}
-
-template <class Pass, class Operand>
-const void* persistent_kernel_for(const Partition& part) {
-  return part.ring ? persistent_kernel_of<Pass, Operand, Scope::kDevice>(part)
-                   : persistent_kernel_of<Pass, Operand, Scope::kCluster>(part);
-}
 
 }  // namespace seqkernels::cuda

@@ -21,24 +21,26 @@ std::array<KernelsOf, sizeof...(Cells)> tables_of(cells::CellList<Cells...>) {
 int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
-// What a step costs, in cycles of an H100's multiprocessor at 1.755 GHz: fitted to 2,573 cuts that were timed on one
-// (benchmarks/results/*-sweep.csv, python -m benchmarks.calibrate). Half of them are predicted within 7 %, and what the model
-// chooses takes 1 % longer on average than the best cut. kAlone was not among them; of float32 without tensor cores, products
-// are counted.
+// What a step costs, in cycles of 1 / 1.755 us: fitted to 4,126 cuts that were timed on an H200
+// (benchmarks/results/nvidia-h200-sweep.csv, python -m benchmarks.calibrate). Half of them are predicted within 8 %, and what the
+// model chooses takes 1 % longer on average than the best cut. kAlone was not among them; of float32 without tensor cores,
+// products are counted.
 struct Costs {
   // A step of one quarter a warp: of a block by itself, with an exchange through the shared memory of a cluster, through L2.
-  static constexpr double kAlone = 1610, kNear = 1725, kFar = 2645;
-  static constexpr double kBackward = 670;  // more inputs and more words to publish
+  static constexpr double kAlone = 1700, kNear = 1836, kFar = 2181;
+  static constexpr double kBackward = 655;  // more inputs and more words to publish
   // Where a warp has several quarters or there are several passes over the columns.
-  static constexpr double kSeveral = 410, kQuarter = 865, kPass = 1850;
-  static constexpr double kMma = 5.7;             // of one warp-wide MMA, all of a scheduler's warps together
-  static constexpr double kWeights = 2.8 / 128;   // of a byte of weights that lies in shared memory
-  static constexpr double kRound = 460;           // of a round of loads that waits for the one before to be used
-  static constexpr double kPartials = 0.5 / 128;  // of a byte of partial sums
-  static constexpr double kRead = 0.3 / 128;      // of a byte of a ring slot in shared memory
-  static constexpr double kFfmas = 64;            // of a scheduler for the FFMAs of a tile, a column tile and a chunk
-  static constexpr double kStaging = 45;          // what else it does for a chunk then
-  static constexpr double kReduction = 16;        // adding up the lanes' sums of a tile and a column tile, in a warp
+  static constexpr double kSeveral = 570, kQuarter = 876, kPass = 1850;
+  static constexpr double kMma = 10.3;  // of one warp-wide MMA, all of a scheduler's warps together
+  // Of a byte of weights that lies in shared memory. When the cuts were timed, these came in four loads that met in the same
+  // banks, where now there is one: no plan takes longer than the model says, but those with more weights there may take less.
+  static constexpr double kWeights = 2.9 / 128;
+  // Of a round of loads that waits for the one before to be used: of one team, of two that take turns.
+  static constexpr double kRound = 418, kTeamRound = 269;
+  static constexpr double kFfmas = 64;      // of a scheduler for the FFMAs of a tile, a column tile and a chunk
+  static constexpr double kStaging = 45;    // what else it does for a chunk then
+  static constexpr double kReduction = 16;  // adding up the lanes' sums of a tile and a column tile, in a warp
+  static constexpr double kLaunch = 45000;  // of one more launch: it begins with its weights
   // A product and a launch of the stepwise plan: the host takes longer than the GPU.
   static constexpr double kLaunches = 24000;
   // Multiply-adds a cycle and multiprocessor of a product of few rows: of 16 bits, of TF32, without tensor cores.
@@ -47,48 +49,61 @@ struct Costs {
   static constexpr int kOutsideOfClusters = 12;
 };
 
+// Calls visit(tiles) for each pass over the columns, with as many tiles as that takes (lane.cuh).
+template <class Visit>
+void for_each_pass(const Partition& part, const Visit& visit) {
+  for (int left = part.columns / kTileColumns; left > 0;) {
+    int tiles = part.column_tiles;
+    while (tiles > left) tiles /= 2;
+    visit(tiles);
+    left -= tiles;
+  }
+}
+int passes_of(const Partition& part) {
+  int passes = 0;
+  for_each_pass(part, [&](int) { ++passes; });
+  return passes;
+}
+
 // The product of a stage, of all warps on a multiprocessor.
 double product_cycles(const PassKernels& kernels, const StageKernels& stage, const Partition& part,
                       double chunks_per_warp) {
-  const double tiles = double(part.columns) / kTileColumns, passes = std::ceil(tiles / part.column_tiles);
-  const double resident = std::min(chunks_per_warp, double(stage.resident_chunks));
+  const StageKernels::Depth& depth = stage.depth[int(form_of(part))];
+  const double tiles = double(part.columns) / kTileColumns, passes = passes_of(part);
+  const int ahead = part.column_tiles == 1 ? stage.depth[int(Form::kOneQuarter)].chunks_ahead : depth.chunks_ahead;
+  const double resident = std::min(chunks_per_warp, double(depth.resident_chunks));
   const double weights = (chunks_per_warp - resident) * stage.tiles * 1024 * kWarps * passes;  // bytes
-  const double rounds = (std::ceil(chunks_per_warp * part.column_tiles / stage.chunks_ahead) - 1) * passes;
+  const double rounds = (std::ceil(chunks_per_warp * part.column_tiles / ahead) - 1) * passes;
   const double mmas = 2 * chunks_per_warp * stage.tiles * tiles * kWarps / 4;  // of a scheduler
   const double ffma = chunks_per_warp * tiles * (Costs::kFfmas * stage.tiles + Costs::kStaging) / 4;
   const double product =
       kernels.on_tensor_cores ? Costs::kMma * mmas : kWarps * (ffma + Costs::kReduction * stage.tiles * tiles);
-  return product + Costs::kWeights * weights + Costs::kRound * std::max(rounds, 0.0);
+  return part.teams * (product + Costs::kWeights * weights) +
+         (part.teams > 1 ? Costs::kTeamRound : Costs::kRound) * std::max(rounds, 0.0);
 }
 
-// A stage of a step: an exchange, its product and its pointwise part.
+// A stage of a step: an exchange, its product and its pointwise part. Two teams take their time side by side, but for what
+// keeps the multiprocessor busy.
 double stage_cycles(const PassKernels& kernels, const StageKernels& stage, const Partition& part,
                     const SharedLayout& layout, bool in_grid) {
   const int units = stage.reads_outputs ? part.members * layout.outputs : part.units();
   const int64_t chunks = int64_t{stage.published} * units / kernels.chunk;
-  const int64_t tiles = part.columns / kTileColumns, passes = ceil_div(tiles, part.column_tiles);
   double cycles = in_grid ? Costs::kFar : part.members > 1 ? Costs::kNear : Costs::kAlone;
   if (kernels.is_backward) cycles += Costs::kBackward;
   if (!has_one_quarter(part)) {
     double quarters = 0;  // of a warp
-    for (int64_t first = 0; first < tiles; first += part.column_tiles)
-      quarters +=
-          double(ceil_div(part.unit_groups * std::min<int64_t>(part.column_tiles, tiles - first) * kQuarters, kWarps));
-    cycles += Costs::kSeveral + Costs::kQuarter * quarters + Costs::kPass * double(passes - 1);
+    for_each_pass(part, [&](int tiles) { quarters += double(ceil_div(part.unit_groups * tiles * kQuarters, kWarps)); });
+    cycles += Costs::kSeveral + Costs::kQuarter * quarters + Costs::kPass * (passes_of(part) - 1);
   }
-  cycles += product_cycles(kernels, stage, part, double(ceil_div(chunks, part.splits)));
-  cycles += Costs::kPartials * 2 * kWarps * stage.tiles * kUnitPadding * part.columns * 4;
-  if (!in_grid) cycles += Costs::kRead * double(chunks) * part.columns * 64 * part.unit_groups;
-  return cycles;
+  return cycles + product_cycles(kernels, stage, part, double(ceil_div(chunks, part.splits)));
 }
 
-// `at_once`: blocks that run at once.
+// `at_once`: groups that run at once.
 double step_cycles(const PassKernels& kernels, const PlanRequest& request, const Partition& part,
                    const SharedLayout& layout, bool in_grid, int64_t at_once) {
-  const int64_t blocks = request.directions * part.column_groups * part.members;
   double cycles = 0;
   for (int s = 0; s < kernels.stages; ++s) cycles += stage_cycles(kernels, kernels.stage[s], part, layout, in_grid);
-  return double(ceil_div(blocks, std::max<int64_t>(at_once, 1))) * cycles;
+  return double(ceil_div(request.directions * part.column_groups, std::max<int64_t>(at_once, 1))) * cycles;
 }
 
 double stepwise_cycles(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request) {
@@ -105,11 +120,13 @@ double stepwise_cycles(const PassKernels& kernels, const DeviceLimits& device, c
   return Costs::kLaunches * kernels.stages + work / (rate * device.multiprocessors);
 }
 
-// Adds every cut of the columns for blocks that hold `unit_groups` of the groups of `members`.
+// Adds every cut of the columns for blocks of so many teams that hold `unit_groups` of the groups of `members`.
 void cut_columns(const PassKernels& kernels, const DeviceLimits& device, const PlanRequest& request,
-                 const ClusterRoom& room, PlanKind kind, int members, int unit_groups, std::vector<Plan>& cuts) {
+                 const ClusterRoom& room, PlanKind kind, int members, int unit_groups, int teams,
+                 std::vector<Plan>& cuts) {
   const bool in_grid = kind == PlanKind::kPersistentGrid;
   Partition part{};
+  part.teams = teams;
   part.members = members, part.unit_groups = unit_groups, part.splits = kWarps / unit_groups;
   part.ring = in_grid ? reinterpret_cast<void*>(1) : nullptr;  // not in shared memory
   int64_t last = 0;
@@ -118,21 +135,24 @@ void cut_columns(const PassKernels& kernels, const DeviceLimits& device, const P
     if (columns == last) continue;
     last = columns;
     part.columns = static_cast<int>(columns);
-    part.column_groups = static_cast<int>(ceil_div(request.batch, columns));
-    part.column_tiles = static_cast<int>(
-        std::min<int64_t>({kernels.column_tiles, kernels.block_tiles / unit_groups, columns / kTileColumns}));
+    part.column_groups = static_cast<int>(up(ceil_div(request.batch, columns), teams));
+    const int64_t most_tiles =
+        std::min<int64_t>({kernels.column_tiles, kernels.block_tiles / unit_groups, columns / kTileColumns});
+    for (part.column_tiles = 1; 2 * part.column_tiles <= most_tiles;) part.column_tiles *= 2;
     if (!kernels.persistent(part)) continue;
-    const int64_t blocks = request.directions * part.column_groups * members;
-    if (in_grid && blocks > device.multiprocessors) break;  // only more from here on
     const SharedLayout layout = kernels.layout(part, static_cast<int>(request.outputs));
     const int64_t bytes = layout.bytes();
     if (bytes > device.shared_bytes) continue;
     const bool in_clusters = kind == PlanKind::kPersistentCluster;
     const int outside = in_clusters ? Costs::kOutsideOfClusters : 0;
-    const int64_t groups_at_once =
-        in_clusters && room ? room(part, bytes) : std::max(1, device.multiprocessors - outside) / members;
-    if (groups_at_once == 0) continue;
-    Plan plan{kind, part, bytes, step_cycles(kernels, request, part, layout, in_grid, groups_at_once * members)};
+    const int64_t at_once =
+        teams * (in_clusters && room ? room(part, bytes) : std::max(1, device.multiprocessors - outside) / members);
+    if (at_once == 0) continue;
+    Plan plan{kind, part, bytes};
+    // All blocks of a grid run at once, or none does; clusters and single blocks wait for their turn.
+    plan.groups_at_once = in_grid ? at_once : std::max(at_once, plan.groups(request.directions));
+    plan.cycles = step_cycles(kernels, request, part, layout, in_grid, at_once) +
+                  Costs::kLaunch * double(plan.launches(request.directions) - 1) / double(request.steps);
     plan.partition.ring = nullptr;
     cuts.push_back(plan);
   }
@@ -209,8 +229,8 @@ std::vector<Plan> cuts_of(PlanKind kind, const PassKernels& kernels, const Devic
         }
     while (members * unit_groups * kUnitPadding % kernels.chunk != 0) ++members;
     const auto cut = [&](int64_t members) {
-      if (members <= most)
-        cut_columns(kernels, device, request, room, kind, static_cast<int>(members), unit_groups, cuts);
+      for (int teams = 1; members <= most && teams <= (kind == PlanKind::kPersistentGrid ? kMaxTeams : 1); ++teams)
+        cut_columns(kernels, device, request, room, kind, static_cast<int>(members), unit_groups, teams, cuts);
     };
     cut(members);
     // Equal shares of a projection that are whole chunks together are smaller for some numbers of blocks than for others.

@@ -1,6 +1,7 @@
 // Which kernels run a pass, and why not others. Nothing here touches a GPU: a device is its limits, so plans for any
 // device can be made, printed and tested anywhere.
 #pragma once
+#include <algorithm>
 #include <functional>
 #include <string>
 #include <vector>
@@ -21,15 +22,34 @@ const char* name(PlanKind kind);
 PlanKind plan_kind(const std::string& name);  // throws, naming all
 
 struct PlanRequest {
-  int64_t seq_len, batch, hidden, directions;
+  int64_t steps;  // so many at least, as `plan_steps` has it
+  int64_t batch, hidden, directions;
   int64_t outputs;  // units of h: as many as hidden ones, but with a projection
 };
+// The number of steps that plans are made for: a power of two, so that there are few. Of long sequences, forward may do no more at
+// a time, for that many input gates have room.
+inline int64_t plan_steps(int64_t seq_len) {
+  int64_t steps = 1;
+  while (2 * steps <= seq_len && steps < 128) steps *= 2;
+  return steps;
+}
 
 struct Plan {
   PlanKind kind = PlanKind::kStepwise;
   Partition partition{};  // of a persistent plan; `ring` is still to be set
   int64_t shared_bytes = 0;
-  double cycles = 0;  // of one step, as the model has it
+  int64_t groups_at_once = 0;  // of a launch, or more than there are; of a cluster's launch, all
+  double cycles = 0;           // of one step, as the model has it
+
+  int64_t groups(int64_t directions) const { return directions * partition.column_groups; }
+  // None of a plan that cannot run, or is not persistent.
+  int64_t launches(int64_t directions) const {
+    return groups_at_once == 0 ? 0 : (groups(directions) + groups_at_once - 1) / groups_at_once;
+  }
+  // Of the largest launch.
+  int64_t blocks(int64_t directions) const {
+    return std::min(groups(directions), groups_at_once) / partition.teams * partition.members;
+  }
 };
 
 // One kind of plan, at its best for this request, or why there is none.

@@ -127,20 +127,25 @@ struct NormGradients {
 constexpr int kMostSums = 8;
 constexpr int kSumsBytes = 2 * kMostSums * (kStepThreads / 32) * int{sizeof(double)};
 
-constexpr int kWarps = 8, kThreads = 256;  // of a persistent kernel's block
-constexpr int kTileColumns = 8;            // sequences that one MMA takes
-constexpr int kMaxCluster = 8;             // blocks: what every device with clusters takes
+constexpr int kWarps = 8, kThreads = 256;  // of a team of a persistent kernel's block
+constexpr int kMaxTeams = 2;
+constexpr int kTileColumns = 8;  // sequences that one MMA takes
+constexpr int kMaxCluster = 8;   // blocks: what every device with clusters takes
 
 // How a persistent launch is cut. A group of `members` blocks, each with a slice of the hidden units, does `columns`
 // sequences of one direction; groups know nothing of one another. Blocks are numbered member first, then column group,
 // then direction. A block's kWarps warps are unit_groups x splits: `splits` warps share 16 units and divide the sum over K.
+// Where a block has two teams of so many warps, each is of a group of its own: two groups, one after the other, share blocks,
+// their weights and nothing else, and while one waits, the other computes.
 struct Partition {
+  int teams;  // of a block, 1 or kMaxTeams, of which `column_groups` is a multiple
   int members;
   int unit_groups;  // of 16 hidden units, in a block
   int splits;       // unit_groups * splits == kWarps
   int columns;      // a multiple of 8
   int column_groups;
-  int column_tiles;  // of 8 columns, done at a time
+  int column_tiles;  // of 8 columns, done at a time: 1, 2 or 4
+  int first_group;   // of this launch: where not all groups have room at once, one launch follows another
   void* ring;        // the exchange's rings, one for each group, filled with kNotReady; null: in shared memory
 
   SEQKERNELS_HOST_DEVICE int units_of_block() const { return unit_groups * kUnitPadding; }
@@ -152,6 +157,12 @@ constexpr int kQuarters = kUnitPadding * kTileColumns / 32;
 // Whether a warp has one quarter at most, and there is one pass over the columns.
 SEQKERNELS_HOST_DEVICE bool has_one_quarter(const Partition& part) {
   return part.columns == part.column_tiles * kTileColumns && part.unit_groups * part.column_tiles * kQuarters <= kWarps;
+}
+
+// What kernels are compiled for: one quarter a warp, several, or one, with two teams.
+enum class Form { kOneQuarter, kSeveral, kTwoTeams, kCount };
+SEQKERNELS_HOST_DEVICE Form form_of(const Partition& part) {
+  return part.teams > 1 ? Form::kTwoTeams : has_one_quarter(part) ? Form::kOneQuarter : Form::kSeveral;
 }
 
 constexpr int kRingSlots = 4;  // of an exchange; exchange.cuh says why so many

@@ -42,13 +42,17 @@ template <class Operand, int kTiles>
 class TensorProduct : public LaneShare<4> {
  public:
   static constexpr bool kOnTensorCores = true;
-  static constexpr int kMaxTiles = 8;        // unit groups times column tiles of a block in one pass over K
-  static constexpr int kMaxColumnTiles = 2;  // of a warp
-  // Chunks whose weights stay in registers: up to 128 of a thread's 255; passes with one tile read more inputs of a step.
-  static constexpr int kResident = kTiles == 1 ? 12 : 4;
+  static constexpr int kMaxTiles = 8;  // unit groups times column tiles of a block in one pass over K
+  // Of columns, of a warp; with 4, it has several quarters.
+  static constexpr int kMaxColumnTiles = kTiles == 1 ? 4 : 2;
+  // Chunks whose weights stay in registers: up to 128 of a thread's 255; passes with one tile read more inputs of a step. Fewer
+  // where a warp has several quarters, whose loads and sums want registers, or where a thread of two teams has 128 in all.
+  static constexpr int kResident = kTiles == 1 ? 12 : 4, kResidentOfSeveral = kTiles == 1 ? 8 : 4;
+  static constexpr int kResidentOfTeams = kTiles == 1 ? 2 : 0;
   // Tiles of chunks, of 8 registers each, that the stages of a step keep so together where there are several.
   static constexpr int kSharedTiles = 12;
-  static constexpr int kAhead = 4;        // 16-byte loads of exchanged vectors that a lane has in flight
+  // 16-byte loads of exchanged vectors that a lane has in flight.
+  static constexpr int kAhead = 4, kAheadOfSeveral = kTiles == 1 ? 8 : 4;
   static constexpr int kStage = 0;        // words of scratch memory that a warp needs
   static constexpr bool kCopies = false;  // whether `take` has no more use for the vectors' registers
 
@@ -115,9 +119,11 @@ class FfmaProduct : public LaneShare<kTiles == 1 ? 8 : 4> {
   static constexpr bool kOnTensorCores = false;
   // Fewer than above, for lanes have at least four times as many sums.
   static constexpr int kMaxTiles = kTiles == 4 ? 2 : 4, kMaxColumnTiles = 1;
-  static constexpr int kResident = 12 / kTiles;  // in 96 registers
+  static constexpr int kResident = 12 / kTiles, kResidentOfSeveral = kResident;  // in 96 registers
+  static constexpr int kResidentOfTeams = kResident;                             // has none
   static constexpr int kSharedTiles = kTiles == 4 ? 5 : 12;
-  static constexpr int kAhead = kTiles == 1 ? 2 : 1;  // with more tiles, a chunk's FFMAs take longer than its load
+  static constexpr int kAhead = kTiles == 1 ? 2 : 1,
+                       kAheadOfSeveral = kAhead;  // a chunk's FFMAs take long with more tiles
   static constexpr int kStage = kStagedChunks * kTileColumns * kChunkWords;
   static constexpr bool kCopies = true;
 

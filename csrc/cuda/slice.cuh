@@ -16,7 +16,6 @@ class Slice {
   static constexpr int kChunk = kChunkWords * kPerWord;       // values of K
   static constexpr int kValues = Product::kWords * kPerWord;  // of K, that a lane has of a chunk
   static constexpr int kQuads = Product::kFragment / 4;       // of words, of a tile's fragment
-  static_assert(Product::kAhead % Product::kMaxColumnTiles == 0);
 
   // Words of shared memory for one warp's chunks.
   SEQKERNELS_HOST_DEVICE static int shared_words(int chunks) {
@@ -52,11 +51,13 @@ class Slice {
   //
   // Vectors come in rounds of kInFlight chunks, whose loads are in flight at once: one wait for all of them, then all their
   // products, then the loads of the next round. Waiting for each by itself would take as long for the first as for all.
-  template <int kColumnTiles, class Exchange>
+  // So are kAhead loads of a lane.
+  template <int kColumnTiles, int kAhead, class Exchange>
   SEQKERNELS_DEVICE void multiply(const Exchange& exchange, int column, uint32_t* stage,
                                   float (&sum)[kTiles][kColumnTiles][Product::kResults]) const {
     typename Product::template Sums<kColumnTiles> sums(stage);
-    constexpr int kInFlight = Product::kAhead / kColumnTiles;
+    static_assert(kAhead % kColumnTiles == 0);
+    constexpr int kInFlight = kAhead / kColumnTiles;
     constexpr int kTurns = kInFlight < 2 ? 2 : kInFlight;
     static_assert(kTurns % kInFlight == 0);
     Words4 vectors[kInFlight][kColumnTiles];
@@ -97,7 +98,8 @@ class Slice {
       }
     };
     // Adds the products of a round's chunks. `turn` is chunk % kTurns, spelled out: registers need an index that the
-    // compiler knows. fragment(n, quad, tile): this lane's words of the weights for chunk n of the round.
+    // compiler knows. fragment(n, quad, tile): this lane's words of the weights for chunk n of the round. Those in shared memory
+    // are copied, in one load of 16 bytes: four of single words, 16 bytes apart from lane to lane, meet in banks, four at a time.
     const auto add = [&](int turn, int chunk, const auto& fragment) {
       if (chunk >= chunks_) return;
       await(chunk);
@@ -108,7 +110,7 @@ class Slice {
         if (chunk + n < chunks_) {
           sums.take(turn + n, vectors[n]);
           if (Product::kCopies) fetch(chunk + kInFlight, n);
-          sums.add(turn + n, vectors[n], [&](int quad, int tile) -> const auto& { return fragment(n, quad, tile); });
+          sums.add(turn + n, vectors[n], [&](int quad, int tile) -> decltype(auto) { return fragment(n, quad, tile); });
         }
       if (!Product::kCopies) fetch_from(chunk + kInFlight, 0);
     };
@@ -116,18 +118,16 @@ class Slice {
     fetch_from(0, 0);
     SEQKERNELS_UNROLL
     for (int c = 0; c < kResident; c += kInFlight)
-      add(c % kTurns, c, [&](int n, int quad, int tile) -> const auto& {
-        if constexpr (kResident % kInFlight == 0)
-          return resident_[c + n][quad][tile];
-        else
-          return c + n < kResident ? resident_[c + n][quad][tile] : *in_shared(c + n, quad, tile);
+      add(c % kTurns, c, [&](int n, int quad, int tile) -> Words4 {
+        return kResident % kInFlight == 0 || c + n < kResident ? resident_[c + n][quad][tile]
+                                                               : *in_shared(c + n, quad, tile);
       });
     constexpr int kBegun = (kResident + kInFlight - 1) / kInFlight * kInFlight;
     for (int first = kBegun; first < chunks_; first += kTurns) {
       SEQKERNELS_UNROLL
       for (int turn = 0; turn < kTurns; turn += kInFlight)
         add((kBegun + turn) % kTurns, first + turn,
-            [&](int n, int quad, int tile) -> const auto& { return *in_shared(first + turn + n, quad, tile); });
+            [&](int n, int quad, int tile) -> Words4 { return *in_shared(first + turn + n, quad, tile); });
     }
     sums.finish(sum);
   }
@@ -157,7 +157,7 @@ class Slice {
     return shared_ + (((c - kResident) * kQuads + quad) * kTiles + tile) * kWarpSize + lane_index();
   }
 
-  Words4 resident_[kResident][kQuads][kTiles];
+  Words4 resident_[kResident > 0 ? kResident : 1][kQuads][kTiles];
   Words4* shared_;
   int first_chunk_, chunks_;
 };

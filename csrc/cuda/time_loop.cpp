@@ -9,6 +9,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "blas.h"
 #include "matrix.h"
 
 namespace seqkernels::cuda {
@@ -16,7 +17,7 @@ namespace {
 
 Device::LaunchShape launch_shape(const Plan& plan, int64_t directions) {
   const Partition& part = plan.partition;
-  return {static_cast<int>(directions) * part.column_groups * part.members, kThreads, plan.shared_bytes,
+  return {static_cast<int>(plan.blocks(directions)), kThreads * part.teams, plan.shared_bytes,
           plan.kind == PlanKind::kPersistentCluster ? part.members : 1, plan.kind == PlanKind::kPersistentGrid};
 }
 
@@ -37,8 +38,8 @@ Plan choose(const Device& device, const PassKernels& kernels, const PlanRequest&
 // Plans are asked for at every call, for a few sizes.
 Plan remembered(const Device& device, const PassKernels& kernels, const PlanRequest& request) {
   const char* const wanted = std::getenv("SEQKERNELS_CUDA_PLAN");
-  const auto key = std::make_tuple(&kernels, &device.limits(), request.batch, request.hidden, request.outputs,
-                                   request.directions, std::string(wanted ? wanted : ""));
+  const auto key = std::make_tuple(&kernels, &device.limits(), request.steps, request.batch, request.hidden,
+                                   request.outputs, request.directions, std::string(wanted ? wanted : ""));
   static std::mutex mutex;
   static std::map<decltype(key), Plan> plans;
   constexpr size_t kMost = 4096;
@@ -52,8 +53,11 @@ Plan remembered(const Device& device, const PassKernels& kernels, const PlanRequ
   return plans.emplace(key, plan).first->second;
 }
 
-const PassKernels& kernels_for(const Layer& layer, bool is_forward) {
-  const bool tf32 = layer.dtype() == DType::kFloat32 && tf32_allowed && tf32_allowed();
+bool multiplies_as_tf32(const Layer& layer) {
+  return layer.dtype() == DType::kFloat32 && tf32_allowed && tf32_allowed();
+}
+
+const PassKernels& kernels_for(const Layer& layer, bool tf32, bool is_forward) {
   const CellKernels& kernels = kernels_of(layer.cell(), layer.dtype(), tf32);
   return is_forward ? kernels.forward : kernels.backward;
 }
@@ -62,7 +66,8 @@ const PassKernels& kernels_for(const Layer& layer, bool is_forward) {
 
 std::vector<Candidate> candidates_on(const Device& device, const PassKernels& kernels, const PlanRequest& request) {
   const ClusterRoom room = [&](const Partition& part, int64_t shared_bytes) {
-    const Plan plan{PlanKind::kPersistentCluster, part, shared_bytes};
+    Plan plan{PlanKind::kPersistentCluster, part, shared_bytes};
+    plan.groups_at_once = plan.groups(request.directions);
     return device.clusters_at_once(kernels.persistent(part), launch_shape(plan, request.directions));
   };
   std::vector<Candidate> all = candidates(kernels, device.limits(), request, room);
@@ -76,10 +81,12 @@ std::vector<Candidate> candidates_on(const Device& device, const PassKernels& ke
 TimeLoop::TimeLoop(const Device& device, const Layer& layer, bool is_forward)
     : device_(device),
       layer_(layer),
-      kernels_(kernels_for(layer, is_forward)),
+      tf32_(multiplies_as_tf32(layer)),
+      kernels_(kernels_for(layer, tf32_, is_forward)),
       is_forward_(is_forward),
-      plan_(remembered(device, kernels_,
-                       {layer.seq_len(), layer.batch(), layer.hidden_size(), layer.directions(), layer.output_size()})),
+      plan_(remembered(
+          device, kernels_,
+          {plan_steps(layer.seq_len()), layer.batch(), layer.hidden_size(), layer.directions(), layer.output_size()})),
       hidden_(arranged(kHiddenWeight)),
       projection_(arranged(kProjection)) {}
 
@@ -105,7 +112,13 @@ void TimeLoop::run_persistent(Problem& problem) const {
   }
   SharedLayout layout = layout_of(part);
   void* arguments[] = {&problem, &part, &layout};
-  device_.launch(kernels_.persistent(part), launch_shape(plan_, layer_.directions()), arguments);
+  Device::LaunchShape shape = launch_shape(plan_, layer_.directions());
+  const int groups = static_cast<int>(plan_.groups(layer_.directions())),
+            at_once = static_cast<int>(plan_.groups_at_once);
+  for (; part.first_group < groups; part.first_group += std::min(groups - part.first_group, at_once)) {
+    shape.blocks = std::min(groups - part.first_group, at_once) / part.teams * part.members;
+    device_.launch(kernels_.persistent(part), shape, arguments);
+  }
 }
 
 // Stepwise products read [D, deep, wide]; persistent kernels read rows of W_hh [G H, P] and W_hr [P, H] going forward, and of
@@ -182,6 +195,7 @@ void TimeLoop::run_stepwise(Problem& problem, Norms& norms, int64_t steps) const
                                   kernels_.is_normalized() ? kSumsBytes : 0};
   int64_t first_step = 0;
   if constexpr (std::is_base_of_v<ForwardProblem, Problem>) first_step = problem.first_step;
+  const std::unique_ptr<Blas> blas = Blas::borrow(device_, layer_.dtype(), tf32_, layer_.x());
   for (int64_t iteration = 0; iteration <= steps * kernels_.stages; ++iteration) {
     const int s = kernels_.stage_of(iteration);
     const StageKernels& stage = kernels_.stage[s];
@@ -190,8 +204,13 @@ void TimeLoop::run_stepwise(Problem& problem, Norms& norms, int64_t steps) const
       const int64_t rows = rows_published(first_step + (iteration - 1) / kernels_.stages);
       const int64_t wide = stage.tiles * units(stage.makes_outputs), room = stage.tiles * most_units;
       const int64_t deep = stage.published * units(stage.reads_outputs);
-      multiply(window(published, {directions, rows, deep}, {batch * deep, deep, 1}), weights[size_t(s)],
-               window(product, {directions, rows, wide}, {batch * room, room, 1}));
+      const Tensor& b = weights[size_t(s)];
+      if (blas)
+        blas->multiply(directions, rows, wide, deep, {data(published), batch * deep, deep, 1},
+                       {data(b), b.stride(0), b.stride(1), b.stride(2)}, {data(product), batch * room, room, 1});
+      else
+        multiply(window(published, {directions, rows, deep}, {batch * deep, deep, 1}), b,
+                 window(product, {directions, rows, wide}, {batch * room, room, 1}));
     }
     void* arguments[] = {&problem, &buffers, &iteration, &norms};  // kernels of other cells take three
     device_.launch(stage.stepwise, shape, arguments);

@@ -35,6 +35,7 @@ class TimeLoop {
 
   const Device& device_;
   const Layer& layer_;
+  const bool tf32_;  // whether float32 is multiplied so
   const PassKernels& kernels_;
   const bool is_forward_;
   const Plan plan_;

@@ -42,12 +42,13 @@ DType dtype_named(const std::string& name) {
 // index, or on one with such limits (capability, multiprocessors, shared bytes of a block).
 std::vector<py::dict> cuda_plans(const std::string& cell, const std::string& dtype, bool backward, int64_t batch,
                                  int64_t hidden, int64_t directions, bool tf32_allowed,
-                                 const std::variant<int, std::tuple<int, int, int64_t>>& device, int64_t outputs) {
+                                 const std::variant<int, std::tuple<int, int, int64_t>>& device, int64_t outputs,
+                                 int64_t seq_len) {
   CellKind kind;
   if (!find_cell(cell, kind)) fail("unknown cell '", cell, "'");
   const cuda::CellKernels& kernels = cuda::kernels_of(kind, dtype_named(dtype), tf32_allowed);
   const cuda::PassKernels& pass = backward ? kernels.backward : kernels.forward;
-  const cuda::PlanRequest request{1, batch, hidden, directions, outputs > 0 ? outputs : hidden};
+  const cuda::PlanRequest request{cuda::plan_steps(seq_len), batch, hidden, directions, outputs > 0 ? outputs : hidden};
   std::vector<cuda::Candidate> candidates;
   if (const int* const index = std::get_if<int>(&device)) {
     candidates = cuda::candidates_on(cuda::Device(*index), pass, request);
@@ -63,6 +64,8 @@ std::vector<py::dict> cuda_plans(const std::string& cell, const std::string& dty
     described["obstacle"] = candidate.obstacle;
     described["cycles"] = plan.cycles;
     described["shared_bytes"] = plan.shared_bytes;
+    described["launches"] = plan.launches(directions);
+    described["teams"] = plan.partition.teams;
     described["members"] = plan.partition.members;
     described["unit_groups"] = plan.partition.unit_groups;
     described["columns"] = plan.partition.columns;
@@ -81,6 +84,7 @@ void define_cuda_plans(py::module_& m) {
   py::module_::import("atexit").attr("register")(py::cpp_function([] { set_tf32_query(py::none()), tf32_query = {}; }));
   m.def("cuda_plans", &cuda_plans, py::arg("cell"), py::arg("dtype"), py::arg("backward"), py::arg("batch"),
         py::arg("hidden"), py::arg("directions"), py::arg("tf32_allowed"), py::arg("device"), py::arg("outputs") = 0,
+        py::arg("seq_len") = 256,
         "Every kind of plan for one layer, on the device with this index or on one with these limits.");
 }
 

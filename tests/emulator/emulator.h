@@ -49,7 +49,8 @@ struct Thread {
 };
 extern Thread* current;  // null outside of launches
 
-enum class Group { kWarp, kBlock, kCluster };
+enum class Group { kWarp, kTeam, kBlock, kCluster };
+constexpr int kTeamThreads = 256;  // of a team of a block, where it has several
 
 void barrier(Group group, Where where);
 uint64_t exchange(uint64_t value, int mask, Where where);  // what lane ^ mask gave
@@ -61,6 +62,7 @@ void multiply(Operands operands, float* d, const uint32_t* a, uint32_t b0, uint3
 uint32_t* peer(uint32_t* own, int rank, Where where);
 
 void pause(Where where);
+void check_team(int number, int threads, Where where);  // whether it is this thread's
 void check_address(const void* address, size_t bytes, cuda::Scope scope, Where where);
 void interleave();                           // perhaps lets others run
 uint32_t draw(uint32_t below);               // a random number
@@ -93,6 +95,10 @@ inline int block_threads() { return emulator::current->block_threads; }
 inline int64_t grid_threads() { return static_cast<int64_t>(emulator::current->blocks) * block_threads(); }
 
 inline void block_barrier(Where where = Where::current()) { emulator::barrier(emulator::Group::kBlock, where); }
+inline void team_barrier(int number, int threads, Where where = Where::current()) {
+  emulator::check_team(number, threads, where);
+  emulator::barrier(emulator::Group::kTeam, where);
+}
 inline void warp_barrier(Where where = Where::current()) { emulator::barrier(emulator::Group::kWarp, where); }
 
 inline bool warp_all(bool value, Where where = Where::current()) { return emulator::all(value, where); }

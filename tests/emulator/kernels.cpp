@@ -7,7 +7,7 @@
 //   directions, batch, hidden, input  integers, as seq_len and outputs, the units of h
 //   batch_sizes                       [T] of a packed problem
 //   launches                          steps of each forward launch; T together
-//   partition                         members, unit_groups, columns, column_groups, column_tiles of a persistent plan
+//   partition                         members, unit_groups, columns, column_groups, column_tiles, teams of a persistent plan
 //   tf32                              whether persistent kernels may multiply float32 as TF32
 //   saves                             whether forward saves for backward; if not, it is all that is run
 //   norm_eps                          float64, of a normalised cell

@@ -122,16 +122,18 @@ class Host {
 
   void make_partition() {
     const std::vector<int64_t> fields = in_.integers("partition");
-    expect(fields.size() == 5, "partition");
+    expect(fields.size() == 6, "partition");
     const auto field = [&](int i) { return static_cast<int>(fields[i]); };
-    part_ = {field(0), field(1), kWarps / field(1), field(2), field(3), field(4), nullptr};
+    part_ = {field(5), field(0), field(1), kWarps / field(1), field(2), field(3), field(4), 0, nullptr};
     expect(kernels_->forward.persistent, "dtype without persistent kernels");
     expect(part_.unit_groups * part_.splits == kWarps, "unit_groups");
     expect(part_.units() >= most_units(), "too few units");
     expect(part_.units() % kernels_->forward.chunk == 0, "units that are no whole chunks");
+    expect(part_.teams >= 1 && part_.teams <= kMaxTeams && part_.column_groups % part_.teams == 0, "teams");
     expect(part_.columns % kTileColumns == 0 && part_.columns * part_.column_groups >= shape_.batch, "columns");
-    expect(part_.column_tiles <= kernels_->forward.column_tiles && part_.column_tiles * kTileColumns <= part_.columns &&
-               part_.column_tiles * part_.unit_groups <= kernels_->forward.block_tiles,
+    expect(part_.column_tiles <= kernels_->backward.column_tiles &&
+               part_.column_tiles * kTileColumns <= part_.columns &&
+               part_.column_tiles * part_.unit_groups <= kernels_->backward.block_tiles,
            "column_tiles");
   }
 
@@ -156,14 +158,15 @@ class Host {
     const bool is_cluster = plan_ == Plan::kCluster;
     const int groups = shape_.directions * part_.column_groups;
     Partition part = part_;
+    part.column_tiles = std::min(part.column_tiles, kernels.column_tiles);
     Memory ring;
     part.ring = is_cluster ? nullptr : &part;  // not in shared memory
     if (!is_cluster) ring = Memory(groups * kernels.layout(part, outputs_).ring_words() * sizeof(uint32_t));
     part.ring = ring.data();
     expect(kernels.persistent(part), "partition without a kernel");
     const SharedLayout layout = kernels.layout(part, outputs_);
-    emulator::launch({.blocks = groups * part.members,
-                      .threads = kThreads,
+    emulator::launch({.blocks = groups / part.teams * part.members,
+                      .threads = kThreads * part.teams,
                       .cluster = is_cluster ? part.members : 1,
                       .shared_bytes = static_cast<size_t>(layout.bytes()),
                       .seed = seed_++},

@@ -30,6 +30,7 @@ class Partition:
     unit_groups: int
     columns: int = 8
     column_tiles: int = 1
+    teams: int = 1  # of a block
 
     @property
     def units(self) -> int:
@@ -80,9 +81,9 @@ def run(
         "saves": saves,
     }
     if partition:
-        column_groups = -(-problem.batch // partition.columns)
-        members, unit_groups, columns, column_tiles = astuple(partition)
-        integers["partition"] = [members, unit_groups, columns, column_groups, column_tiles]
+        column_groups = -(-problem.batch // (partition.columns * partition.teams)) * partition.teams
+        members, unit_groups, columns, column_tiles, teams = astuple(partition)
+        integers["partition"] = [members, unit_groups, columns, column_groups, column_tiles, teams]
     arrays = {name: torch.tensor(value, dtype=torch.int64) for name, value in integers.items()}
     if problem.batch_sizes is not None:
         arrays["batch_sizes"] = problem.batch_sizes

@@ -44,6 +44,8 @@ Machine::Machine(const Launch& launch, void (*body)(void*), void* argument)
       random_(launch.seed) {
   const int warps = launch.threads / cuda::kWarpSize;
   for (int i = 0; i < launch.blocks * warps; ++i) warps_.push_back({i * cuda::kWarpSize, cuda::kWarpSize});
+  const int teams = (launch.threads + kTeamThreads - 1) / kTeamThreads, team_threads = launch.threads / teams;
+  for (int i = 0; i < launch.blocks * teams; ++i) teams_.push_back({i * team_threads, team_threads});
   for (int i = 0; i < launch.blocks; ++i) blocks_.push_back({i * launch.threads, launch.threads});
   const int cluster_threads = launch.cluster * launch.threads;
   for (int i = 0; i < launch.blocks / launch.cluster; ++i) clusters_.push_back({i * cluster_threads, cluster_threads});
@@ -211,6 +213,8 @@ Meeting& Machine::meeting(Group group) {
   switch (group) {
     case Group::kWarp:
       return warps_[(thread.block * launch.threads + thread.index) / cuda::kWarpSize];
+    case Group::kTeam:
+      return teams_[(thread.block * launch.threads + thread.index) / teams_.front().size];
     case Group::kBlock:
       return blocks_[thread.block];
     case Group::kCluster:

@@ -13,10 +13,20 @@
 
 namespace seqkernels::emulator {
 
-enum class Primitive { kStart, kWarpBarrier, kBlockBarrier, kClusterBarrier, kShuffle, kMma, kPause, kAccess };
+enum class Primitive {
+  kStart,
+  kWarpBarrier,
+  kTeamBarrier,
+  kBlockBarrier,
+  kClusterBarrier,
+  kShuffle,
+  kMma,
+  kPause,
+  kAccess
+};
 enum class Stage { kNew, kReady, kWaiting, kEnded };
 
-// Threads that wait for one another: those of a warp, a block or a cluster.
+// Threads that wait for one another: those of a warp, a team, a block or a cluster.
 struct Meeting {
   int first, size;  // the threads, by number in the launch
   int arrived = 0;
@@ -86,7 +96,7 @@ class Machine {
 
   void (*body_)(void*);
   void* argument_;
-  std::vector<Meeting> warps_, blocks_, clusters_;
+  std::vector<Meeting> warps_, teams_, blocks_, clusters_;
   std::vector<StoreBuffer> held_;             // of each block
   std::vector<CudaThread*> threads_, ready_;  // by number; those that can run, but for the one that does
   std::vector<int> unstarted_, unfinished_;   // threads of each block that have not started, have not ended

@@ -20,7 +20,8 @@ void conjoin(CudaThread* const* lanes) {
 }  // namespace
 
 void barrier(Group group, Where where) {
-  constexpr Primitive kPrimitives[] = {Primitive::kWarpBarrier, Primitive::kBlockBarrier, Primitive::kClusterBarrier};
+  constexpr Primitive kPrimitives[] = {Primitive::kWarpBarrier, Primitive::kTeamBarrier, Primitive::kBlockBarrier,
+                                       Primitive::kClusterBarrier};
   machine->meet(group, kPrimitives[static_cast<int>(group)], where);
 }
 
@@ -60,6 +61,13 @@ void pause(Where where) {
   machine->give_way();
 }
 
+void check_team(int number, int threads, Where where) {
+  CudaThread& thread = machine->me();
+  thread.primitive = Primitive::kTeamBarrier, thread.where = where;
+  if (threads != machine->meeting(Group::kTeam).size || number != thread.index / kTeamThreads)
+    machine->fail(name(thread) + ": the barrier of another team");
+}
+
 void check_address(const void* address, size_t bytes, cuda::Scope scope, Where where) {
   CudaThread& thread = machine->me();
   thread.primitive = Primitive::kAccess, thread.where = where;
@@ -81,7 +89,8 @@ bool hold(uint32_t* to, uint32_t word) {
     machine->progressed();
     return false;
   }
-  machine->held().put({to, word, current->index, machine->meeting(Group::kBlock).round, machine->is_late()});
+  machine->held().put({to, word, current->index, current->index / kTeamThreads, machine->meeting(Group::kTeam).round,
+                       machine->meeting(Group::kBlock).round, machine->is_late()});
   return true;
 }
 
@@ -90,12 +99,14 @@ const uint32_t* held(const uint32_t* from) {
   return store ? &store->word : nullptr;
 }
 
-// With them goes what other threads of the block stored before a barrier: it is before this fence, too.
+// With them goes what other threads of the block or of the team stored before a barrier: it is before this fence, too.
 void store_held() {
   StoreBuffer& held = machine->held();
-  const int round = machine->meeting(Group::kBlock).round;
-  for (size_t i = held.size(); i-- > 0;)
-    if (held[i].thread == current->index || held[i].round < round) machine->store(held, i);
+  const int round = machine->meeting(Group::kBlock).round, team_round = machine->meeting(Group::kTeam).round;
+  for (size_t i = held.size(); i-- > 0;) {
+    const bool before_team = held[i].team == current->index / kTeamThreads && held[i].team_round < team_round;
+    if (held[i].thread == current->index || held[i].round < round || before_team) machine->store(held, i);
+  }
 }
 
 }  // namespace seqkernels::emulator

@@ -14,6 +14,8 @@ const char* name_of(Primitive primitive) {
       return "start";
     case Primitive::kWarpBarrier:
       return "warp_barrier";
+    case Primitive::kTeamBarrier:
+      return "team_barrier";
     case Primitive::kBlockBarrier:
       return "block_barrier";
     case Primitive::kClusterBarrier:

@@ -10,8 +10,9 @@ namespace seqkernels::emulator {
 struct Store {
   uint32_t* to;
   uint32_t word;
-  int thread;  // of the block, whose last store there it is
-  int round;   // the block's barriers before
+  int thread;            // of the block, whose last store there it is
+  int team, team_round;  // of the block's teams that of the thread, and its barriers before
+  int round;             // the block's barriers before
   bool is_late;
 };
 

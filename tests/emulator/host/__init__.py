@@ -14,6 +14,7 @@ HERE = Path(__file__).parent
 CSRC = HERE.parents[2] / "csrc"
 HOST = (
     "layer.cpp",
+    "cuda/blas.cpp",
     "cuda/layer.cpp",
     "cuda/matrix.cpp",
     "cuda/plan.cpp",
@@ -48,12 +49,12 @@ def build(headers: Path) -> Path:
     rules = _RULES.format(
         compiler=os.environ.get("CXX", "c++"),
         includes=" ".join(includes),
-        libraries=" ".join([*(f"-L{folder}" for folder in folders), "-ltorch", "-ltorch_cpu", "-lc10"]),
+        libraries=" ".join([*(f"-L{path}" for path in folders), "-ltorch", "-ltorch_cpu", "-lc10", "-ldl"]),
     )
     lines, names = emulator.emulator_objects()
     parts = [("launch", HERE / "launch.cpp", ""), emulator.ROWS, *emulator.kernels(list(emulator.registry()))]
     kernel_lines, kernel_names = emulator.objects(parts)
-    host = [HERE / "cudart.cpp", HERE / "ops.cpp", *(CSRC / file for file in HOST)]
+    host = [HERE / "cublas.cpp", HERE / "cudart.cpp", HERE / "ops.cpp", *(CSRC / file for file in HOST)]
     host_names = [f"host/{path.parent.name}_{path.stem}.o" for path in host]
     lines += [*kernel_lines, rules]
     lines += [f"build {name}: host {path}" for name, path in zip(host_names, host, strict=True)]

@@ -43,9 +43,11 @@ void add(std::map<const void*, Call>& calls, const PassKernels& kernels) {
   }
   if (!kernels.persistent) return;
   for (const int tiles : {1, 2, kWarps})
-    for (const bool in_grid : {false, true}) {
+    for (const int teams : {1, kMaxTeams, -1}) {
+      const bool in_grid = teams > 0;
       Partition part{};
-      part.unit_groups = 1, part.columns = tiles * kTileColumns, part.column_tiles = tiles;
+      part.teams = std::abs(teams), part.unit_groups = 1, part.columns = tiles * kTileColumns,
+      part.column_tiles = tiles;
       part.ring = in_grid ? &part : nullptr;
       if (const void* const kernel = kernels.persistent(part)) calls[kernel] = &call<Problem, Partition, SharedLayout>;
     }
@@ -69,10 +71,15 @@ std::map<const void*, Call> all_calls() {
   return calls;
 }
 
-constexpr int kMultiprocessors = 132, kSharedBytes = 227 << 10, kSharedUnasked = 48 << 10;
+// Asked once for a device, so it takes another process to have another number.
+const int kMultiprocessors = std::getenv("SEQKERNELS_EMULATED_MULTIPROCESSORS")
+                                 ? std::atoi(std::getenv("SEQKERNELS_EMULATED_MULTIPROCESSORS"))
+                                 : 132;
+constexpr int kSharedBytes = 227 << 10, kSharedUnasked = 48 << 10;
 constexpr int kFewBlocks = 4;  // of a kernel whose blocks share the work, however many there are
 
 std::map<const void*, int> shared_limits;
+int grids = 0;  // launches of them so far
 
 struct Job {
   Call call;
@@ -97,6 +104,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, void** 
   }
   if (blocks == 0 || blocks % cluster != 0 || cluster > kMaxCluster) return cudaErrorInvalidConfiguration;
   if (cooperative && blocks > kMultiprocessors) return cudaErrorCooperativeLaunchTooLarge;
+  grids += cooperative;
   if (shared == 0) blocks = std::min(blocks, kFewBlocks);
   Job job{found->second, kernel, arguments};
   try {
@@ -173,9 +181,12 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
   std::memset(to, value, bytes);
   return cudaSuccess;
 }
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* kernel, void** arguments) {
   return launch(*config, kernel, arguments);
 }
+
+__attribute__((visibility("default"))) int emulated_grids() { return grids; }
 
 // Of torch.
 int32_t aoti_torch_create_device_guard(int32_t, void** guard) {
