@@ -378,7 +378,8 @@ def plot(cases: list[Info], subtitle: str, path: Path) -> None:
     )  # fmt: skip
     colours = dict(zip(peers_of(cases), ("tab:orange", "tab:blue", "tab:green"), strict=False))
     for work, axes in zip(works, panels[:, 0], strict=True):
-        some = sorted(of(cases, work=work), key=lambda info: -info["speedup"]["torch.nn"]["median"])
+        known = [info for info in of(cases, work=work) if "torch.nn" in info["speedup"]]
+        some = sorted(known, key=lambda info: -info["speedup"]["torch.nn"]["median"])
         for peer, colour in colours.items():
             dots = [(y, info["speedup"][peer]) for y, info in enumerate(some) if peer in info["speedup"]]
             for y, speedup in dots:
