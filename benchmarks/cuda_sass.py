@@ -140,7 +140,7 @@ class Kernel:
     def loop(self) -> tuple[int, int]:
         """First and last instruction of the loop over the steps: the outermost that has a barrier."""
         barriers = [n for n, i in enumerate(self.code) if i.opcode.startswith("BAR.SYNC")]
-        # Two teams meet at barriers with a number of threads; those of the block are where weights are loaded.
+        # Two teams meet at barriers with a number of threads; at those of the block, weights are loaded.
         of_teams = [n for n in barriers if "," in self.code[n].operands]
         barriers = of_teams or barriers
         found = [(m, n) for n, m in self._walked[1] if any(m <= b <= n for b in barriers)]

@@ -287,6 +287,20 @@ def test_no_races(cell: str, numbers: Numbers) -> None:
         assert_right(driver, [TSAN_SHAPE.problem(cell, numbers)], plan, **TSAN_SHAPE.options(cell, numbers))
 
 
+@pytest.mark.tsan
+@pytest.mark.parametrize("numbers", [torch.bfloat16, "tf32"], ids=name_of)
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize(
+    "partition",
+    [Partition(2, 1, teams=2), Partition(2, 1, columns=32, column_tiles=4)],
+    ids=["two_teams", "four_tiles"],
+)
+def test_no_races_of_large_batches(partition: Partition, cell: str, numbers: Numbers) -> None:
+    driver = layer.program(TSAN_CELLS, numbers=TSAN_NUMBERS, sanitize=True)
+    shape = Shape(17, partition.columns + 1, 2, partition, packed=True, launches=(1, 1))
+    assert_right(driver, [shape.problem(cell, numbers)], "grid", **shape.options(cell, numbers))
+
+
 # ---------------------------------------------------------------- it bites
 
 # Small, for many seeds are tried; some warps reset, but do not publish, and may lag behind those that do.
