@@ -121,9 +121,9 @@ def test_the_choice_is_what_was_measured_to_be_best() -> None:
         launch = times.get(key) or alone.get((*layer[:4], layer[5], *key))
         if launch:  # not all were timed
             regrets.append(launch * best["launches"] / min(times.values()))
-    assert len(regrets) > 0.8 * len(timed)
-    assert statistics.mean(regrets) < 1.1
-    assert max(regrets) < 1.9
+    assert len(regrets) > 0.9 * len(timed)
+    assert statistics.mean(regrets) < 1.02
+    assert max(regrets) < 1.3
 
 
 def test_short_sequences_take_fewer_launches() -> None:

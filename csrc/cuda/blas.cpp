@@ -126,8 +126,8 @@ void Blas::multiply(int64_t batches, int64_t rows, int64_t wide, int64_t deep, c
                     const Matrices& out) const {
   const auto size = [](int64_t n) { return static_cast<int>(n); };
   const bool is_double = dtype_ == DType::kFloat64;
-  const bool b_is_transposed =
-      b.column != 1 || deep == 1;  // of a single row it does not matter, but cuBLAS checks strides
+  // Of a single row it does not matter, but cuBLAS checks strides.
+  const bool b_is_transposed = b.column != 1 || deep == 1;
   const cudaDataType type = type_of(dtype_), result = is_double ? CUDA_R_64F : CUDA_R_32F;
   const ComputeType compute = is_double ? kCompute64 : tf32_ ? kCompute32AsTf32 : kCompute32;
   const double one64 = 1, zero64 = 0;

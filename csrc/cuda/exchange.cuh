@@ -5,7 +5,7 @@
 // The exchange is a ring of kRingSlots slots. What blocks publish in iteration i goes to slot i % kRingSlots, slot i for
 // short. A word that nobody has written yet is kNotReady, a pattern that no published word has, so readers spin on the data
 // itself, and no other flag, counter or barrier stands between. A slot is reset to kNotReady once all have read it. What
-// every thread of a block does in iteration i:
+// every thread of a block does in iteration i (where two groups share a block, every thread of one's team, at its barrier):
 //   read slot i - 1 | fence | block_barrier | publish to slot i | reset its share of slot i + 2
 // All of slot i - 1 being ready means that all blocks had finished reading slot i - 2, which is the one reset: every block
 // publishes a part of every slot. It is read again in iteration i + 3, by blocks that have then read what this block published

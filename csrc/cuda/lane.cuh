@@ -17,10 +17,8 @@ struct Lane {
   int next;
 
   SEQKERNELS_DEVICE Lane(const Partition& part, int warp, int first) : first(first), tiles(kTiles > 0 ? kTiles : 1) {
-    if constexpr (kTiles == 0 && kMaxColumnTiles > 1) {
-      const int left = (part.columns - first) / kTileColumns;
-      for (tiles = part.column_tiles; tiles > left;) tiles /= 2;
-    }
+    if constexpr (kTiles == 0 && kMaxColumnTiles > 1)
+      tiles = tiles_of_pass(part, (part.columns - first) / kTileColumns);
     quarters = part.unit_groups * tiles * kQuarters;
     const int tile = warp / kQuarters, doublings = tiles / 2;
     unit = (tile >> doublings) * kTileUnits + lane_index() % kTileUnits;

@@ -2,7 +2,7 @@
 //
 // One iteration of a block with a slice of the hidden units:
 //   1  every warp waits for its chunks of the last slot of the exchange's ring, and multiplies: MMAs with resident weights
-//   2  warps that share units leave partial sums in shared memory; block_barrier
+//   2  warps that share units leave partial sums in shared memory; a barrier of the block, or of the team of two that share it
 //   3  every thread adds them up for its units, does the pointwise part and publishes: the others wait for this
 //   4  what nobody waits for comes after: results are written, the next inputs loaded, a slot of the ring reset
 // Columns beyond kMaxColumnTiles tiles take steps 1 to 3 again; partial sums have two buffers, so one barrier each will do.

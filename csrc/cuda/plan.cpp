@@ -49,12 +49,11 @@ struct Costs {
   static constexpr int kOutsideOfClusters = 12;
 };
 
-// Calls visit(tiles) for each pass over the columns, with as many tiles as that takes (lane.cuh).
+// Calls visit(tiles) for each pass over the columns, with as many tiles as that takes.
 template <class Visit>
 void for_each_pass(const Partition& part, const Visit& visit) {
   for (int left = part.columns / kTileColumns; left > 0;) {
-    int tiles = part.column_tiles;
-    while (tiles > left) tiles /= 2;
+    const int tiles = tiles_of_pass(part, left);
     visit(tiles);
     left -= tiles;
   }

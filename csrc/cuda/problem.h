@@ -159,6 +159,13 @@ SEQKERNELS_HOST_DEVICE bool has_one_quarter(const Partition& part) {
   return part.columns == part.column_tiles * kTileColumns && part.unit_groups * part.column_tiles * kQuarters <= kWarps;
 }
 
+// Column tiles of the pass that begins where so many tiles are left.
+SEQKERNELS_HOST_DEVICE int tiles_of_pass(const Partition& part, int left) {
+  int tiles = part.column_tiles;
+  while (tiles > left) tiles /= 2;
+  return tiles;
+}
+
 // What kernels are compiled for: one quarter a warp, several, or one, with two teams.
 enum class Form { kOneQuarter, kSeveral, kTwoTeams, kCount };
 SEQKERNELS_HOST_DEVICE Form form_of(const Partition& part) {

@@ -120,10 +120,10 @@ class FfmaProduct : public LaneShare<kTiles == 1 ? 8 : 4> {
   // Fewer than above, for lanes have at least four times as many sums.
   static constexpr int kMaxTiles = kTiles == 4 ? 2 : 4, kMaxColumnTiles = 1;
   static constexpr int kResident = 12 / kTiles, kResidentOfSeveral = kResident;  // in 96 registers
-  static constexpr int kResidentOfTeams = kResident;                             // has none
+  static constexpr int kResidentOfTeams = kResident;                             // there are none
   static constexpr int kSharedTiles = kTiles == 4 ? 5 : 12;
-  static constexpr int kAhead = kTiles == 1 ? 2 : 1,
-                       kAheadOfSeveral = kAhead;  // a chunk's FFMAs take long with more tiles
+  // With more tiles, a chunk's FFMAs take longer than its load.
+  static constexpr int kAhead = kTiles == 1 ? 2 : 1, kAheadOfSeveral = kAhead;
   static constexpr int kStage = kStagedChunks * kTileColumns * kChunkWords;
   static constexpr bool kCopies = true;
 

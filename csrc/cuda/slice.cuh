@@ -49,9 +49,9 @@ class Slice {
 
   // sum[tile][column tile] = the product with kColumnTiles times eight columns of the last ring slot, from `column` on.
   //
-  // Vectors come in rounds of kInFlight chunks, whose loads are in flight at once: one wait for all of them, then all their
-  // products, then the loads of the next round. Waiting for each by itself would take as long for the first as for all.
-  // So are kAhead loads of a lane.
+  // Vectors come in rounds of kInFlight chunks, whose loads, kAhead of a lane, are in flight at once: one wait for all of them,
+  // then all their products, then the loads of the next round. Waiting for each by itself would take as long for the first as
+  // for all.
   template <int kColumnTiles, int kAhead, class Exchange>
   SEQKERNELS_DEVICE void multiply(const Exchange& exchange, int column, uint32_t* stage,
                                   float (&sum)[kTiles][kColumnTiles][Product::kResults]) const {

@@ -113,10 +113,10 @@ void TimeLoop::run_persistent(Problem& problem) const {
   SharedLayout layout = layout_of(part);
   void* arguments[] = {&problem, &part, &layout};
   Device::LaunchShape shape = launch_shape(plan_, layer_.directions());
-  const int groups = static_cast<int>(plan_.groups(layer_.directions())),
-            at_once = static_cast<int>(plan_.groups_at_once);
-  for (; part.first_group < groups; part.first_group += std::min(groups - part.first_group, at_once)) {
-    shape.blocks = std::min(groups - part.first_group, at_once) / part.teams * part.members;
+  const int64_t groups = plan_.groups(layer_.directions());
+  for (int64_t first = 0; first < groups; first += plan_.groups_at_once) {
+    part.first_group = static_cast<int>(first);
+    shape.blocks = static_cast<int>(std::min(groups - first, plan_.groups_at_once) / part.teams * part.members);
     device_.launch(kernels_.persistent(part), shape, arguments);
   }
 }
