@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <numeric>
 #include <string>
 
 namespace seqkernels {
@@ -59,10 +60,10 @@ Tensor with_contiguous_rows(const Tensor& tensor) {
 }
 
 Layer::Layer(const LayerInputs& inputs)
-    : cell_(inputs.spec.cell),
+    : spec_(inputs.spec),
+      cell_(inputs.spec.cell),
       info_(cell_info(cell_)),
-      packed_(inputs.spec.batch_sizes.has_value()),
-      norm_eps_(inputs.spec.norm_eps) {
+      packed_(inputs.spec.batch_sizes.has_value()) {
   const int64_t x_dim = packed_ ? 2 : 3;
   if (inputs.x.dim() != x_dim) fail("x must have ", x_dim, " dimensions, got ", inputs.x.dim());
   if (inputs.h0.dim() != 3) fail("h0 must have 3 dimensions, got ", inputs.h0.dim());
@@ -84,8 +85,11 @@ Layer::Layer(const LayerInputs& inputs)
     if (hidden_size_ == 0) fail("c0 must have at least one hidden unit in its last dimension, got 0");
   }
   input_size_ = x_.size(x_dim - 1);
+  if (packed_ && spec_.lengths) fail("lengths are those of padded sequences; packed ones have batch_sizes");
   if (packed_)
     offsets_of(*inputs.spec.batch_sizes);
+  else if (spec_.lengths)
+    offsets_of_lengths(*spec_.lengths);
   else
     offsets_of(x_.size(0), x_.size(1));
 
@@ -100,7 +104,8 @@ Layer::Layer(const LayerInputs& inputs)
     c0_ = as_contiguous(*c0_);
   }
   take_weights(inputs.weights);
-  if (!(norm_eps_ >= 0)) fail("norm_eps must be at least 0, got ", norm_eps_);
+  take_transition();
+  if (!(spec_.norm_eps >= 0)) fail("norm_eps must be at least 0, got ", spec_.norm_eps);
 }
 
 void Layer::offsets_of(const Tensor& batch_sizes) {
@@ -126,6 +131,54 @@ void Layer::offsets_of(const Tensor& batch_sizes) {
 void Layer::offsets_of(int64_t seq_len, int64_t batch) {
   offsets_.resize(static_cast<size_t>(seq_len) + 1);
   for (int64_t t = 0; t <= seq_len; ++t) offsets_[static_cast<size_t>(t)] = t * batch;
+}
+
+void Layer::offsets_of_lengths(const Tensor& given) {
+  if (!given.is_cpu() || given.scalar_type() != ScalarType::Long) fail("lengths must be an int64 tensor on the CPU");
+  check_sizes(given, Sizes{x_.size(1)}, "lengths");
+  check_memory(given, "lengths");
+  const Tensor contiguous = as_contiguous(given);
+  const auto* const data = static_cast<const int64_t*>(contiguous.data_ptr());
+  const std::vector<int64_t> lengths(data, data + contiguous.numel());
+  for (size_t b = 0; b < lengths.size(); ++b)
+    if (lengths[b] < 0 || lengths[b] > x_.size(0))
+      fail("lengths must be between 0 and the steps of x (", x_.size(0), "), got ", lengths[b], " of sequence ", b);
+  order_.resize(lengths.size());
+  std::iota(order_.begin(), order_.end(), 0);
+  std::stable_sort(order_.begin(), order_.end(),
+                   [&](int64_t a, int64_t b) { return lengths[size_t(a)] > lengths[size_t(b)]; });
+  offsets_.assign(1, 0);
+  auto active = static_cast<int64_t>(lengths.size());
+  for (int64_t t = 0;; ++t) {
+    while (active > 0 && lengths[size_t(order_[size_t(active - 1)])] <= t) --active;
+    if (active == 0) return;
+    offsets_.push_back(offsets_.back() + active);
+  }
+}
+
+// Takes what happens to states between steps.
+void Layer::take_transition() {
+  const auto take = [&](std::optional<Tensor>& tensor, const char* name, const Sizes& sizes, ScalarType dtype) {
+    if (!tensor) return;
+    tensor = alias_of(*tensor);
+    check_sizes(*tensor, sizes, name);
+    check_dtype(*tensor, dtype, name);
+    check_device(*tensor, x_, name);
+    check_memory(*tensor, name);
+  };
+  Sizes rows = sizes_of(x_);
+  rows.pop_back();
+  take(spec_.reset_mask, "reset_mask", rows, ScalarType::Bool);
+  take(spec_.recurrent_mask, "recurrent_mask", h_sizes(), scalar_type());
+  if (spec_.recurrent_mask) spec_.recurrent_mask = as_contiguous(*spec_.recurrent_mask);
+  const auto take_zoneout = [&](std::optional<Tensor>& keeps, double rate, const std::string& name,
+                                const Sizes& sizes) {
+    take(keeps, name.c_str(), sizes, ScalarType::Bool);
+    if (keeps) keeps = with_contiguous_rows(*keeps);
+    if (!(rate >= 0 && rate <= 1)) fail(name, "_rate must be between 0 and 1, got ", rate);
+  };
+  take_zoneout(spec_.zoneout_h, spec_.zoneout_h_rate, "zoneout_h", output_sizes());
+  take_zoneout(spec_.zoneout_c, spec_.zoneout_c_rate, "zoneout_c", cell_states_sizes());
 }
 
 void Layer::take_weights(const std::vector<Tensor>& weights) {
@@ -158,7 +211,10 @@ LayerOutputs Layer::new_outputs(bool save_for_backward) const {
   LayerOutputs out;
   out.output = new_tensor(output_sizes(), scalar_type(), x_);
   out.h_n = new_tensor(h_sizes(), scalar_type(), x_);
-  if (info_.has_cell_state) out.c_n = new_tensor(c_sizes(), scalar_type(), x_);
+  if (info_.has_cell_state) {
+    out.c_n = new_tensor(c_sizes(), scalar_type(), x_);
+    out.cell_states = new_tensor(spec_.return_cell_states ? cell_states_sizes() : Sizes{0}, scalar_type(), x_);
+  }
   const auto new_saved = [&](const Sizes& sizes, ScalarType dtype) {
     return new_tensor(save_for_backward ? sizes : Sizes{0}, dtype, x_);
   };
@@ -177,11 +233,17 @@ LayerBackwardTensors::LayerBackwardTensors(const Layer& layer, const LayerGradie
   check_sizes(output_given, layer.output_sizes(), "output");
   check_like(output_given, layer.x(), "output");
   output = with_contiguous_rows(output_given);
-  if (grads.output) {
-    check_sizes(*grads.output, layer.output_sizes(), "grad_output");
-    check_like(*grads.output, layer.x(), "grad_output");
-    grad_output = with_contiguous_rows(*grads.output);
-  }
+  const auto take_rows = [&](const std::optional<Tensor>& tensor, const char* name,
+                             const Sizes& expected) -> std::optional<Tensor> {
+    if (!tensor) return std::nullopt;
+    check_sizes(*tensor, expected, name);
+    check_like(*tensor, layer.x(), name);
+    return with_contiguous_rows(*tensor);
+  };
+  grad_output = take_rows(grads.output, "grad_output", layer.output_sizes());
+  // Of cell states that nobody has asked for, a gradient is as empty as they are.
+  if (grads.cell_states && (layer.spec().return_cell_states || grads.cell_states->numel() > 0))
+    grad_cells = take_rows(grads.cell_states, "grad_cell_states", layer.cell_states_sizes());
   const auto take = [&](const std::optional<Tensor>& tensor, const char* name, const Sizes& expected,
                         ScalarType dtype) -> std::optional<Tensor> {
     if (!tensor) return std::nullopt;

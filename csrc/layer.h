@@ -18,7 +18,18 @@ using torch::stable::Tensor;
 struct LayerSpec {
   CellKind cell;
   std::optional<Tensor> batch_sizes;  // [T] of a packed sequence
-  double norm_eps = 0;                // of a normalised cell
+  std::optional<Tensor> lengths;      // [B] of padded sequences; rows beyond them are neither read nor counted
+  // Bool, a value for each row of x: the state before it is zero, in the second direction that before the row before it.
+  std::optional<Tensor> reset_mask;
+  std::optional<Tensor> recurrent_mask;  // [D, B, P] factors of h where it meets W_hh
+  // Zoneout: bool, like output, whether a unit of h keeps the value before the step; without, so much of it is kept.
+  std::optional<Tensor> zoneout_h;
+  double zoneout_h_rate = 0;
+  // The same of c, [.., D H], and whether to return c of every step; of a cell with cell state.
+  std::optional<Tensor> zoneout_c;
+  double zoneout_c_rate = 0;
+  bool return_cell_states = false;
+  double norm_eps = 0;  // of a normalised cell
 };
 
 struct LayerInputs {
@@ -41,11 +52,13 @@ struct LayerOutputs {
   Tensor output;              // [T, B, D P] or packed [R, D P]
   Tensor h_n;                 // [D, B, P]
   std::optional<Tensor> c_n;  // [D, B, H], of a cell with cell state
+  // c of every step, like output but [.., D H], of a cell with cell state; [0] where not asked for.
+  std::optional<Tensor> cell_states;
   LayerSaved saved;
 };
 
 struct LayerGradients {
-  std::optional<Tensor> output, h_n, c_n;  // null: not used in the loss
+  std::optional<Tensor> output, h_n, c_n, cell_states;  // null: not used in the loss
 };
 
 struct InputGradients {  // [0] where not asked for
@@ -90,6 +103,7 @@ class Layer {
   int64_t output_size() const { return output_size_; }  // P
   int64_t directions() const { return directions_; }
   int64_t rows() const { return offsets_.back(); }
+  int64_t x_rows() const { return packed_ ? x_.size(0) : x_.size(0) * x_.size(1); }
   int64_t padded_hidden() const { return (hidden_size_ + kUnitPadding - 1) / kUnitPadding * kUnitPadding; }
   // Multiply-adds of a forward pass.
   double work() const {
@@ -98,13 +112,12 @@ class Layer {
   }
   Sizes h_sizes() const { return {directions_, batch_, output_size_}; }
   Sizes c_sizes() const { return {directions_, batch_, hidden_size_}; }
-  Sizes gates_sizes() const { return {directions_, rows(), info_.saved, padded_hidden()}; }
-  Sizes cells_sizes() const { return {directions_, rows(), padded_hidden()}; }
-  Sizes norms_sizes() const { return {directions_, rows(), info_.norms}; }
-  Sizes output_sizes() const {
-    if (packed_) return {rows(), directions_ * output_size_};
-    return {seq_len(), batch_, directions_ * output_size_};
-  }
+  // What is saved has room for all rows of x, though no sequence may have some of them.
+  Sizes gates_sizes() const { return {directions_, x_rows(), info_.saved, padded_hidden()}; }
+  Sizes cells_sizes() const { return {directions_, x_rows(), padded_hidden()}; }
+  Sizes norms_sizes() const { return {directions_, x_rows(), info_.norms}; }
+  Sizes output_sizes() const { return rows_sizes(output_size_); }
+  Sizes cell_states_sizes() const { return rows_sizes(hidden_size_); }
 
   CellKind cell() const { return cell_; }
   const CellInfo& info() const { return info_; }
@@ -113,10 +126,13 @@ class Layer {
   ScalarType compute_type() const { return dtype_ == DType::kFloat64 ? ScalarType::Double : ScalarType::Float; }
   bool packed() const { return packed_; }
   const std::vector<int64_t>& offsets() const { return offsets_; }  // [T + 1] first row of every step
-  const Tensor& x() const { return x_; }                            // rows contiguous
-  const Tensor& h0() const { return h0_; }                          // contiguous, as all below
+  // Of sequences with lengths: them, the longest first, so that those of a step are the first ones; else empty. T is the length
+  // of the first one then, or 0.
+  const std::vector<int64_t>& order() const { return order_; }
+  const LayerSpec& spec() const { return spec_; }  // checked, tensors of our own, contiguous in units
+  const Tensor& x() const { return x_; }           // rows contiguous
+  const Tensor& h0() const { return h0_; }         // contiguous, as all below
   const std::optional<Tensor>& c0() const { return c0_; }
-  double norm_eps() const { return norm_eps_; }
   const std::vector<Tensor>& weights() const { return weights_; }
   int64_t weights_per_direction() const { return weights_per_direction_; }
   // A weight of a direction; a null pointer for one that is not there.
@@ -134,27 +150,34 @@ class Layer {
   LayerOutputs new_outputs(bool save_for_backward) const;
 
  private:
+  // Of a tensor with so many units of each direction in every row.
+  Sizes rows_sizes(int64_t units) const {
+    if (packed_) return {x_.size(0), directions_ * units};
+    return {x_.size(0), batch_, directions_ * units};
+  }
   void offsets_of(const Tensor& batch_sizes);
   void offsets_of(int64_t seq_len, int64_t batch);
+  void offsets_of_lengths(const Tensor& lengths);
+  void take_transition();
   void take_weights(const std::vector<Tensor>& weights);
 
+  LayerSpec spec_;
   const CellKind cell_;
   const CellInfo& info_;
   const bool packed_;
-  const double norm_eps_;
   DType dtype_;
   int64_t batch_, input_size_, hidden_size_, output_size_, directions_;
   Tensor x_, h0_;
   std::optional<Tensor> c0_;
   std::vector<Tensor> weights_;
   int64_t weights_per_direction_;
-  std::vector<int64_t> offsets_;
+  std::vector<int64_t> offsets_, order_;
 };
 
 // What backward reads, checked and with contiguous rows (states and what forward saved: contiguous), and its results.
 struct LayerBackwardTensors {
   Tensor output;
-  std::optional<Tensor> grad_output, grad_h_n, grad_c_n;
+  std::optional<Tensor> grad_output, grad_h_n, grad_c_n, grad_cells;
   LayerSaved saved;
   InputGradients results;
 

@@ -6,7 +6,9 @@
 // weight w_hr [P, H] belongs to each direction. `gates` and `cells` are what backward needs, in the layout of the device.
 // Backward returns an empty tensor for each gradient that needs_grad (x, the states, each weight) does not ask for.
 //
-// Of a cell without cell state, arguments and results named c are left out, and `cells`; `gates` of one that saves none. One that
+// What may be said of a call beside its tensors is that of LayerSpec; `cell_states` is c of every step, [.., D H], or empty.
+//
+// Of a cell without cell state, arguments and results of c are left out, and `cells`; `gates` of one that saves none. One that
 // is normalised has further weights, norm_ih, norm_hh [G H], norm_c, norm_c_bias [H] as far as it normalises these (kinds.h), and
 // an argument norm_eps; it saves `norms`, too.
 #include <torch/csrc/stable/library.h>
@@ -26,7 +28,13 @@ std::string options(const CellInfo& cell, bool with_defaults) {
   const auto option = [&](const char* declaration, const char* value) {
     return ", " + std::string(declaration) + (with_defaults ? value : "");
   };
-  return option("Tensor? batch_sizes", "=None") + (cell.is_normalized() ? option("float norm_eps", "=1e-05") : "");
+  std::string all = option("Tensor? batch_sizes", "=None") + option("Tensor? lengths", "=None") +
+                    option("Tensor? reset_mask", "=None") + option("Tensor? recurrent_mask", "=None") +
+                    option("Tensor? zoneout_h", "=None") + option("float zoneout_h_rate", "=0.");
+  if (cell.has_cell_state)
+    all += option("Tensor? zoneout_c", "=None") + option("float zoneout_c_rate", "=0.") +
+           option("bool return_cell_states", "=False");
+  return all + (cell.is_normalized() ? option("float norm_eps", "=1e-05") : "");
 }
 
 // The names of LayerSaved's tensors.
@@ -36,7 +44,8 @@ std::string saved(const CellInfo& cell) {
 }
 
 std::string forward_schema(const CellInfo& cell) {
-  const std::string c = cell.has_cell_state ? ", Tensor c0" : "", c_n = cell.has_cell_state ? ", Tensor c_n" : "";
+  const std::string c = cell.has_cell_state ? ", Tensor c0" : "";
+  const std::string c_n = cell.has_cell_state ? ", Tensor c_n, Tensor cell_states" : "";
   return std::string(cell.name) + "(Tensor x, Tensor h0" + c + ", Tensor[] weights" + options(cell, true) +
          ", bool save_for_backward=True) -> (Tensor output, Tensor h_n" + c_n + saved(cell) + ")";
 }
@@ -45,10 +54,10 @@ std::string backward_name(const CellInfo& cell) { return "_" + std::string(cell.
 
 std::string backward_schema(const CellInfo& cell) {
   const auto c = [&](const char* text) { return std::string(cell.has_cell_state ? text : ""); };
-  return backward_name(cell) + "(Tensor? grad_output, Tensor? grad_h_n" + c(", Tensor? grad_c_n") +
-         ", Tensor x, Tensor h0" + c(", Tensor c0") + ", Tensor[] weights" + options(cell, false) + ", Tensor output" +
-         saved(cell) + ", bool[] needs_grad) -> (Tensor grad_x, Tensor grad_h0" + c(", Tensor grad_c0") +
-         ", Tensor[] grad_weights)";
+  return backward_name(cell) + "(Tensor? grad_output, Tensor? grad_h_n" +
+         c(", Tensor? grad_c_n, Tensor? grad_cell_states") + ", Tensor x, Tensor h0" + c(", Tensor c0") +
+         ", Tensor[] weights" + options(cell, false) + ", Tensor output" + saved(cell) +
+         ", bool[] needs_grad) -> (Tensor grad_x, Tensor grad_h0" + c(", Tensor grad_c0") + ", Tensor[] grad_weights)";
 }
 
 // ---- calls ----
@@ -88,8 +97,17 @@ LayerInputs take_inputs(Arguments& arguments, CellKind cell) {
   inputs.h0 = arguments.take<Tensor>();
   if (cell_info(cell).has_cell_state) inputs.c0 = arguments.take<Tensor>();
   inputs.weights = arguments.take<std::vector<Tensor>>();
-  inputs.spec.batch_sizes = arguments.take<std::optional<Tensor>>();
-  if (cell_info(cell).is_normalized()) inputs.spec.norm_eps = arguments.take<double>();
+  LayerSpec& spec = inputs.spec;
+  for (std::optional<Tensor>* tensor :
+       {&spec.batch_sizes, &spec.lengths, &spec.reset_mask, &spec.recurrent_mask, &spec.zoneout_h})
+    *tensor = arguments.take<std::optional<Tensor>>();
+  spec.zoneout_h_rate = arguments.take<double>();
+  if (cell_info(cell).has_cell_state) {
+    spec.zoneout_c = arguments.take<std::optional<Tensor>>();
+    spec.zoneout_c_rate = arguments.take<double>();
+    spec.return_cell_states = arguments.take<bool>();
+  }
+  if (cell_info(cell).is_normalized()) spec.norm_eps = arguments.take<double>();
   return inputs;
 }
 
@@ -103,7 +121,7 @@ void forward(StableIValue* stack, uint64_t, uint64_t) {
   Results results(stack);
   results.give(out.output);
   results.give(out.h_n);
-  if constexpr (cell.has_cell_state) results.give(*out.c_n);
+  if constexpr (cell.has_cell_state) results.give(*out.c_n), results.give(*out.cell_states);
   if constexpr (cell.saved > 0) results.give(*out.saved.gates);
   if constexpr (cell.has_cell_state) results.give(*out.saved.cells);
   if constexpr (cell.is_normalized()) results.give(*out.saved.norms);
@@ -116,7 +134,10 @@ void backward(StableIValue* stack, uint64_t, uint64_t) {
   LayerGradients grads;
   grads.output = arguments.take<std::optional<Tensor>>();
   grads.h_n = arguments.take<std::optional<Tensor>>();
-  if constexpr (cell.has_cell_state) grads.c_n = arguments.take<std::optional<Tensor>>();
+  if constexpr (cell.has_cell_state) {
+    grads.c_n = arguments.take<std::optional<Tensor>>();
+    grads.cell_states = arguments.take<std::optional<Tensor>>();
+  }
   const LayerInputs inputs = take_inputs(arguments, CellKind(kCell));
   const Tensor output = arguments.take<Tensor>();
   LayerSaved saved;

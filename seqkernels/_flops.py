@@ -10,20 +10,22 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from .cells import CELLS
+from .cells import CELLS, Cell
 
 Shape = Sequence[int]
 
 
-def _forward_flops(n: int, *args: Any, **_: Any) -> int:
-    """From the shapes of the op's arguments, n of them x and the states."""
-    rows, weights = prod(args[0][:-1]), args[n]
+def _forward_flops(cell: Cell, *args: Any, **_: Any) -> int:
+    """From the shapes of the op's arguments."""
+    rows, weights = prod(args[0][:-1]), args[1 + cell.states]
     return sum(2 * rows * prod(w) for w in weights if len(w) == 2)
 
 
-def _backward_flops(n: int, *args: Any, **_: Any) -> int:
+def _backward_flops(cell: Cell, *args: Any, **_: Any) -> int:
     """A product for each gradient that is asked for, and from every step to the one before it."""
-    (x, h0), weights, needs_grad = args[n : n + 2], args[2 * n], args[-1]
+    n, needs_grad = 1 + cell.states, args[-1]  # x and the states
+    args = args[cell.results :]
+    (x, h0), weights = args[:2], args[n]
     rows, batch = prod(x[:-1]), h0[1]
     of_x = rows if needs_grad[0] else 0
     of_h = rows if needs_grad[1] else rows - batch  # the first step has none before it but h0
@@ -42,4 +44,4 @@ def register_flop_formulas() -> None:
         formulas = {cell.name: _forward_flops, f"_{cell.name}_backward": _backward_flops}
         for name, formula in formulas.items():
             op = getattr(torch.ops.seqkernels, name)
-            register_flop_formula(op)(partial(formula, 1 + cell.states))
+            register_flop_formula(op)(partial(formula, cell))

@@ -35,8 +35,8 @@ if BUILD_CONFIG["cuda_targets"]:
 # ---------------------------------------------------------------- shapes
 
 
-def _new_output(x: Tensor, h0: Tensor) -> Tensor:
-    return x.new_empty(*x.shape[:-1], h0.size(0) * h0.size(2))
+def _new_output(x: Tensor, state: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], state.size(0) * state.size(2))
 
 
 def _new_saved(x: Tensor, state: Tensor, *sizes: Any) -> Tensor:
@@ -58,7 +58,10 @@ def _computed(x: Tensor) -> Tensor:
 def _fake_forward(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
     def fake(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
         states, save = args[: cell.states], args[-1]
+        options = dict(zip(cell.options, args[cell.states + 1 :], strict=False))
         results = [_new_output(x, states[0]), *(x.new_empty(s.shape) for s in states)]
+        if cell.has_cell_state:
+            results.append(_new_output(x, states[1]) if options["return_cell_states"] else x.new_empty(0))
 
         def saved(*sizes: Any) -> Tensor:
             return _new_saved(x, states[-1], *sizes) if save else x.new_empty(0)
@@ -86,11 +89,12 @@ class _Differentiable:
     """The forward op of a cell with its derivatives, and the derivatives of its backward op.
 
     With the states h0 and, where the cell has one, c0, the signatures are
-        forward:  (x, *states, weights, *options, save_for_backward) -> (output, *finals, *saved)
+        forward:  (x, *states, weights, *options, save_for_backward) -> (*results, *saved)
         backward: (*grads, x, *states, weights, *options, output, *saved, needs_grad)
                   -> (grad_x, *grad_states, grad_weights)
-    `options` are those of `LayerSpec.of_op`, `saved` are gates, cells and norms, `needs_grad` has a flag for
-    each of x, the states and every weight.
+    `options` are those of `LayerSpec.of_op`; `results` are the output, the final states and, of a cell with
+    c, the cell states, each with a gradient among `grads`; `saved` are gates, cells and norms; `needs_grad`
+    has a flag for each of x, the states and every weight.
 
     `torch.library.register_autograd` would do for the forward op too, but its handling of lists costs more
     than a short sequence does, so the weights are passed one by one to an autograd.Function that is
@@ -98,12 +102,14 @@ class _Differentiable:
     """
 
     def __init__(self, cell: Cell) -> None:
-        self.cell, self.info, name = cell.name, cell, cell.name
+        self.info, name = cell, cell.name
         self.op = getattr(torch.ops.seqkernels, name).default
         self.backward_op = getattr(torch.ops.seqkernels, f"_{name}_backward").default
-        self.n = 1 + cell.states  # x and the states; also the output and the final states
+        self.n = 1 + cell.states  # x and the states
+        self.n_results = cell.results
         self.arguments = compat.argument_names(self.op)
-        self.n_options = len(self.arguments) - self.n - 2
+        self.n_options = len(cell.options)
+        assert self.arguments[self.n + 1 : -1] == list(cell.options)
         self.defaults = compat.argument_defaults(self.op)[self.n + 1 :]
 
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -172,15 +178,16 @@ class _Differentiable:
         ctx.was_saved = save
         needed, directions = ctx.needs_input_grad[-len(tensors) :], int(tensors[1].size(0))
         read, ctx.unread = self._what_backward_reads(tensors, needed, directions)
-        ctx.save_for_backward(*keep_tensors(ctx, options), results[0], *results[n:], *read)
-        ctx.mark_non_differentiable(*results[n:])
+        saved = results[self.n_results :]
+        ctx.save_for_backward(*keep_tensors(ctx, options), results[0], *saved, *read)
+        ctx.mark_non_differentiable(*saved)
         ctx.set_materialize_grads(False)
         return results
 
     def _backward(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if not ctx.was_saved:
             raise RuntimeError(
-                f"seqkernels::{self.cell} ran with save_for_backward=False and kept nothing to derive; "
+                f"seqkernels::{self.info.name} ran with save_for_backward=False and kept nothing to derive; "
                 "call it with save_for_backward=True where gradients are needed"
             )
         first = 2 + self.n_options  # op and save come before the options
@@ -189,7 +196,7 @@ class _Differentiable:
         options = with_numbers(ctx, saved[: self.n_options])
         kept = saved[self.n_options : -len(needs_grad)]
         tensors = self._inputs(ctx, saved[-len(needs_grad) :])
-        args = (*grads[:n], *tensors[:n], tensors[n:], *options, *kept, needs_grad)
+        args = (*grads[: self.n_results], *tensors[:n], tensors[n:], *options, *kept, needs_grad)
         return *[None] * first, *_where(needs_grad, self._run_backward(args))
 
     def _forward_step(self, ctx: Any, *tensors: Tensor) -> Any:
@@ -197,7 +204,7 @@ class _Differentiable:
         with compat.below_autograd():
             results = self.op(*[t.unsqueeze(0) for t in tensors[:n]], tensors[n:])
         read, ctx.unread = self._what_backward_reads(tensors, ctx.needs_input_grad, 1)
-        ctx.save_for_backward(results[0], *results[n:], *read)
+        ctx.save_for_backward(results[0], *results[self.n_results :], *read)
         ctx.set_materialize_grads(False)
         return tuple([final.squeeze_(0) for final in results[1:n]])  # in place: these are to be no views
 
@@ -205,7 +212,8 @@ class _Differentiable:
         n, saved = self.n, ctx.saved_tensors
         needs_grad = compat.wanted_by_engine(ctx, ctx.needs_input_grad)
         tensors = self._inputs(ctx, saved[-len(needs_grad) :])
-        steps = [t if t is None else t.unsqueeze(0) for t in (*grads, *tensors[:n])]
+        cell_states = [None] * self.info.has_cell_state  # nobody has asked for them
+        steps = [t if t is None else t.unsqueeze(0) for t in (*grads, *cell_states, *tensors[:n])]
         args = (None, *steps, tensors[n:], *self.defaults[:-1], *saved[: -len(needs_grad)], needs_grad)
         found = self._run_backward(args)
         for i in range(n):
@@ -252,30 +260,36 @@ class _Differentiable:
         return kept, unread
 
     def _setup_double_backward(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        n, args = self.n, inputs[self.n :]  # after the grads come the arguments of the forward op
+        n, grads, args = self.n, inputs[: self.n_results], inputs[self.n_results :]
         ctx.needs_grad = inputs[-1]
         options = args[n + 1 : n + 1 + self.n_options]
-        ctx.save_for_backward(*keep_tensors(ctx, options), *inputs[:n], *args[:n], *args[n])
+        ctx.save_for_backward(*keep_tensors(ctx, options), *grads, *args[:n], *args[n])
         ctx.set_materialize_grads(False)
 
     def _double_backward(self, ctx: Any, *v: Any) -> tuple[Any, ...]:
         n, options = self.n, with_numbers(ctx, ctx.saved_tensors[: self.n_options])
         tensors = ctx.saved_tensors[self.n_options :]
-        grads, inputs = tensors[:n], tensors[n:]
+        grads, inputs = tensors[: self.n_results], tensors[self.n_results :]
 
         def run(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-            return reference.layer(self.cell, inputs[0], inputs[1:n], inputs[n:], *options)
+            return self.by_reference(inputs, options)
 
         v_weights = v[n] or [None] * (len(inputs) - n)
         to_inputs, to_grads = _second_derivative(
             run, inputs, grads, _where(ctx.needs_grad, [*v[:n], *v_weights])
         )
-        rest = len(ctx.needs_input_grad) - 2 * n - 1
+        rest = len(ctx.needs_input_grad) - self.n_results - n - 1
         return *to_grads, *to_inputs[:n], to_inputs[n:], *[None] * rest
 
+    def by_reference(self, inputs: Sequence[Tensor], options: Sequence[Any]) -> tuple[Tensor, ...]:
+        """The results of the op, for (x, *states, *weights)."""
+        named, n = dict(zip(self.info.options, options, strict=True)), self.n
+        results = reference.layer(self.info.name, inputs[0], inputs[1:n], inputs[n:], **named)
+        return (*results, *[results[0].new_zeros(0)] * (self.n_results - len(results)))
+
     def _fake_backward(self, *args: Any) -> tuple[Any, ...]:
-        n = self.n
-        inputs = [*args[n : 2 * n], *args[2 * n]]
+        n, args = self.n, args[self.n_results :]
+        inputs = [*args[:n], *args[n]]
         found = [t.new_empty(t.shape if needed else 0) for t, needed in zip(inputs, args[-1], strict=True)]
         return *found[:n], found[n:]
 

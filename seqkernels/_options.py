@@ -8,6 +8,7 @@ import torch
 
 from . import _torch_compat as compat
 from .cells import CELLS, PARAMETERS
+from .regularization import check_probability, zoneout_pair
 from .spec import cell_of, check_norm_eps
 
 
@@ -70,7 +71,7 @@ class ResetAfter(torch.nn.Module):
 
     @property
     def _beyond_torch(self) -> str:
-        return "" if self.reset_after else "reset_after=False"
+        return str(super()._beyond_torch) if self.reset_after else "reset_after=False"  # type: ignore[misc]
 
     def extra_repr(self) -> str:
         shown = super().extra_repr()
@@ -122,3 +123,99 @@ class Norm(torch.nn.Module):
             return shown
         eps = "" if self.norm_eps == 1e-5 else f", norm_eps={self.norm_eps}"
         return f"{shown}, norm={self._norm!r}{eps}"
+
+
+def _option(name: str, default: Any, check: Any, doc: str) -> Any:
+    """A property for an option of the recurrence; `_options` has those that are not at their default."""
+
+    def get(self: torch.nn.Module) -> Any:
+        return self.__dict__.get("_options", {}).get(name, default)
+
+    def set(self: torch.nn.Module, value: Any) -> None:
+        check(self, value)
+        options = {**self.__dict__.pop("_options", {}), name: value}
+        if value == default:
+            del options[name]
+        if options:
+            self.__dict__["_options"] = options
+
+    return property(get, set, doc=doc)
+
+
+class _Recurrence(torch.nn.Module):
+    """What options of the recurrence have in common."""
+
+    _has_cell_state: bool
+
+    @property
+    def _recurrence(self) -> dict[str, Any]:
+        fields = dict(self.__dict__.get("_options", {}))
+        if zoneout := fields.pop("zoneout", 0.0):
+            fields["zoneout_h"], fields["zoneout_c"] = zoneout_pair(zoneout, self._has_cell_state)
+        return fields
+
+    @property
+    def _beyond_torch(self) -> str:
+        for name, value in self.__dict__.get("_options", {}).items():
+            return f"{name}={value!r}"
+        return str(super()._beyond_torch)  # type: ignore[misc]
+
+    def extra_repr(self) -> str:
+        options = self.__dict__.get("_options", {})
+        return ", ".join([super().extra_repr(), *(f"{name}={value!r}" for name, value in options.items())])
+
+
+class Zoneout(_Recurrence):
+    """The `zoneout` option; the other bases are a fused class and its namesake in torch.nn."""
+
+    def __init__(self, *args: Any, zoneout: float | tuple[float, float] = 0.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.zoneout = zoneout
+
+    zoneout = _option(
+        "zoneout",
+        0.0,
+        lambda self, value: zoneout_pair(value, self._has_cell_state),
+        "Probability with which a unit keeps the value it had before a step: of h and c, or a pair.",
+    )
+
+
+class Regularization(Zoneout):
+    """The options of layers that draw masks; the other bases are as those of `Zoneout`."""
+
+    def __init__(
+        self, *args: Any, recurrent_dropout: float = 0.0, weight_dropout: float = 0.0, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.recurrent_dropout = recurrent_dropout
+        self.weight_dropout = weight_dropout
+
+    recurrent_dropout = _option(
+        "recurrent_dropout",
+        0.0,
+        lambda self, value: check_probability("recurrent_dropout", value),
+        "Probability of zeroing a unit of h where it meets W_hh, in all steps of a sequence.",
+    )
+    weight_dropout = _option(
+        "weight_dropout",
+        0.0,
+        lambda self, value: check_probability("weight_dropout", value),
+        "Probability of zeroing an element of W_hh in a call.",
+    )
+
+
+class CellStates(_Recurrence):
+    """The `return_cell_states` option of LSTMs; the other bases are as those of `Zoneout`."""
+
+    def __init__(self, *args: Any, return_cell_states: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.return_cell_states = return_cell_states
+
+    @staticmethod
+    def _check(_: torch.nn.Module, value: Any) -> None:
+        if not isinstance(value, bool):
+            raise TypeError(f"return_cell_states must be True or False, got {value!r}")
+
+    return_cell_states = _option(
+        "return_cell_states", False, _check, "Whether forward returns c of every step of the last layer, too."
+    )

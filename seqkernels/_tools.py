@@ -47,7 +47,7 @@ def call_in_graph(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 def forget_options(module: torch.nn.Module) -> None:
     """Takes from a module that was fused what it has beyond torch.nn's."""
-    for name in ("_backend", "_fastpath_supported", "_forget_bias"):
+    for name in ("_backend", "_fastpath_supported", "_forget_bias", "_options"):
         module.__dict__.pop(name, None)
 
 

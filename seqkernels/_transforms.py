@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from . import _torch_compat as compat
-from . import reference
 from ._ops import OPS, keep_tensors, with_numbers
 
 Args = Sequence[Any]
@@ -95,10 +94,10 @@ class _Transformable:
 
     def __init__(self, cell: str) -> None:
         ops = OPS[cell]
-        self.cell, self.n, self.n_options = cell, ops.n, ops.n_options
+        self.ops, self.n, self.n_results, self.n_options = ops, ops.n, ops.n_results, ops.n_options
         self._backward_op = _Op(
             ops.backward_op,
-            2 * self.n,
+            self.n_results + self.n,
             self._can_fold_backward,
             self._setup_double_backward,
             self._double_backward,
@@ -116,7 +115,7 @@ class _Transformable:
 
     def _can_fold_backward(self, args: Args) -> bool:
         needs_grad = args[-1]
-        return self._can_fold(args[self.n :]) and not any(needs_grad[self.n :])
+        return self._can_fold(args[self.n_results :]) and not any(needs_grad[self.n :])
 
     def _setup_backward(self, ctx: Any, inputs: Args, output: Args) -> None:
         first_weight = self._op.n_others
@@ -124,10 +123,10 @@ class _Transformable:
         ctx.save_for_backward(
             *keep_tensors(ctx, inputs[: first_weight - 1]),
             output[0],
-            *output[self.n :],
+            *output[self.n_results :],
             *inputs[first_weight:],
         )
-        ctx.mark_non_differentiable(*output[self.n :])
+        ctx.mark_non_differentiable(*output[self.n_results :])
         ctx.set_materialize_grads(False)
 
     def _backward(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -136,27 +135,29 @@ class _Transformable:
         saved, weights = ctx.saved_tensors[: -ctx.n_weights], list(ctx.saved_tensors[-ctx.n_weights :])
         n_given = first_weight - 1
         inputs = (*with_numbers(ctx, saved[:n_given]), *saved[n_given:])
-        found = self._backward_op(*grads[:n], *inputs[:n], weights, *inputs[n:], needs_grad)
+        found = self._backward_op(*grads[: self.n_results], *inputs[:n], weights, *inputs[n:], needs_grad)
         wanted = [g if needed else None for g, needed in zip(found, needs_grad, strict=True)]
         return *wanted[:n], *[None] * (first_weight - n), *wanted[n:]
 
     def _setup_double_backward(self, ctx: Any, inputs: Args, output: Args) -> None:
         first_weight = self._backward_op.n_others
-        given = inputs[: 2 * self.n + self.n_options]
+        given = inputs[: self.n_results + self.n + self.n_options]
         ctx.save_for_backward(*keep_tensors(ctx, given), *inputs[first_weight:])
         ctx.set_materialize_grads(False)
 
     def _double_backward(self, ctx: Any, *v: Tensor | None) -> tuple[Tensor | None, ...]:
-        n, k = self.n, self.n_options
-        saved = ctx.saved_tensors
-        options = with_numbers(ctx, saved[: 2 * n + k])[2 * n :]
-        grads, inputs = saved[:n], (*saved[n : 2 * n], *saved[2 * n + k :])
+        n, n_grads = self.n, self.n_results
+        first_option, saved = n_grads + n, ctx.saved_tensors
+        end = first_option + self.n_options
+        options = with_numbers(ctx, saved[:end])[first_option:]
+        grads, inputs = saved[:n_grads], (*saved[n_grads:first_option], *saved[end:])
 
         def run(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-            return reference.layer(self.cell, inputs[0], inputs[1:n], inputs[n:], *options)
+            return self.ops.by_reference(inputs, options)
 
         to_inputs, to_grads = _second_derivative(run, inputs, grads, v)
-        return *to_grads, *to_inputs[:n], *[None] * (self._backward_op.n_others - 2 * n), *to_inputs[n:]
+        rest = self._backward_op.n_others - first_option
+        return *to_grads, *to_inputs[:n], *[None] * rest, *to_inputs[n:]
 
 
 def _second_derivative(

@@ -50,6 +50,19 @@ class Cell:
         """Whether gates are normalised, and the op has an argument `norm_eps`."""
         return self.norms > 0
 
+    @property
+    def results(self) -> int:
+        """Results of its op that have gradients: the output, the final states, and of c the cell states."""
+        return 1 + self.states + self.has_cell_state
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What its op takes beside tensors that have gradients, in the order of its schema."""
+        names = ["batch_sizes", "lengths", "reset_mask", "recurrent_mask", "zoneout_h", "zoneout_h_rate"]
+        if self.has_cell_state:
+            names += ["zoneout_c", "zoneout_c_rate", "return_cell_states"]
+        return tuple(names + ["norm_eps"] * self.is_normalized)
+
     def weights(self, bias: bool) -> int:
         """How many weights a direction has."""
         return (4 if bias else 2) + len(self.extra_weights)

@@ -96,10 +96,11 @@ def choose(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequenc
 
 def _for_onnx(spec: LayerSpec) -> str:
     """What ONNX has an operator for: what torch has a function of."""
-    if spec.cell in TORCH_CELLS:
+    if spec.cell in TORCH_CELLS and not spec.beyond_torch:
         return "torch"
+    what = " with ".join([spec.cell, *spec.beyond_torch[:1]])
     raise RuntimeError(
-        f"{spec.cell} cannot be exported to ONNX as one operator; with backend='reference' it becomes the "
+        f"{what} cannot be exported to ONNX as one operator; with backend='reference' it becomes the "
         "operators of as many steps as the example has"
     )
 
@@ -109,7 +110,7 @@ def torch_runs(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Seq
 
     It knows no transforms, and on CUDA no derivative outside of training.
     """
-    if spec.cell not in TORCH_CELLS or compat.transforms_active():
+    if spec.cell not in TORCH_CELLS or spec.beyond_torch or compat.transforms_active():
         return False
     if x.device.type != "cuda" or spec.training or not torch.is_grad_enabled():
         return True
@@ -118,7 +119,9 @@ def torch_runs(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Seq
 
 def cudnn_is_faster(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
     """Whether this is handed to cuDNN, of what the kernels take."""
-    if spec.batch_sizes is not None or spec.num_layers != 1 or compat.transforms_active():
+    if spec.batch_sizes is not None or spec.num_layers != 1 or spec.beyond_torch:
+        return False
+    if compat.transforms_active():
         return False
     if not _cudnn.supports(spec, x, state, weights):
         return False
@@ -133,7 +136,7 @@ def supports(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Seque
         return False
     if compat.transforms_active() and not transforms_supported():
         return False
-    if x.layout is not torch.strided:
+    if x.layout is not torch.strided or _missing_options(spec, x, state, weights):
         return False
     for t in state:
         if t.dtype is not dtype or t.device != device or t.layout is not torch.strided:
@@ -168,6 +171,7 @@ def not_supported_reasons(
         devices = {t.device: None for t in tensors if t.device != x.device}
         if devices:
             reasons.append(f"{what} on {', '.join(map(str, devices))} with input on {x.device}")
+    reasons += _missing_options(spec, x, state, weights)
     if compat.transforms_active() and not transforms_supported():
         reasons.append(
             "a derivative by torch.func inside torch.compile"
@@ -175,6 +179,19 @@ def not_supported_reasons(
             else "forward-mode differentiation, or a transform of torch.func beside vmap and reverse mode"
         )
     return reasons
+
+
+def _missing_options(
+    spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]
+) -> list[str]:
+    """What is asked for that the kernels do not do."""
+    if x.is_cuda and spec.beyond_torch:
+        return [f"{name} (the CUDA kernels do not have it)" for name in spec.beyond_torch]
+    # In proportion, h says no more what it was before zoneout.
+    loses_h = spec.zoneout_h > 0 and not spec.training and not spec.info.saved and torch.is_grad_enabled()
+    if loses_h and any(t.requires_grad for t in (x, *state, *weights) if t is not None):
+        return ["gradients of zoneout in evaluation, of a cell that saves nothing for them"]
+    return []
 
 
 def transforms_supported() -> bool:

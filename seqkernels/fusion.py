@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch.nn.utils import parametrize
 
-from . import _tools, dispatch, modules
+from . import _fused, _tools, dispatch
 from . import _torch_compat as compat
 from .subclasses import FUSED, fused_class, plain_class, why_not_fused
 
@@ -45,15 +45,15 @@ def fuse(model: Model, backend: str = "auto") -> Model:
     for module in model.modules():
         kind = parametrize.type_before_parametrizations(module)
         is_recurrent = isinstance(module, (torch.nn.RNNBase, torch.nn.modules.rnn.RNNCellBase))
-        if is_recurrent and not isinstance(module, modules._Fused):
+        if is_recurrent and not isinstance(module, _fused._Fused):
             if reason := why_not_fused(module):
                 left_alone[kind.__name__] = reason
                 continue
             _change_class(module, fused_class(kind))
             compat.forget_weights(module)
-            if not module.__dict__.keys().isdisjoint(modules.OVERRIDABLE):
+            if not module.__dict__.keys().isdisjoint(_fused.OVERRIDABLE):
                 module.__dict__["_fastpath_supported"] = False
-        if isinstance(module, modules._Fused):
+        if isinstance(module, _fused._Fused):
             module.backend = backend
     for name, reason in left_alone.items():
         warnings.warn(f"fuse leaves {name} alone: {reason}", stacklevel=2)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _C, _cudnn, dispatch, modules
+from . import _C, _cudnn, _fused, dispatch
 from . import _torch_compat as compat
 from ._extension import BUILD_CONFIG
 from ._ops import cast, tf32_allowed
@@ -154,7 +154,7 @@ def _raises(reasons: list[str]) -> Explanation:
 
 def _explain_layer(module: torch.nn.Module, x: Tensor | PackedSequence, hx: State) -> Explanation:
     cls = parametrize.type_before_parametrizations(module)
-    reason = why_no_kernel(cls) if isinstance(module, modules._Fused) else why_not_fused(module)
+    reason = why_no_kernel(cls) if isinstance(module, _fused._Fused) else why_not_fused(module)
     if reason:
         return Explanation("torch", f"the forward of {cls.__name__}", [reason])
     dims = (2, 3) if isinstance(module, torch.nn.RNNBase) else (1, 2)

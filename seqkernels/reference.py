@@ -1,7 +1,8 @@
 """The recurrent layers in plain, differentiable torch: the ground truth of every kernel.
 
-Each cell is one function of one time step that reads like its equations; `_layer` runs it over time, forwards
-and backwards, for padded and for packed input. The shapes are those of the native ops:
+Each cell is one function of one time step that reads like its equations; `_scan` runs it over time, and with
+what happens to states between steps beside it (`_Transition`), for padded and for packed input. The shapes
+are those of the native ops:
 
     x        [T, B, I] padded, or [rows, I] packed with `batch_sizes` [T]
     h0, c0   [D, B, H]            D = 1 or 2 directions, the reverse one second
@@ -17,7 +18,9 @@ kernels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,12 +40,14 @@ def lstm_step(
     w_hh: Tensor,  # [4H, H], or [4H, P]
     b_hh: Tensor | None = None,  # [4H]
     w_hr: Tensor | None = None,  # [P, H]
+    *,
+    mask: Tensor | None = None,  # as h, its factors where it meets w_hh; likewise below
 ) -> tuple[Tensor, Tensor]:
     """One step of the LSTM: Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000.
 
     The optional projection `w_hr` is that of Sak et al. 2014, https://arxiv.org/abs/1402.1128.
     """
-    i, f, g, o = (input_gates + linear(h, w_hh, b_hh)).chunk(4, dim=-1)
+    i, f, g, o = (input_gates + linear(_masked(h, mask), w_hh, b_hh)).chunk(4, dim=-1)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
     h = o.sigmoid() * c.tanh()
     if w_hr is not None:
@@ -55,13 +60,15 @@ def gru_step(
     h: Tensor,  # [B, H]
     w_hh: Tensor,  # [3H, H]
     b_hh: Tensor | None = None,  # [3H]
+    *,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor]:
     """One step of the GRU of cuDNN: Cho et al. 2014, https://arxiv.org/abs/1406.1078, version 1.
 
     The reset gate comes after the product.
     """
     x_r, x_z, x_n = input_gates.chunk(3, dim=-1)
-    h_r, h_z, h_n = linear(h, w_hh, b_hh).chunk(3, dim=-1)
+    h_r, h_z, h_n = linear(_masked(h, mask), w_hh, b_hh).chunk(3, dim=-1)
     r = (x_r + h_r).sigmoid()
     z = (x_z + h_z).sigmoid()
     n = (x_n + r * h_n).tanh()
@@ -73,14 +80,16 @@ def gru_reset_before_step(
     h: Tensor,  # [B, H]
     w_hh: Tensor,  # [3H, H]
     b_hh: Tensor | None = None,  # [3H]
+    *,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor]:
     """One step of the GRU whose reset gate comes before the product: the same paper, version 3."""
     hidden = h.size(-1)
     x_rz, x_n = input_gates.split((2 * hidden, hidden), dim=-1)
     w_rz, w_n = w_hh.split((2 * hidden, hidden))
     b_rz, b_n = (None, None) if b_hh is None else b_hh.split((2 * hidden, hidden))
-    r, z = (x_rz + linear(h, w_rz, b_rz)).sigmoid().chunk(2, dim=-1)
-    n = (x_n + linear(r * h, w_n, b_n)).tanh()
+    r, z = (x_rz + linear(_masked(h, mask), w_rz, b_rz)).sigmoid().chunk(2, dim=-1)
+    n = (x_n + linear(_masked(r * h, mask), w_n, b_n)).tanh()
     return ((1 - z) * n + z * h,)
 
 
@@ -95,9 +104,10 @@ def lstm_layer_norm_step(
     norm_c_bias: Tensor,  # [H]
     *,
     norm_eps: float,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One step of the layer-normalised LSTM: Ba, Kiros, Hinton 2016, https://arxiv.org/abs/1607.06450."""
-    hidden_gates = _normalized(linear(h, w_hh), norm_hh, b_hh, norm_eps)
+    hidden_gates = _normalized(linear(_masked(h, mask), w_hh), norm_hh, b_hh, norm_eps)
     i, f, g, o = (input_gates + hidden_gates).chunk(4, dim=-1)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
     return o.sigmoid() * _normalized(c, norm_c, norm_c_bias, norm_eps).tanh(), c
@@ -114,9 +124,10 @@ def lstm_layer_norm_joint_step(
     norm_c_bias: Tensor,  # [H]
     *,
     norm_eps: float,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One step of the LSTM of torchaudio's RNN-T predictor: the sum of both sides is normalised, and c."""
-    gates = _normalized(input_gates + linear(h, w_hh), norm_hh, bias, norm_eps)
+    gates = _normalized(input_gates + linear(_masked(h, mask), w_hh), norm_hh, bias, norm_eps)
     i, f, g, o = gates.chunk(4, dim=-1)
     c = _normalized(f.sigmoid() * c + i.sigmoid() * g.tanh(), norm_c, norm_c_bias, norm_eps)
     return o.sigmoid() * c.tanh(), c
@@ -130,15 +141,20 @@ def gru_layer_norm_step(
     norm_hh: Tensor,  # [3H]
     *,
     norm_eps: float,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor]:
     """One step of the layer-normalised GRU, from the supplement of the same paper."""
-    hidden_gates = _normalized_gru_gates(linear(h, w_hh), norm_hh, b_hh, norm_eps)
+    hidden_gates = _normalized_gru_gates(linear(_masked(h, mask), w_hh), norm_hh, b_hh, norm_eps)
     x_r, x_z, x_n = input_gates.chunk(3, dim=-1)
     h_r, h_z, h_n = hidden_gates.chunk(3, dim=-1)
     r = (x_r + h_r).sigmoid()
     z = (x_z + h_z).sigmoid()
     n = (x_n + r * h_n).tanh()
     return ((1 - z) * n + z * h,)
+
+
+def _masked(h: Tensor, mask: Tensor | None) -> Tensor:
+    return h if mask is None else h * mask
 
 
 def _normalized(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
@@ -166,9 +182,10 @@ def rnn_step(
     b_hh: Tensor | None = None,  # [H]
     *,
     activation: Callable[[Tensor], Tensor] = torch.tanh,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor]:
     """One step of the Elman network: Elman 1990, doi:10.1207/s15516709cog1402_1."""
-    return (activation(input_gates + linear(h, w_hh, b_hh)),)
+    return (activation(input_gates + linear(_masked(h, mask), w_hh, b_hh)),)
 
 
 # The step of every cell, by its name.
@@ -194,6 +211,9 @@ def layer(
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None = None,
     norm_eps: float = 1e-5,
+    *,
+    step: Step | None = None,
+    **options: Any,
 ) -> tuple[Tensor, ...]:
     """One layer of a cell, all its directions: `(output, *final_states)`.
 
@@ -202,6 +222,15 @@ def layer(
     have `norm_ih` and `norm_hh` [G*H] there (of "lstm_layer_norm_joint" `norm_hh` alone), LSTMs then `norm_c`
     and `norm_c_bias` [H].
 
+    Args:
+        cell: Its name.
+        x, states, weights: As above.
+        batch_sizes: Of a packed sequence.
+        norm_eps: Added to the variances of a normalised cell.
+        step: What runs in place of the cell's step.
+        **options: The other fields of `Options`, which the ops have by the same names. With
+            `return_cell_states`, c of every step is the last result, [T, B, D*H] or [rows, D*H].
+
     Example:
         >>> x, h0 = torch.randn(5, 3, 8), torch.zeros(1, 3, 16)
         >>> weights = [torch.randn(16, 8), torch.randn(16, 16)]
@@ -209,8 +238,24 @@ def layer(
         >>> output.shape
         torch.Size([5, 3, 16])
     """
-    output, finals = _layer(cell, x, tuple(states), weights, batch_sizes, norm_eps)
-    return output, *finals
+    given = Options(batch_sizes, norm_eps=norm_eps, **options)
+    return _layer(cell, x, tuple(states), weights, given, step or STEPS[cell])
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a layer does beside its cell; csrc/layer.h has the same for the kernels."""
+
+    batch_sizes: Tensor | None = None  # [T] of a packed sequence
+    lengths: Tensor | None = None  # [B] of padded sequences
+    reset_mask: Tensor | None = None  # bool, one a row: the state before it is zero
+    recurrent_mask: Tensor | None = None  # [D, B, P] factors of h where it meets w_hh
+    zoneout_h: Tensor | None = None  # bool, like output: units that keep the value before the step
+    zoneout_h_rate: float = 0.0  # without: so much of that value is kept
+    zoneout_c: Tensor | None = None  # the same of c
+    zoneout_c_rate: float = 0.0
+    return_cell_states: bool = False
+    norm_eps: float = 1e-5
 
 
 def _layer(
@@ -218,15 +263,15 @@ def _layer(
     x: Tensor,
     state0: tuple[Tensor, ...],  # each [D, B, H]
     weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    norm_eps: float = 1e-5,
-    step: Step | None = None,  # instead of the cell's
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run the steps of the sequence in every direction; the output and the final state."""
-    info, dtype = CELLS[cell], x.dtype
-    step = step or STEPS[cell]
+    options: Options,
+    step: Step,
+) -> tuple[Tensor, ...]:
+    """Run the steps of the sequence in every direction: `(output, *final_states)`, and c of every step."""
+    info, dtype, norm_eps = CELLS[cell], x.dtype, options.norm_eps
     if info.is_normalized:
         step = partial(step, norm_eps=norm_eps)
+    if options.lengths is not None:  # so that no gradient of padding is there, whatever it holds
+        x = torch.where(_is_inside(options.lengths, x), x, 0)
     if dtype in _NARROW:
         x, *rest = _widen(x, *state0, *weights)
         state0, weights = tuple(rest[: len(state0)]), rest[len(state0) :]
@@ -234,8 +279,8 @@ def _layer(
     directions = state0[0].size(0)
     per_direction = len(weights) // directions
     has_biases = per_direction == info.weights(True)
-    steps = None if batch_sizes is None else batch_sizes.tolist()
-    outputs, finals = [], []
+    sizes = None if options.batch_sizes is None else options.batch_sizes.tolist()
+    results, finals = [], []
     for d in range(directions):
         w_ih, w_hh, *extra = weights[d * per_direction : (d + 1) * per_direction]
         b_ih: Tensor | None = None
@@ -250,26 +295,80 @@ def _layer(
             b_hh = b_hh if b_ih is None or b_hh is None else b_ih + b_hh
         else:
             input_gates = linear(x, w_ih, b_ih)
-        inputs = input_gates.unbind(0) if steps is None else input_gates.split(steps)
-        output, final = _scan(
+        result, final = _scan(
             partial(_step_with, step, (w_hh, b_hh, *extra)),
-            inputs,
+            _by_step(input_gates, sizes),
             tuple(s[d] for s in state0),
             dtype,
-            reverse=d == 1,
+            _Transition(options, d, directions, sizes),
         )
-        outputs.append(output)
+        results.append(result)
         finals.append(final)
 
-    # The rows of all steps are one after another; a padded sequence gets its time dimension back.
-    output = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
-    if steps is None:
-        output = output.view(x.size(0), state0[0].size(1), output.size(-1))
-    return _to(output, dtype), tuple(_to(torch.stack(f), dtype) for f in zip(*finals, strict=True))
+    rows = []
+    for parts in list(zip(*results, strict=True))[: 1 + options.return_cell_states]:
+        # The rows of all steps are one after another; a padded sequence gets its time dimension back.
+        whole = parts[0] if directions == 1 else torch.cat(parts, dim=-1)
+        if sizes is None:
+            whole = whole.view(x.size(0), state0[0].size(1), whole.size(-1))
+        rows.append(_to(whole, dtype))
+    last = tuple(_to(torch.stack(f), dtype) for f in zip(*finals, strict=True))
+    return rows[0], *last, *rows[1:]
 
 
-def _step_with(step: Step, weights: Sequence[Tensor | None], *given: Tensor) -> tuple[Tensor, ...]:
-    return step(*given, *weights)
+class _Transition:
+    """What happens to the states of one direction between steps."""
+
+    def __init__(self, options: Options, direction: int, directions: int, sizes: list[int] | None) -> None:
+        def own(mask: Tensor | None) -> Sequence[Tensor] | None:  # [.., D*H] of every step, [B_t, H]
+            return None if mask is None else _by_step(mask.chunk(directions, dim=-1)[direction], sizes)
+
+        self.reverse = direction == 1
+        self.lengths = options.lengths
+        self.resets = None if options.reset_mask is None else _by_step(options.reset_mask, sizes)
+        self.mask = None if options.recurrent_mask is None else options.recurrent_mask[direction]
+        self.zoneout = (
+            (own(options.zoneout_h), options.zoneout_h_rate),
+            (own(options.zoneout_c), options.zoneout_c_rate),
+        )
+
+    def before(self, t: int, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The state that step t starts from: zeros after a reset, which a later row in time speaks of."""
+        later = t + 1 if self.reverse else t
+        if self.resets is None or later == len(self.resets):
+            return state
+        reset = self.resets[later]
+        if self.lengths is not None:  # what padding holds says nothing
+            reset = reset & (later < self.lengths)
+        if len(reset) < len(state[0]):  # sequences that start here backwards
+            reset = torch.cat([reset, reset.new_zeros(len(state[0]) - len(reset))])
+        return tuple(torch.where(reset.unsqueeze(1), 0, s) for s in state)
+
+    def after(self, t: int, before: tuple[Tensor, ...], made: tuple[Tensor, ...]) -> list[Tensor]:
+        """The state after step t: some units keep the value that they had before."""
+        state = []
+        for kept, new, (flags, rate) in zip(before, made, self.zoneout, strict=False):
+            if flags is not None:
+                new = torch.where(flags[t], kept, new)
+            elif rate > 0:
+                new = rate * kept + (1 - rate) * new
+            state.append(new)
+        return state
+
+
+def _by_step(rows: Tensor, sizes: list[int] | None) -> Sequence[Tensor]:
+    return rows.unbind(0) if sizes is None else rows.split(sizes)
+
+
+def _is_inside(lengths: Tensor, x: Tensor) -> Tensor:
+    """Which rows of x belong to a sequence, [T, B, 1]."""
+    return (torch.arange(x.size(0), device=x.device).unsqueeze(1) < lengths).unsqueeze(2)
+
+
+def _step_with(
+    step: Step, weights: Sequence[Tensor | None], *given: Tensor, **kwargs: Tensor
+) -> tuple[Tensor, ...]:
+    return step(*given, *weights, **kwargs)
 
 
 def _scan(
@@ -277,23 +376,36 @@ def _scan(
     inputs: Sequence[Tensor],  # per step [B_t, G*H]; B_t never grows over time
     state: tuple[Tensor, ...],  # each [B, H]
     dtype: torch.dtype,
-    reverse: bool,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The time loop: `h` of every step, [rows, H], and the final state."""
-    outputs = []
-    for gates in reversed(inputs) if reverse else inputs:
-        rows = gates.size(0)  # the sequences that have this step come first, the others keep their state
-        h, *c = step(gates, *(s[:rows] for s in state))
+    transition: _Transition,
+) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+    """The time loop: `h`, and `c`, of every step, each [rows, H], and the final state."""
+    steps = list(range(len(inputs)))
+    made: list[tuple[Tensor, ...]] = []
+    for t in reversed(steps) if transition.reverse else steps:
+        rows = len(inputs[t])  # the sequences that have this step come first, the others keep their state
+        kept = tuple(s[:rows] for s in state)
+        before = transition.before(t, kept)
+        mask = {} if transition.mask is None else {"mask": transition.mask[:rows]}
+        h, *c = transition.after(t, before, step(inputs[t], *before, **mask))
         if dtype in _NARROW:
             h = h.to(dtype).to(h.dtype)
-        outputs.append(h)
-        if rows == state[0].size(0):
-            state = (h, *c)
+        new = (h, *c)
+        made.append(new)
+        if transition.lengths is not None:
+            inside = (t < transition.lengths).unsqueeze(1)
+            made[-1] = tuple(torch.where(inside, s, 0) for s in new)
+            new = tuple(torch.where(inside, s, k) for s, k in zip(new, kept, strict=True))
+        if rows == len(state[0]):
+            state = new
         else:
-            state = tuple(torch.cat((new, old[rows:])) for new, old in zip((h, *c), state, strict=True))
-    if reverse:
-        outputs.reverse()
-    return torch.cat(outputs) if outputs else state[0][:0], state
+            state = tuple(torch.cat((n, old[rows:])) for n, old in zip(new, state, strict=True))
+    if transition.reverse:
+        made.reverse()
+    return [torch.cat(s) if s else state[i][:0] for i, s in enumerate(_columns(made, len(state)))], state
+
+
+def _columns(rows: Sequence[tuple[Tensor, ...]], count: int) -> list[list[Tensor]]:
+    return [[row[i] for row in rows] for i in range(count)]
 
 
 def _widen(*tensors: Tensor) -> tuple[Tensor, ...]:

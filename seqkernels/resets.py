@@ -1,8 +1,9 @@
-"""States that start anew inside a sequence.
+"""Sequences that start anew so often that their segments run faster side by side.
 
-Resets cut sequences into segments that know nothing of each other, so they run as what a layer is good at:
-the sequences of one PackedSequence. It has the same rows, fewer steps, and more sequences in each; kernels,
-derivatives and backends stay what they are. Only rows are moved, there and back.
+Resets cut sequences into segments that know nothing of each other. The kernels start each from zeros on
+their way (csrc/cpu/transition-inl.h), step by step. Where there are few sequences and long ones, it is faster
+to run the segments as the sequences of one PackedSequence: it has the same rows, fewer steps, and more
+sequences in each. Only rows are moved, there and back.
 """
 
 from __future__ import annotations
@@ -14,11 +15,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
+from torch.jit import is_tracing
 from torch.nn.utils.rnn import invert_permutation
 
+from . import _torch_compat as compat
 from .spec import LayerSpec
 
 Run = Callable[[LayerSpec, Tensor, tuple[Tensor, ...], Sequence[Tensor]], tuple[Tensor, ...]]
+
+
+def are_segments(spec: LayerSpec, x: Tensor) -> bool:
+    """Whether to run segments side by side. That reads the mask, so nobody may trace it."""
+    if spec.reset_mask is None or spec.lengths is not None or spec.draws or spec.backend == "reference":
+        return False
+    if is_compiling() or is_tracing() or compat.transforms_active():
+        return False
+    return x.is_cuda  # whose kernels know no resets
 
 
 def run(
@@ -28,13 +41,8 @@ def run(
 
     Args:
         spec: With a mask, one value for each row of x.
-        x, state, weights: As for `seqkernels.functional.run`.
-
-    Raises:
-        TypeError: A mask that is no bool tensor.
-        ValueError: A mask of another shape.
+        x, state, weights: As for `seqkernels.stack.run`.
     """
-    check(spec.reset_mask, x.shape[:-1])
     mask: Tensor = spec.reset_mask.detach().cpu()  # type: ignore[union-attr]
     plain = replace(spec, reset_mask=None)
     if not bool(mask.any()):
@@ -47,9 +55,14 @@ def run(
     segments = _segments(rows, first, mask.flatten()[rows]).to(x.device)
     packed = replace(plain, batch_first=False, batch_sizes=segments.batch_sizes)
     initial = tuple(segments.initial(s, spec.directions) for s in state)
-    output, *finals = run(packed, x.flatten(0, -2).index_select(0, segments.order), initial, weights)
-    output = output.index_select(0, segments.position).unflatten(0, x.shape[:-1])
-    return output, *(segments.final(s, spec.directions) for s in finals)
+    output, *rest = run(packed, x.flatten(0, -2).index_select(0, segments.order), initial, weights)
+    finals, cell_states = rest[: len(state)], rest[len(state) :]
+
+    def in_place(rows: Tensor) -> Tensor:
+        return rows.index_select(0, segments.position).unflatten(0, x.shape[:-1])
+
+    finals = [segments.final(s, spec.directions) for s in finals]
+    return in_place(output), *finals, *map(in_place, cell_states)
 
 
 @dataclass
@@ -145,13 +158,3 @@ def _check_sizes(spec: LayerSpec, x: Tensor, state: tuple[Tensor, ...]) -> None:
         layers = spec.num_layers * spec.directions
         if s.dim() != 3 or s.shape[:2] != (layers, batch):
             raise RuntimeError(f"{name} must have size [{layers}, {batch}, ...], got {list(s.shape)}")
-
-
-def check(reset_mask: Any, shape: torch.Size) -> None:
-    """An error for what is no mask of the rows of an input of `shape`, its last dimension left out."""
-    if not isinstance(reset_mask, Tensor) or reset_mask.dtype != torch.bool:
-        got = reset_mask.dtype if isinstance(reset_mask, Tensor) else type(reset_mask).__name__
-        raise TypeError(f"reset_mask must be a bool tensor, got {got}")
-    if reset_mask.shape != shape:
-        expected = f"one value for each row of the input, {tuple(shape)}"
-        raise ValueError(f"reset_mask must have {expected}, got {tuple(reset_mask.shape)}")

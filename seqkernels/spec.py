@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from .cells import CELLS, Cell
 
-__all__ = ["NORMS", "LayerSpec", "cell_of", "check_nonlinearity", "check_norm_eps"]
+__all__ = ["NORMS", "LayerSpec", "Masks", "cell_of", "check_nonlinearity", "check_norm_eps"]
 
 # The cells of each kind, by `norm`.
 NORMS: dict[str, dict[str | None, str]] = {
     "lstm": {None: "lstm", "layer": "lstm_layer_norm", "layer-joint": "lstm_layer_norm_joint"},
     "gru": {None: "gru", "layer": "gru_layer_norm"},
 }
+
+
+class Masks(NamedTuple):
+    """Random masks of one layer, None where there is none.
+
+    Attributes:
+        recurrent: Factors of h where it meets W_hh, [D, B, P].
+        zoneout_h, zoneout_c: Which units keep the value before a step; bool, the shapes of the output and of
+            the cell states.
+    """
+
+    recurrent: Tensor | None = None
+    zoneout_h: Tensor | None = None
+    zoneout_c: Tensor | None = None
+
+
+NO_MASKS = Masks()
 
 
 @dataclass(frozen=True)
@@ -30,8 +47,12 @@ class LayerSpec:
         num_layers, bias, bidirectional, batch_first, dropout, training: As in torch.nn.
         backend: "auto", "native" or "reference"; see `seqkernels.functional.lstm`.
         batch_sizes: Of a packed sequence; int64 [T], on the CPU.
+        lengths: Of padded sequences; int64 [B], on the device of x.
         reset_mask: Where states start anew; bool, the shape of x without its last dimension.
+        recurrent_dropout, zoneout_h, zoneout_c, weight_dropout: Probabilities; see `seqkernels.FusedLSTM`.
+        return_cell_states: Whether c of every step of the last layer is a result, too.
         norm_eps: Of a normalised cell, what is added to variances.
+        masks: What is drawn for one layer of the probabilities above.
     """
 
     cell: str
@@ -43,8 +64,15 @@ class LayerSpec:
     training: bool = False
     backend: str = "auto"
     batch_sizes: Tensor | None = None
+    lengths: Tensor | None = None
     reset_mask: Tensor | None = None
+    recurrent_dropout: float = 0.0
+    zoneout_h: float = 0.0
+    zoneout_c: float = 0.0
+    weight_dropout: float = 0.0
+    return_cell_states: bool = False
     norm_eps: float = 1e-5
+    masks: Masks = NO_MASKS
 
     @property
     def directions(self) -> int:
@@ -57,7 +85,34 @@ class LayerSpec:
     @property
     def of_op(self) -> tuple[Any, ...]:
         """The options that an op takes, in the order of its schema (csrc/layer_ops.cpp)."""
-        return (self.batch_sizes, self.norm_eps) if self.info.is_normalized else (self.batch_sizes,)
+        info, (recurrent, zoneout_h, zoneout_c), training = self.info, self.masks, self.training
+        options: tuple[Any, ...] = (
+            *(self.batch_sizes, self.lengths, self.reset_mask, recurrent),
+            *(zoneout_h, 0.0 if training else self.zoneout_h),
+        )
+        if info.has_cell_state:
+            options += (zoneout_c, 0.0 if training else self.zoneout_c, self.return_cell_states)
+        return (*options, self.norm_eps) if info.is_normalized else options
+
+    @property
+    def draws(self) -> bool:
+        """Whether masks are to be drawn for each layer."""
+        return self.training and (
+            self.recurrent_dropout > 0 or self.zoneout_h > 0 or self.zoneout_c > 0 or self.weight_dropout > 0
+        )
+
+    @property
+    def beyond_torch(self) -> list[str]:
+        """The options of this call, by their names, that what torch.nn runs does not have."""
+        asked = {
+            "lengths": self.lengths is not None,
+            "reset_mask": self.reset_mask is not None,
+            "recurrent_dropout": self.training and self.recurrent_dropout > 0,
+            "zoneout": self.zoneout_h > 0 or self.zoneout_c > 0,
+            "weight_dropout": self.training and self.weight_dropout > 0,
+            "return_cell_states": self.return_cell_states,
+        }
+        return [name for name, is_asked in asked.items() if is_asked]
 
 
 def cell_of(kind: str, norm: str | None, reset_after: bool = True) -> str:

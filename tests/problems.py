@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,9 @@ CELLS = tuple(REGISTRY)
 NORMALIZED_CELLS = tuple(name for name in CELLS if REGISTRY[name].is_normalized)
 PERSISTENT_CELLS = tuple(name for name in CELLS if name not in NORMALIZED_CELLS)  # on CUDA
 FLOAT64 = {"dtype": torch.float64}
+# What may be asked of a layer beside its cell; of zoneout, either masks or rates.
+OPTIONS = ("lengths", "reset_mask", "recurrent_mask", "zoneout_h", "zoneout_c", "return_cell_states")
+RATES = {"zoneout_h_rate": 0.25, "zoneout_c_rate": 0.4}
 FINALS = {name: ("h_n", "c_n")[: cell.states] for name, cell in REGISTRY.items()}
 
 
@@ -41,12 +44,14 @@ class Problem:
     seed: int = 0
     proj_size: int = 0  # of a cell with a projection; 0: two thirds of the hidden units
     norm_eps: float = 0.5  # of a normalised cell; so large that few units are no ill-conditioned problem
+    asked: Collection[str] = ()  # of OPTIONS and RATES; what the cell does not have is left out
 
     x: Tensor = field(init=False)  # [T, B, I], packed [rows, I]
     states: list[Tensor] = field(init=False)  # h0 [D, B, P] or h0, c0 [D, B, H]
     weights: list[Tensor] = field(init=False)
     batch_sizes: Tensor | None = field(init=False, default=None)
-    grads: list[Tensor | None] = field(init=False)  # of output and the final states
+    grads: list[Tensor | None] = field(init=False)  # of output, the final states and, if asked, cell states
+    extra: dict[str, Any] = field(init=False, default_factory=dict)  # the options that are asked for
 
     def __post_init__(self) -> None:
         if self.hidden_size == 1 and "norm_c" in REGISTRY[self.cell].extra_weights:
@@ -80,6 +85,34 @@ class Problem:
             if name.startswith(("norm_ih", "norm_hh", "norm_c[")):
                 self.weights[i] = self.weights[i] + 0.5
         self.grads = [random(*x.shape[:-1], d * p), *(random(d, self.batch, n) for n in self.state_sizes)]
+        for name in self.asked:
+            if name in REGISTRY[self.cell].options:
+                self.extra[name] = self._option(name, generator)
+        if "lengths" in self.extra:  # what is beyond them is not read
+            beyond = torch.arange(self.seq_len).unsqueeze(1) >= self.extra["lengths"].cpu()
+            self.x = self.x.masked_fill(beyond.unsqueeze(2).to(x.device), float("nan"))
+        if "return_cell_states" in self.extra:
+            self.grads.append(random(*x.shape[:-1], d * h))
+
+    def _option(self, name: str, generator: torch.Generator) -> Any:
+        rows, d = self.x.shape[:-1], self.directions
+
+        def flags(*shape: int) -> Tensor:
+            return (torch.rand(*shape, generator=generator) < 0.3).to(self.device)
+
+        if name == "lengths":  # some 0, some all steps
+            least, most = torch.tensor(-1), self.seq_len + 1
+            lengths = torch.randint(int(least), most + 1, (self.batch,), generator=generator)
+            return lengths.clamp(0, self.seq_len).to(self.device)
+        if name == "recurrent_mask":
+            mask = flags(d, self.batch, self.output_size)
+            return torch.where(mask, 0, 1.25).to(self.dtype)
+        if name == "return_cell_states":
+            return True
+        if name in RATES:
+            return RATES[name]
+        widths = {"zoneout_h": self.output_size, "zoneout_c": self.hidden_size}
+        return flags(*rows, *([d * widths[name]] if name in widths else []))
 
     @property
     def output_size(self) -> int:
@@ -113,8 +146,20 @@ class Problem:
     @property
     def options(self) -> tuple[Any, ...]:
         """Of the ops, in their order."""
-        eps = (self.norm_eps,) if REGISTRY[self.cell].is_normalized else ()
-        return (self.batch_sizes, *eps)
+        cell = REGISTRY[self.cell]
+        defaults = dict.fromkeys(cell.options) | dict.fromkeys(RATES, 0.0) | {"return_cell_states": False}
+        values = defaults | {"batch_sizes": self.batch_sizes, "norm_eps": self.norm_eps} | self.extra
+        return tuple(values[name] for name in cell.options)
+
+    @property
+    def named_options(self) -> dict[str, Any]:
+        """The same by name, as the reference takes them."""
+        return dict(zip(REGISTRY[self.cell].options, self.options, strict=True))
+
+    @property
+    def n_results(self) -> int:
+        """Results of the forward op that have gradients: cell states, too, though they may be empty."""
+        return REGISTRY[self.cell].results
 
     def arguments(self, save_for_backward: bool | None = None) -> tuple:
         """Of the forward op."""
@@ -129,8 +174,8 @@ class Problem:
     ) -> tuple:
         """Of the backward op, after `forward` gave those results."""
         needs_grad = [True] * len(self.inputs) if needs_grad is None else list(needs_grad)
-        saved = forward[1 + len(self.states) :]
-        return (*self.grads, *self.arguments(), forward[0], *saved, needs_grad)
+        grads = [*self.grads, *[None] * (self.n_results - len(self.grads))]
+        return (*grads, *self.arguments(), forward[0], *forward[self.n_results :], needs_grad)
 
     def backward(self, forward: Sequence[Tensor], needs_grad: Sequence[bool] | None = None) -> list[Tensor]:
         """The gradients, in the order of `inputs`."""
@@ -155,14 +200,12 @@ class Problem:
         n = 1 + len(self.states)
         x, states, weights = inputs[0], inputs[1:n], inputs[n:]
         with torch.enable_grad():
-            results = reference.layer(self.cell, x, states, weights, *self.options)
+            options = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in self.named_options.items()}
+            results = reference.layer(self.cell, x, states, weights, **options)
             derived = results
             if self.cell == "rnn_relu" and kinks is not None:
                 step = self._relu_step(kinks.detach().cpu())
-                output, (h_n,) = reference._layer(
-                    self.cell, x, tuple(states), weights, self.batch_sizes, step=step
-                )
-                derived = (output, h_n)
+                derived = reference.layer(self.cell, x, states, weights, step=step, **options)
             pairs = [(r, g.cpu().double()) for r, g in zip(derived, self.grads, strict=True) if g is not None]
             pairs = [(r, g) for r, g in pairs if r.requires_grad]
             grads = torch.autograd.grad(
@@ -191,7 +234,8 @@ class Problem:
         assert_close(_stacked(actual), _stacked(expected), tolerance_of or self.dtype)
 
     def _named(self, forward: Sequence[Tensor], grads: Sequence[Tensor]) -> dict[str, Tensor]:
-        results = zip(["output", *self.finals], forward, strict=False)
+        names = ["output", *self.finals, "cell_states"][: len(self.grads)]
+        results = zip(names, forward, strict=False)
         return dict(results) | {f"grad_{name}": g for name, g in zip(self.names, grads, strict=True)}
 
     def _relu_step(self, output: Tensor) -> Callable[..., tuple[Tensor]]:
@@ -207,7 +251,9 @@ class Problem:
                     yield (row[:, d * h : (d + 1) * h] > 0).double()
 
         mask = masks()
-        return lambda *args: reference.rnn_step(*args, activation=lambda v: v * next(mask))
+        return lambda *args, **kwargs: reference.rnn_step(
+            *args, activation=lambda v: v * next(mask), **kwargs
+        )
 
 
 def _stacked(results: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -303,7 +303,7 @@ def test_what_is_saved_has_no_derivative(cell: str, device: torch.device) -> Non
     problem = tiny(cell, device=device)
     problem.x.requires_grad_()
     results = problem.forward()
-    n = 1 + len(problem.states)
+    n = problem.n_results
     assert all(t.requires_grad for t in results[:n])
     assert not any(t.requires_grad for t in results[n:])
 

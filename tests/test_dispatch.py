@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import seqkernels
-from seqkernels import _C, _cudnn, _ops, functional
+from seqkernels import _C, _cudnn, _ops, stack
+from seqkernels._fused import Given
 
 from .conftest import BEST_TARGETS
 
@@ -36,11 +37,11 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
         return run
 
-    for name, layer in functional.LAYERS.items():
-        monkeypatch.setitem(functional.LAYERS, name, recorded(layer, name))
+    for name, layer in stack.LAYERS.items():
+        monkeypatch.setitem(stack.LAYERS, name, recorded(layer, name))
     differentiable: Any = type(_ops.OPS["lstm"])
     monkeypatch.setattr(differentiable, "step", recorded(differentiable.step, "native"))
-    monkeypatch.setattr(functional, "_run_torch_step", recorded(functional._run_torch_step, "torch"))
+    monkeypatch.setattr(stack, "_run_torch_step", recorded(stack._run_torch_step, "torch"))
     monkeypatch.setattr(_C, "fastpath", recorded(_C.fastpath, "native"))
     return names
 
@@ -151,10 +152,10 @@ def test_options_pass_through_the_spec() -> None:
     """What a module is set to is what its calls say; no tensor of a call stays behind."""
     layer = seqkernels.FusedGRU(4, 6, 2, bias=False, batch_first=True, dropout=0.5, bidirectional=True)
     mask = torch.zeros(3, 5, dtype=torch.bool)
-    spec = layer._spec(None, mask)
+    spec = layer._spec(None, Given(mask))
     assert (spec.cell, spec.num_layers, spec.directions, spec.bias) == ("gru", 2, 2, False)
     assert (spec.batch_first, spec.dropout, spec.training, spec.backend) == (True, 0.5, True, "auto")
     assert spec.reset_mask is mask
     packed: Tensor = torch.tensor([3, 2])
     assert not layer._spec(packed).batch_first
-    assert layer._spec(packed).of_op == (packed,)
+    assert layer._spec(packed).of_op == (packed, None, None, None, None, 0.0)

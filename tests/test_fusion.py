@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import seqkernels
-from seqkernels import _C, __main__, dispatch, functional
+from seqkernels import _C, __main__, dispatch, functional, stack
 from seqkernels.cells import CELLS
 from seqkernels.spec import LayerSpec
 from tests import kernels
@@ -260,13 +260,13 @@ def test_native_raises_with_every_reason() -> None:
 def test_explained_backend_is_the_one_that_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = getattr(seqkernels, f"Fused{name}")(4, 5)
     ran = []
-    for backend, layer in functional.LAYERS.items():
+    for backend, layer in stack.LAYERS.items():
 
         def record(*args: Any, layer: Callable[..., tuple] = layer, backend: str = backend) -> tuple:
             ran.append(backend)
             return layer(*args)
 
-        monkeypatch.setitem(functional.LAYERS, backend, record)
+        monkeypatch.setitem(stack.LAYERS, backend, record)
     x = torch.randn(3, 2, 4)
     for chosen in ("auto", "native", "reference"):
         module.backend = chosen

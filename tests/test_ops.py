@@ -68,7 +68,7 @@ def test_results_and_gradients(cell: str, shape: tuple, dtype: torch.dtype, targ
 @pytest.mark.parametrize("cell", CELLS)
 def test_results_do_not_depend_on_saving(cell: str, dtype: torch.dtype, target: torch.device) -> None:
     problem = small(cell, dtype=dtype, device=target)
-    n = 1 + len(problem.states)
+    n = problem.n_results
     saved, unsaved = problem.forward(True), problem.forward(False)
     assert all(torch.equal(a, b) for a, b in zip(saved[:n], unsaved[:n], strict=True))
     assert all(t.numel() > 0 for t in saved[n:])
@@ -399,7 +399,7 @@ CHANGES = {"narrow": lambda t: t[..., 1:], "short": lambda t: t[:1], "double": T
 def test_mistakes_in_backward(cell: str, name: str, change: str, device: torch.device) -> None:
     problem = small(cell, device=device)
     forward = list(problem.forward())
-    results = ["output", *FINALS[cell], *SAVED[cell]]
+    results = ["output", *FINALS[cell], *["cell_states"] * REGISTRY[cell].has_cell_state, *SAVED[cell]]
     changed, what = (problem.grads, name[5:]) if name.startswith("grad_") else (forward, name)
     n = results.index(what)
     changed[n] = CHANGES[change](changed[n])

@@ -35,6 +35,7 @@
 // forward:   input_gates = x W_ih^T + b_ih and hidden_gates = operand W_hh^T + b_hh, both in the order of the weights; those
 //            of other stages are undefined. The result is the new state, or of any stage but the last one, in its h, the
 //            operand of the next. `operand` makes that once more from what was saved.
+// next_c:    of a cell with c that is not normalised, the new c from what forward saved and c before the step.
 // backward:  the last stage comes first. `grad` is the gradient of this step's state, complete; `grad_operand`, of all stages
 //            but the last, that of the operand which the stage has made. Every stage writes the dgates of its own gates, and
 //            returns what is left of the gradient for the stage before it. What the first stage returns flows to the

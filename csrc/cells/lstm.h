@@ -36,9 +36,14 @@ struct Lstm : OneStage<4, 4> {
     const V f = sigmoid(input_gates[1] + hidden_gates[1]);
     const V g = tanh(input_gates[2] + hidden_gates[2]);
     const V o = sigmoid(input_gates[3] + hidden_gates[3]);
-    const V c = f * prev.c + i * g;
     saved[0] = i, saved[1] = f, saved[2] = g, saved[3] = o;
+    const V c = next_c(saved, prev.c);
     return {o * tanh(c), c};
+  }
+
+  template <class V>
+  SEQKERNELS_INLINE static V next_c(const V* saved, const V& c_prev) {
+    return saved[1] * c_prev + saved[0] * saved[2];
   }
 
   template <class V>

@@ -5,7 +5,8 @@
 //      stage's operand is dgates W_hh, which for the first stage adds to dh_prev;
 //   2. dW += dgates^T [x | operands], db += sum of dgates, dx = dgates W_ih for all rows of the chunk.
 // Memory of dgates is that of a chunk, whatever the length of the sequence. The cell is in backward_cell-inl.h, normalisation in
-// backward_norm-inl.h, the products of 2 in backward_products-inl.h.
+// backward_norm-inl.h, the products of 2 in backward_products-inl.h, what comes before and after all chunks in
+// backward_ends-inl.h.
 //
 // Type parameters: Cell is one of cells/*.h, S the storage type of tensors, F the format of operands
 // (gemm/formats-inl.h). In the class T = Compute<S> is the type of sums and states, V a vector of them, E = F::Element
@@ -13,7 +14,7 @@
 #pragma once
 #include "gemm/packing-inl.h"
 #include "norm-inl.h"
-#include "sequence-inl.h"
+#include "transition-inl.h"
 
 namespace seqkernels::SEQKERNELS_ISA {
 
@@ -68,8 +69,10 @@ class BackwardLoop {
     T* dh;                 // [B][outputs_padded]
     T* dc;                 // [B][padded]
     T* grad_operand;       // [B][padded], of a stage's operand
-    S* operand_row;        // [threads][padded], one row of it
+    T *kept_h, *kept_c;    // [B][outputs_padded], [B][padded]: what zoneout lets pass by the cell
+    S* operand_row;        // [threads][padded], one row of an operand
     T* grad_x;             // [R, I]: the second direction's share
+    S** grad_x_rows;       // [chunk rows], where they do not follow each other
     T* norms[kNorms + 1];  // [gates][padded], the factors
     T* norm_biases[kNorms + 1];          // likewise
     T* input_biases;                     // [gates][padded], of Norm::kSum
@@ -83,6 +86,8 @@ class BackwardLoop {
       : p_(arguments),
         shape_(arguments.shape),
         size_(arguments.shape),
+        zoneout_h_(p_.transition.zoneout_h, shape_, size_.outputs),
+        zoneout_c_(p_.transition.zoneout_c, shape_, size_.hidden),
         rows_(shape_.offsets[shape_.seq_len]),
         block_(packs<F>(max(size_.hidden, size_.outputs)) * F::kPack),
         chunk_rows_(chunk_capacity(shape_, kChunkRows)),
@@ -106,10 +111,16 @@ class BackwardLoop {
       buffers.dh = arena.take<T>(batch * size_.outputs_padded);
       buffers.dc = arena.take<T>(Cell::kHasCellState ? batch * size_.padded : 0);
       buffers.grad_operand = arena.take<T>(kStages > 1 ? batch * size_.padded : 0);
-      buffers.operand_row = arena.take<S>(kStages > 1 ? p_.threads * size_.padded : 0);
+      const bool is_masked = p_.transition.recurrent_mask != nullptr;
+      buffers.kept_h = arena.take<T>(zoneout_h_.is_on() ? batch * size_.outputs_padded : 0);
+      buffers.kept_c = arena.take<T>(zoneout_c_.is_on() ? batch * size_.padded : 0);
+      buffers.operand_row =
+          arena.take<S>(kStages > 1 || is_masked ? p_.threads * max(size_.padded, size_.outputs_padded) : 0);
       buffers.grad_x = arena.take<T>(d > 0 && p_.grad_x ? rows_ * size_.inputs : 0);
+      buffers.grad_x_rows = arena.take<S*>(d == 0 && p_.grad_x && shape_.order ? chunk_rows_ : 0);
       if constexpr (kNormalizes) take_norms(arena, d);
     }
+    zeros_ = arena.take<S>(max(size_.padded, size_.outputs_padded));
     workspace_ = arena.used();
   }
 
@@ -257,94 +268,51 @@ class BackwardLoop {
 
   // The row of sequence b in a [D, B, units] state or its gradient: `outputs` units of h, `hidden` of c.
   const S* state_row(const char* state, int64_t units, int direction, int64_t b) const {
-    return reinterpret_cast<const S*>(state) + (direction * shape_.batch + b) * units;
+    return reinterpret_cast<const S*>(state) + (direction * shape_.batch + sequence_of(shape_, b)) * units;
   }
   S* state_row(char* state, int64_t units, int direction, int64_t b) const {
     return const_cast<S*>(state_row(const_cast<const char*>(state), units, direction, b));
   }
   const S* initial_h(int direction, int64_t b) const { return state_row(p_.h0, size_.outputs, direction, b); }
 
-  void start_gradients(const ThreadSlice& slice) const {
-    const Buffers& buffers = buffers_[slice.direction];
-    const Range own = share(shape_.batch, slice.rank, slice.size);
-    const auto start = [&](T* row, const char* grad, int64_t units, int64_t b) {
-      for (int64_t u = 0; u < round_up(units, kUnitPadding); u += kLanes)
-        store(row + u, grad ? load(state_row(grad, units, slice.direction, b) + u, units - u) : V(0));
-    };
-    for (int64_t b = own.begin; b < own.end; ++b) {
-      start(buffers.dh + b * size_.outputs_padded, p_.grad_h_n, size_.outputs, b);
-      if (Cell::kHasCellState) start(buffers.dc + b * size_.padded, p_.grad_c_n, size_.hidden, b);
-    }
-    // No step writes what fills the last packs of a gate.
-    const Range rows = share(chunk_rows_, slice.rank, slice.size);
-    const int64_t fewest = min(size_.hidden, size_.outputs);
-    for (int64_t row = rows.begin; row < rows.end && block_ > fewest; ++row)
-      for (int g = 0; g < kAllDgates; ++g)
-        for (int64_t u = fewest; u < block_; ++u) buffers.dgates[row * dgates_stride_ + g * block_ + u] = E{};
-    if (rows_ > 0) return;
-    // Without rows, no product writes the gradients of weights.
-    for (int s = 0; s < kSides && slice.rank == 0; ++s) {
-      const Side& side = sides_[slice.direction][s];
-      if (side.grad) zero(buffers.grad_w[s], side.gates * side.units * side.columns);
-      if (side.bias_grad) zero(buffers.grad_b[s], side.gates * side.units);
-    }
-    if constexpr (kNormalizes)
-      if (slice.rank == 0) for_norm_gradients(slice.direction, [](T* grad, char*, int64_t n) { zero(grad, n); });
-    barrier_wait(p_.team, direction_barrier(slice.direction), slice.size);
+  // Whether sequence b starts from zeros at step t: it has been reset.
+  bool is_new(int direction, const Steps& steps, int64_t t, int64_t b) const {
+    return (direction == 0 || b < steps.starting(t)) &&
+           is_reset(resets_before(p_.transition.resets, shape_, direction, t), shape_, b);
+  }
+  // The state h that a step began with.
+  const S* previous_h(int direction, const Steps& steps, int64_t t, int64_t b) const {
+    if (is_new(direction, steps, t, b)) return zeros_;
+    return b >= steps.starting(t) ? initial_h(direction, b) : output_row(steps.previous(t), b, direction);
+  }
+  // The factors of recurrent dropout.
+  V mask_of(int direction, int64_t b, int64_t u) const {
+    return load(state_row(p_.transition.recurrent_mask, size_.outputs, direction, b) + u, size_.outputs - u);
   }
 
-  static void zero(T* p, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) p[i] = 0;
-  }
+  // ---- the beginning and the end (backward_ends-inl.h) ----
 
-  void finish(const ThreadSlice& slice) const {
-    const Buffers& buffers = buffers_[slice.direction];
-    const Range own = share(shape_.batch, slice.rank, slice.size);
-    const auto write = [&](char* grad, const T* row, int64_t units, int64_t b) {
-      for (int64_t u = 0; u < units; u += kLanes)
-        store(state_row(grad, units, slice.direction, b) + u, load(row + u), units - u);
-    };
-    for (int64_t b = own.begin; b < own.end; ++b) {
-      if (p_.grad_h0) write(p_.grad_h0, buffers.dh + b * size_.outputs_padded, size_.outputs, b);
-      if (p_.grad_c0) write(p_.grad_c0, buffers.dc + b * size_.padded, size_.hidden, b);
-    }
-    if constexpr (kMixedPrecision)
-      for (int s = 0; s < kSides; ++s) {
-        const Side& side = sides_[slice.direction][s];
-        if (side.grad && adds_up())
-          narrow_all(slice, buffers.grad_w[s], side.grad, side.gates * side.units * side.columns);
-        if (side.bias_grad) narrow_all(slice, buffers.grad_b[s], side.bias_grad, side.gates * side.units);
-      }
-    if constexpr (kMixedPrecision && kNormalizes)
-      for_norm_gradients(slice.direction, [&](const T* grad, char* to, int64_t n) { narrow_all(slice, grad, to, n); });
-  }
-
-  void narrow_all(const ThreadSlice& slice, const T* from, char* to, int64_t n) const {
-    const Range own = share(ceil_div(n, kLanes), slice.rank, slice.size);
-    for (int64_t v = own.begin; v < own.end; ++v)
-      store(reinterpret_cast<S*>(to) + v * kLanes, load(from + v * kLanes, n - v * kLanes), n - v * kLanes);
-  }
-
-  void add_grad_x(Member member) const {
-    const int64_t n = rows_ * size_.inputs;
-    const T* const second = buffers_[1].grad_x;
-    S* const grad = reinterpret_cast<S*>(p_.grad_x);
-    const Range own = share(ceil_div(n, kLanes), member.rank, member.size);
-    for (int64_t i = own.begin * kLanes; i < min(own.end * kLanes, n); i += kLanes)
-      store(grad + i, load(grad + i, n - i) + load(second + i, n - i), n - i);
-  }
+  void start_gradients(const ThreadSlice& slice) const;
+  static void zero(T* p, int64_t n);
+  void finish(const ThreadSlice& slice) const;
+  void narrow_all(const ThreadSlice& slice, const T* from, char* to, int64_t n) const;
+  S* grad_x_row(int64_t t, int64_t b) const;
+  void add_grad_x(Member member) const;
 
   // ---- the recurrence; the cell (backward_cell-inl.h) ----
 
   // What the cell reads and writes of one sequence at one step, from its first unit on.
   struct CellRow {
     const Buffers* buffers;
-    const S* saved;                     // [saved][padded]
-    const S *h_prev, *h, *grad_output;  // the last one may be null
-    const S* c0;                        // where the sequence starts, else null
+    const S* saved;                                  // [saved][padded]
+    const S *h_prev, *h, *grad_output, *grad_cells;  // the last two may be null
+    const S* c0;                                     // where the sequence starts, else null
     const T *c_prev, *c;
     T *dh, *dc;
+    bool is_cut;  // nothing flows back from the next step
     const T* grad_operand;
+    ZoneoutRow<T> zoneout_h, zoneout_c;
+    T *kept_h, *kept_c;
     E* dgates;
   };
 
@@ -422,9 +390,19 @@ class BackwardLoop {
         const int64_t b = slice.sequence(rows.begin), stride = slice.split.batch_parts;
         const int64_t padded = stage == 0 ? size_.outputs_padded : size_.padded;
         const int64_t at = b * padded + panel * Panels<T>::kWidth;
-        multiply(side, w, rows.size(), panel, Panels<T>::kWidth, {dgates + b * dgates_stride_, stride * dgates_stride_},
-                 stage == 0 ? Tile<T>::accumulate(buffers.dh + at, stride * padded)
-                            : Tile<T>::from_zero(buffers.grad_operand + at, stride * padded));
+        const auto product = [&](const Tile<T>& tile) {
+          multiply(side, w, rows.size(), panel, Panels<T>::kWidth,
+                   {dgates + b * dgates_stride_, stride * dgates_stride_}, tile);
+        };
+        T* const out = (stage == 0 ? buffers.dh : buffers.grad_operand) + at;
+        if (p_.transition.recurrent_mask && !cells::is_projection<Cell>(stage))
+          visit_product(rows.size(), side.panels().vectors(panel), product, [&](int64_t r, int64_t column, V grad) {
+            T* const to = out + r * stride * padded + column;
+            const V masked = grad * mask_of(slice.direction, b + r * stride, panel * Panels<T>::kWidth + column);
+            store(to, stage == 0 ? load(to) + masked : masked);
+          });
+        else
+          product(stage == 0 ? Tile<T>::accumulate(out, stride * padded) : Tile<T>::from_zero(out, stride * padded));
       }
     }
   }
@@ -432,7 +410,7 @@ class BackwardLoop {
   // ---- the products over a chunk (backward_products-inl.h) ----
 
   template <int stage>
-  const S* operand_row(const ThreadSlice& slice, const CellRow& row) const;
+  const S* operand_row(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk, int64_t t, int64_t b) const;
   void pack_operands(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk) const;
   template <int stage>
   void weight_gradients(const ThreadSlice& slice, const Chunk& chunk) const;
@@ -442,9 +420,8 @@ class BackwardLoop {
   void pack_rows(const E* dgates, int64_t k_size, int64_t columns, T* out) const;
   void weight_gradient(const ThreadSlice& slice, const Chunk& chunk, int s, int64_t first, int64_t rows, int64_t k0,
                        int64_t k_size, const T* block) const;
-  template <class Multiply>
-  static void product_narrowed(int64_t rows, int vectors, int64_t columns, S* out, int64_t stride,
-                               const Multiply& multiply);
+  template <class Multiply, class Visit>
+  static void visit_product(int64_t rows, int vectors, const Multiply& multiply, const Visit& visit);
   void bias_gradient(const ThreadSlice& slice, const Chunk& chunk, int s) const;
   const T* weight_panel(const ThreadSlice& slice, int s, int64_t panel) const;
   void input_gradient(const ThreadSlice& slice, const Chunk& chunk) const;
@@ -452,11 +429,13 @@ class BackwardLoop {
   const BackwardArguments& p_;
   const LayerShape& shape_;
   const LayerSizes<Cell> size_;
+  const ZoneoutOf<T> zoneout_h_, zoneout_c_;
   const int64_t rows_;   // R
   const int64_t block_;  // units of a gate in dgates, padded to whole packs
   const int64_t chunk_rows_, dgates_stride_;
   Side sides_[kMaxDirections][kSides];
   Buffers buffers_[kMaxDirections];
+  S* zeros_;  // [units], the state after a reset
   int64_t workspace_;
 };
 

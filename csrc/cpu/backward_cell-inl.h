@@ -17,12 +17,20 @@ inline auto BackwardLoop<Cell, S, F>::cell_row(int d, const Steps& steps, const 
   result.buffers = &buffers;
   result.saved = reinterpret_cast<const S*>(p_.gates) + (d * rows_ + row) * kReserved * size_.padded;
   if (p_.grad_output.data) result.grad_output = row_of<const S>(p_.grad_output, shape_, t, b) + d * size_.outputs;
+  if (p_.grad_cells.data) result.grad_cells = row_of<const S>(p_.grad_cells, shape_, t, b) + d * size_.hidden;
   if constexpr (Cell::kBackwardReadsH) {
-    result.h_prev = starts ? initial_h(d, b) : output_row(previous, b, d);
+    result.h_prev = previous_h(d, steps, t, b);
     result.h = output_row(t, b, d);
   }
+  result.is_cut = b < steps.ending(t) && is_new(d, steps, steps.next(t), b);
+  result.zoneout_h = zoneout_h_.row(d, t, b);
+  result.zoneout_c = zoneout_c_.row(d, t, b);
+  result.kept_h = buffers.kept_h + b * size_.outputs_padded;
+  result.kept_c = buffers.kept_c + b * size_.padded;
   if constexpr (Cell::kHasCellState) {
-    if (starts)
+    if (is_new(d, steps, t, b))
+      result.c0 = zeros_;
+    else if (starts)
       result.c0 = state_row(p_.c0, size_.hidden, d, b);
     else
       result.c_prev = cells(steps.first_row(previous) + b);
@@ -78,18 +86,35 @@ SEQKERNELS_INLINE void BackwardLoop<Cell, S, F>::pointwise(const CellRow& row, i
     for (int i = 0; i < kVectors; ++i) store(p + u + i * kLanes, v.part[i]);
   };
   constexpr bool kHasH = cells::has_h<Cell>(stage), kHasC = cells::has_c<Cell>(stage);
+  // Of all stages, the first one here that has h, or c, and the last one.
+  constexpr bool kBeginsH = stage == kStages - 1, kEndsH = Cell::kIsProjected ? kBeginsH : stage == 0;
+  constexpr bool kBeginsC = kHasC && (kBeginsH || !cells::has_c<Cell>(stage + 1)), kEndsC = kHasC && stage == 0;
   Vectors saved[Cell::kSaved + 1], dgates[kDgates];
   if constexpr (!cells::is_projection<Cell>(stage) && !kNormalizes)
     for (int s = 0; s < Cell::kSaved; ++s) saved[s] = read(row.saved + s * size_.padded);
   cells::State<Vectors> prev{Vectors(0), Vectors(0)}, state{Vectors(0), Vectors(0)}, grad{Vectors(0), Vectors(0)};
-  if constexpr (kHasH) grad.h = read(row.dh);
-  if (stage == kStages - 1 && row.grad_output) grad.h = grad.h + read_units(row.grad_output);
+  if constexpr (kHasH)
+    if (!kBeginsH || !row.is_cut) grad.h = read(row.dh);
+  if (kBeginsH && row.grad_output) grad.h = grad.h + read_units(row.grad_output);
   if constexpr (Cell::kBackwardReadsH) prev.h = read_units(row.h_prev), state.h = read_units(row.h);
   if constexpr (kHasC) {
     prev.c = row.c0 ? read_units(row.c0) : read(row.c_prev);
     state.c = read(row.c);
-    grad.c = read(row.dc);
+    if (!kBeginsC || !row.is_cut) grad.c = read(row.dc);
+    if (kBeginsC && row.grad_cells) grad.c = grad.c + read_units(row.grad_cells);
   }
+  // What zoneout lets pass by the cell, which gets the rest.
+  const auto split = [&](const ZoneoutRow<T>& zoneout, T* kept, Vectors& whole) {
+    for (int i = 0; i < kVectors; ++i) {
+      const V part = zoneout.kept(u + i * kLanes, units - u - i * kLanes) * whole.part[i];
+      store(kept + u + i * kLanes, part);
+      whole.part[i] = whole.part[i] - part;
+    }
+  };
+  if (kBeginsH && zoneout_h_.is_on()) split(row.zoneout_h, row.kept_h, grad.h);
+  if (kBeginsC && zoneout_c_.is_on()) split(row.zoneout_c, row.kept_c, grad.c);
+  if constexpr (kHasC && !kNormalizes)
+    if (zoneout_c_.is_on()) state.c = Cell::next_c(saved, prev.c);
 
   if constexpr (kNormalizes) remake_saved(row, prev, read, saved);
 
@@ -99,6 +124,8 @@ SEQKERNELS_INLINE void BackwardLoop<Cell, S, F>::pointwise(const CellRow& row, i
   else
     left = Cell::backward(cells::Stage<stage>(), saved, prev, state, grad, read(row.grad_operand), dgates);
 
+  if (kEndsH && zoneout_h_.is_on()) left.h = left.h + read(row.kept_h);
+  if (kEndsC && zoneout_c_.is_on()) left.c = left.c + read(row.kept_c);
   if constexpr (kHasH) write(row.dh, left.h);
   if constexpr (kHasC) write(row.dc, left.c);
   constexpr int kFirst = cells::first_gate<Cell>(stage);

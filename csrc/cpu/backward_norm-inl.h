@@ -9,6 +9,7 @@
 // Members of BackwardLoop, which names the types.
 #pragma once
 #include "backward_cell-inl.h"
+#include "backward_ends-inl.h"
 #include "backward_products-inl.h"
 
 namespace seqkernels::SEQKERNELS_ISA {

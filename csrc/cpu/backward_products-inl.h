@@ -7,18 +7,36 @@
 
 namespace seqkernels::SEQKERNELS_ISA {
 
-// The operand of a stage after the first one, made once more from what was saved.
+// What a stage has multiplied with W_hh or W_hr: h_prev, or what is made once more from what was saved.
 template <class Cell, class S, class F>
 template <int stage>
-inline const S* BackwardLoop<Cell, S, F>::operand_row(const ThreadSlice& slice, const CellRow& row) const {
-  S* const made = buffers_[slice.direction].operand_row + slice.rank * size_.padded;
-  for (int64_t u = 0; u < size_.hidden; u += kLanes) {
-    V saved[Cell::kSaved + 1];
-    for (int s = 0; s < Cell::kSaved; ++s) saved[s] = load(row.saved + s * size_.padded + u);
-    cells::State<V> prev{V(0), V(0)}, state{V(0), V(0)};
-    if constexpr (Cell::kBackwardReadsH) prev.h = load(row.h_prev + u, size_.hidden - u);
-    if constexpr (Cell::kHasCellState) state.c = load(row.c + u);
-    store(made + u, Cell::operand(cells::Stage<stage>(), saved, prev, state));
+inline const S* BackwardLoop<Cell, S, F>::operand_row(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk,
+                                                      int64_t t, int64_t b) const {
+  const int d = slice.direction;
+  const bool is_masked = p_.transition.recurrent_mask && !cells::is_projection<Cell>(stage);
+  S* const made = buffers_[d].operand_row + slice.rank * max(size_.padded, size_.outputs_padded);
+  if constexpr (stage == 0) {
+    const S* const h = previous_h(d, steps, t, b);
+    if (!is_masked) return h;
+    for (int64_t u = 0; u < size_.outputs; u += kLanes)
+      store(made + u, load(h + u, size_.outputs - u) * mask_of(d, b, u));
+  } else {
+    const CellRow row = cell_row(d, steps, chunk, t, b);
+    for (int64_t u = 0; u < size_.hidden; u += kLanes) {
+      V saved[Cell::kSaved + 1];
+      for (int s = 0; s < Cell::kSaved; ++s) saved[s] = load(row.saved + s * size_.padded + u);
+      cells::State<V> prev{V(0), V(0)}, state{V(0), V(0)};
+      if constexpr (Cell::kBackwardReadsH) prev.h = load(row.h_prev + u, size_.hidden - u);
+      if constexpr (Cell::kHasCellState) {
+        state.c = load(row.c + u);
+        if (zoneout_c_.is_on()) {
+          prev.c = row.c0 ? load(row.c0 + u, size_.hidden - u) : load(row.c_prev + u);
+          state.c = Cell::next_c(saved, prev.c);
+        }
+      }
+      const V operand = Cell::operand(cells::Stage<stage>(), saved, prev, state);
+      store(made + u, is_masked ? operand * mask_of(d, b, u) : operand);
+    }
   }
   return made;
 }
@@ -35,14 +53,16 @@ inline void BackwardLoop<Cell, S, F>::pack_operands(const ThreadSlice& slice, co
     if (!side.grad) return;
     for_rows(shape_, steps, chunk, own, true, [&](int64_t t, int64_t b, int64_t row) {
       const S* source = row_of<const S>(p_.x, shape_, t, b);
-      if constexpr (s == 1) source = b >= steps.starting(t) ? initial_h(d, b) : output_row(steps.previous(t), b, d);
-      if constexpr (s > 1) source = operand_row<s - 1>(slice, cell_row(d, steps, chunk, t, b));
+      if constexpr (s > 0) source = operand_row<s - 1>(slice, steps, chunk, t, b);
       pack_row<S, F>(source, row, side.panels(), packs<F>(chunk.rows), buffers_[d].operand[s]);
     });
     if (slice.rank == 0)
       pack_zeros({ceil_div(chunk.rows, F::kPack), packs<F>(chunk.rows)}, side.panels(), packs<F>(chunk.rows),
                  buffers_[d].operand[s]);
   });
+  if (d == 0 && p_.grad_x && shape_.order)
+    for_rows(shape_, steps, chunk, own, true,
+             [&](int64_t t, int64_t b, int64_t row) { buffers_[0].grad_x_rows[row] = grad_x_row(t, b); });
 }
 
 // Adds dgates^T [x | operand] of a stage's gates to dW, shared out by rows of dW.
@@ -136,8 +156,11 @@ inline void BackwardLoop<Cell, S, F>::weight_gradient(const ThreadSlice& slice, 
     const int64_t valid = panels.valid(panel), at = first * side.columns + panel * Panels<T>::kWidth;
     const T* const b = panels.at(buffers.operand[s], panel, packs<F>(chunk.rows)) + k0 / F::kPack * panels.width(panel);
     if (kMixedPrecision && !adds_up()) {
-      product_narrowed(rows, vectors, valid, reinterpret_cast<S*>(side.grad) + at, side.columns,
-                       [&](const Tile<T>& tile) { gemm<F>(rows, vectors, left, b, packs<F>(k_size), tile); });
+      visit_product(
+          rows, vectors, [&](const Tile<T>& tile) { gemm<F>(rows, vectors, left, b, packs<F>(k_size), tile); },
+          [&](int64_t r, int64_t column, V v) {
+            store(reinterpret_cast<S*>(side.grad) + at + r * side.columns + column, v, valid - column);
+          });
     } else {
       T* const out = buffers.grad_w[s] + at;
       gemm_edge<F>(rows, vectors, valid, left, b, packs<F>(k_size),
@@ -146,17 +169,16 @@ inline void BackwardLoop<Cell, S, F>::weight_gradient(const ThreadSlice& slice, 
   }
 }
 
-// Stores what `multiply` leaves in a tile in a matrix of storage type.
+// Calls visit(row, column, vector) for what `multiply` leaves in a tile.
 template <class Cell, class S, class F>
-template <class Multiply>
-SEQKERNELS_INLINE void BackwardLoop<Cell, S, F>::product_narrowed(int64_t rows, int vectors, int64_t columns, S* out,
-                                                                  int64_t stride, const Multiply& multiply) {
+template <class Multiply, class Visit>
+SEQKERNELS_INLINE void BackwardLoop<Cell, S, F>::visit_product(int64_t rows, int vectors, const Multiply& multiply,
+                                                               const Visit& visit) {
   constexpr int64_t kWidth = Panels<T>::kWidth;
   alignas(64) T tile[kTileRows * kWidth];
   multiply(Tile<T>::from_zero(tile, kWidth));
   for (int64_t r = 0; r < rows; ++r)
-    for (int v = 0; v < vectors; ++v)
-      store(out + r * stride + v * kLanes, load(tile + r * kWidth + v * kLanes), columns - v * kLanes);
+    for (int v = 0; v < vectors; ++v) visit(r, v * kLanes, load(tile + r * kWidth + v * kLanes));
 }
 
 // Adds the sum of dgates over rows to db.
@@ -224,11 +246,16 @@ inline void BackwardLoop<Cell, S, F>::input_gradient(const ThreadSlice& slice, c
     const int64_t columns = panels.valid(panel);
     const Range rows = tiles[j];
     const EvenRows<E> dgates{buffers.dgates + rows.begin * dgates_stride_, dgates_stride_};
-    const int64_t out = (chunk.first_row + rows.begin) * size_.inputs + panel * Panels<T>::kWidth;
-    if (kMixedPrecision && slice.direction == 0) {
-      product_narrowed(
-          rows.size(), panels.vectors(panel), columns, reinterpret_cast<S*>(p_.grad_x) + out, size_.inputs,
-          [&](const Tile<T>& tile) { multiply(side, w, rows.size(), panel, Panels<T>::kWidth, dgates, tile); });
+    const int64_t first = panel * Panels<T>::kWidth, out = (chunk.first_row + rows.begin) * size_.inputs + first;
+    if (slice.direction == 0 && (kMixedPrecision || shape_.order)) {
+      S* const whole = reinterpret_cast<S*>(p_.grad_x) + out;
+      visit_product(
+          rows.size(), panels.vectors(panel),
+          [&](const Tile<T>& tile) { multiply(side, w, rows.size(), panel, Panels<T>::kWidth, dgates, tile); },
+          [&](int64_t r, int64_t column, V v) {
+            S* const row = shape_.order ? buffers.grad_x_rows[rows.begin + r] + first : whole + r * size_.inputs;
+            store(row + column, v, columns - column);
+          });
     } else {
       T* const grad = slice.direction > 0 ? buffers.grad_x : reinterpret_cast<T*>(p_.grad_x);
       multiply(side, w, rows.size(), panel, columns, dgates, Tile<T>::from_zero(grad + out, size_.inputs));

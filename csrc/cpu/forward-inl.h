@@ -13,6 +13,7 @@
 #pragma once
 #include "gate_product-inl.h"
 #include "norm-inl.h"
+#include "transition-inl.h"
 
 namespace seqkernels::SEQKERNELS_ISA {
 
@@ -48,9 +49,11 @@ class ForwardLoop {
     GateWeights<S> w_hh[kProducts];  // or W_hr, of a projection
     T* input_gates[kProducts];       // [panels][chunk rows][panel width]
     E* h[2];                         // [B][h_stride], previous and current step in turn
+    E* masked_h[2];                  // the same as W_hh meets it, with recurrent dropout another one
     E* operands[kOperands + 1];      // [B][operand_stride], of the stages after the first one
     T* carried;                      // [B][kCarried][padded], from stage to stage
     T* c;                            // [B][padded]
+    T* c_before;                     // [B][padded], of zoneout where a stage has overwritten it
     const E** x_rows;                // [chunk rows]
     E* x_copy;                       // [chunk rows][x_stride], where x is not read where it lies
     T* x_columns;                    // the chunk's rows of x as columns, if that is how they are multiplied
@@ -67,6 +70,8 @@ class ForwardLoop {
       : p_(arguments),
         shape_(arguments.shape),
         size_(arguments.shape),
+        zoneout_h_(p_.transition.zoneout_h, shape_, size_.outputs),
+        zoneout_c_(p_.transition.zoneout_c, shape_, size_.hidden),
         rows_(shape_.offsets[shape_.seq_len]),
         small_m_(is_small_m()),
         input_packs_(packs<F>(size_.inputs)),
@@ -80,10 +85,14 @@ class ForwardLoop {
     for (int d = 0; d < shape_.directions; ++d) {
       Buffers& buffers = buffers_[d];
       for_indices<kProducts>([&](auto stage) { take_stage<stage.value>(arena, p_.weights[d], buffers); });
-      for (E*& h : buffers.h) h = arena.take<E>(batch * h_stride_);
+      for (int i = 0; i < 2; ++i) {
+        buffers.h[i] = arena.take<E>(batch * h_stride_);
+        buffers.masked_h[i] = p_.transition.recurrent_mask ? arena.take<E>(batch * h_stride_) : buffers.h[i];
+      }
       for (int i = 0; i < kOperands; ++i) buffers.operands[i] = arena.take<E>(batch * operand_stride_);
       buffers.carried = arena.take<T>(batch * Cell::kCarried * size_.padded);
       buffers.c = arena.take<T>(Cell::kHasCellState ? batch * size_.padded : 0);
+      buffers.c_before = arena.take<T>(Cell::kNormalizesCell && zoneout_c_.is_on() ? batch * size_.padded : 0);
       buffers.x_rows = arena.take<const E*>(chunk_rows_);
       buffers.x_copy = arena.take<E>(reads_x_in_place() ? 0 : chunk_rows_ * x_stride());
       buffers.x_columns = arena.take<T>(columns_size<F>(columns_rows_, size_.inputs));
@@ -147,7 +156,7 @@ class ForwardLoop {
           });
       begin = chunk.end;
     }
-    if (rows_ == 0) copy_states(slice);
+    copy_states(slice, steps);
   }
 
   // ---- set-up ----
@@ -257,32 +266,54 @@ class ForwardLoop {
 
   // The row of sequence b in a [D, B, units] tensor: `outputs` units of h, `hidden` of c.
   S* state_row(char* state, int64_t units, int direction, int64_t b) const {
-    return reinterpret_cast<S*>(state) + (direction * shape_.batch + b) * units;
+    return reinterpret_cast<S*>(state) + (direction * shape_.batch + sequence_of(shape_, b)) * units;
   }
   V initial(char* state, int64_t units, int direction, int64_t b, int64_t u) const {
     return state ? load(state_row(state, units, direction, b) + u, units - u) : V(0);
+  }
+  // h as W_hh meets it.
+  V masked(int direction, int64_t b, int64_t u, V h) const {
+    return h * load(state_row(p_.transition.recurrent_mask, size_.outputs, direction, b) + u, size_.outputs - u);
   }
 
   void start_states(const ThreadSlice& slice) const {
     const Buffers& buffers = buffers_[slice.direction];
     const Range own = share(shape_.batch, slice.rank, slice.size);
+    const ResetRow resets = slice.direction == 0 ? resets_before(p_.transition.resets, shape_, 0, 0) : ResetRow{};
     for (int64_t b = own.begin; b < own.end; ++b) {
+      const bool is_new = is_reset(resets, shape_, b);
+      const auto start = [&](char* state, int64_t units, int64_t u) {
+        return is_new ? V(0) : initial(state, units, slice.direction, b, u);
+      };
       for (int64_t u = 0; u < h_stride_; u += kLanes) {
-        const V h = initial(p_.h0, size_.outputs, slice.direction, b, u);
+        const V h = start(p_.h0, size_.outputs, u);
         for (E* buffer : buffers.h) store(buffer + b * h_stride_ + u, h);
+        if (p_.transition.recurrent_mask)
+          for (E* buffer : buffers.masked_h) store(buffer + b * h_stride_ + u, masked(slice.direction, b, u, h));
       }
       for (int i = 0; i < kOperands; ++i)
         for (int64_t u = 0; u < operand_stride_; u += kLanes)
           store(buffers.operands[i] + b * operand_stride_ + u, V(0));
       for (int64_t u = 0; Cell::kHasCellState && u < size_.padded; u += kLanes)
-        store(buffers.c + b * size_.padded + u, initial(p_.c0, size_.hidden, slice.direction, b, u));
+        store(buffers.c + b * size_.padded + u, start(p_.c0, size_.hidden, u));
     }
+    clear_padding(slice, p_.output, size_.outputs);
+    clear_padding(slice, p_.cell_states, size_.hidden);
   }
 
-  // No rows: the final states are the initial ones.
-  void copy_states(const ThreadSlice& slice) const {
-    const Range own = share(shape_.batch, slice.rank, slice.size);
-    for (int64_t b = own.begin; b < own.end; ++b) {
+  // Rows of a result that belong to no sequence are zero.
+  void clear_padding(const ThreadSlice& slice, const RowTensor& result, int64_t units) const {
+    if (!shape_.order || !result.data) return;
+    for_padding(shape_, share(shape_.padded_len, slice.rank, slice.size), [&](int64_t t, int64_t b) {
+      __builtin_memset(row_of<S>(result, shape_, t, b) + slice.direction * units, 0, size_t(units) * sizeof(S));
+    });
+  }
+
+  // Of sequences without steps the final states are the initial ones.
+  void copy_states(const ThreadSlice& slice, const Steps& steps) const {
+    const int64_t first = steps.active(0);
+    const Range own = share(shape_.batch - first, slice.rank, slice.size);
+    for (int64_t b = first + own.begin; b < first + own.end; ++b) {
       const auto copy_state = [&](char* from, char* to, int64_t units) {
         const S* const row = state_row(from, units, slice.direction, b);
         __builtin_memcpy(state_row(to, units, slice.direction, b), row, size_t(units) * sizeof(S));
@@ -314,15 +345,16 @@ class ForwardLoop {
   // Where the rows of one step are; b counts from sequence 0.
   struct Step {
     int direction;
-    int64_t chunk_row;  // of sequence 0, in the chunk's input gates
-    int64_t ending;     // sequences at or beyond this one end here
-    const E* h_prev;    // [B][h_stride]
-    E* h;               // [B][h_stride]
-    S* output;          // [B] rows of output_stride
-    int64_t output_stride;
-    S* gates;  // [B][saved][padded] or null
-    T* cells;  // [B][padded] or null
-    T* norms;  // [B][norms] or null
+    int64_t time;
+    int64_t chunk_row;                // of sequence 0, in the chunk's input gates
+    int64_t ending;                   // sequences at or beyond this one end here
+    ResetRow resets;                  // of the next step
+    const E *h_prev, *masked_h_prev;  // [B][h_stride]
+    E *h, *masked_h;                  // [B][h_stride]
+    S* output;                        // rows of p_.output, as sequences follow each other there
+    S* gates;                         // [B][saved][padded] or null
+    T* cells;                         // [B][padded] or null
+    T* norms;                         // [B][norms] or null
   };
 
   Step step_at(const ThreadSlice& slice, const Steps& steps, const Chunk& chunk, int64_t i) const {
@@ -330,12 +362,15 @@ class ForwardLoop {
     const int64_t t = steps.time(i), first_row = steps.first_row(t), reserve_row = slice.direction * rows_ + first_row;
     const int64_t reserve = reserve_row * size_.padded;
     return {slice.direction,
+            t,
             first_row - chunk.first_row,
             steps.ending(t),
+            resets_before(p_.transition.resets, shape_, slice.direction, steps.next(t)),
             buffers.h[i % 2],
+            buffers.masked_h[i % 2],
             buffers.h[(i + 1) % 2],
-            row_of<S>(p_.output, shape_, t, 0) + slice.direction * size_.outputs,
-            p_.output.batch_stride,
+            buffers.masked_h[(i + 1) % 2],
+            first_row_of<S>(p_.output, shape_, t) + slice.direction * size_.outputs,
             p_.gates ? reinterpret_cast<S*>(p_.gates) + reserve * kReserved : nullptr,
             p_.cells ? reinterpret_cast<T*>(p_.cells) + reserve : nullptr,
             p_.norms ? reinterpret_cast<T*>(p_.norms) + reserve_row * kNormsOfRow : nullptr};
@@ -352,7 +387,7 @@ class ForwardLoop {
   SEQKERNELS_INLINE StageOperand stage_operand(const ThreadSlice& slice, const Steps& steps, int64_t i,
                                                const Step& step) const {
     const int64_t sequences = slice.sequences(steps.active(steps.time(i)));
-    const E* const all = stage == 0 ? step.h_prev : buffers_[slice.direction].operands[max(stage - 1, 0)];
+    const E* const all = stage == 0 ? step.masked_h_prev : buffers_[slice.direction].operands[max(stage - 1, 0)];
     const int64_t row_stride = stage == 0 ? h_stride_ : operand_stride_;
     const EvenRows<E> rows{all + slice.sequence(0) * row_stride, row_stride * slice.split.batch_parts};
     return {slice.units(hidden_product<stage>(slice.direction).panels()), tiles_of<stage>(sequences), rows,
@@ -402,7 +437,7 @@ class ForwardLoop {
         for (int i = 0; i < Product<stage>::kPanelWidth; i += kLine) __builtin_prefetch(row + i);
       }
       if constexpr (cells::has_c<Cell>(stage)) __builtin_prefetch(buffers.c + b * size_.padded + unit);
-      if constexpr (stage == kStages - 1) __builtin_prefetch(step.output + b * step.output_stride + unit, 1);
+      if constexpr (stage == kStages - 1) __builtin_prefetch(output_row(step, b) + unit, 1);
     }
   }
 
@@ -420,6 +455,14 @@ class ForwardLoop {
   template <int stage, int kRows>
   void pointwise(const Step& step, int64_t panel, const CellRow (&rows)[kRows]) const;
   static void store_operand(E* row, int64_t u, int64_t units, V value);
+  S* output_row(const Step& step, int64_t b) const {
+    return step.output + sequence_of(shape_, b) * p_.output.batch_stride;
+  }
+  // Whether the next step of sequence b starts from zeros.
+  bool restarts(const Step& step, int64_t b) const { return b < step.ending && is_reset(step.resets, shape_, b); }
+  template <class Vectors>
+  void zone(const Step& step, const ZoneoutOf<T>& zoneout, int64_t units, int64_t u, const CellRow* rows,
+            const Vectors& before, Vectors& made) const;
   void finish_h(const Step& step, int64_t b, int64_t u, V h) const;
   void finish_c(const Step& step, int64_t b, int64_t u, V c) const;
   template <class P>
@@ -440,6 +483,7 @@ class ForwardLoop {
   const ForwardArguments& p_;
   const LayerShape& shape_;
   const LayerSizes<Cell> size_;
+  const ZoneoutOf<T> zoneout_h_, zoneout_c_;
   const int64_t rows_;  // R
   const bool small_m_;
   const int64_t input_packs_;

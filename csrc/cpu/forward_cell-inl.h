@@ -56,8 +56,21 @@ SEQKERNELS_INLINE void ForwardLoop<Cell, S, F>::pointwise(const Step& step, int6
     if constexpr (stage > 0)
       for (int s = 0; s < Cell::kCarried; ++s) saved[s] = Vectors::each([&](int i) { return load(carried(i, s)); });
 
-    const cells::State<Vectors> made = Cell::forward(cells::Stage<stage>(), input_gates, hidden_gates, prev, saved);
+    cells::State<Vectors> made = Cell::forward(cells::Stage<stage>(), input_gates, hidden_gates, prev, saved);
 
+    constexpr bool kMakesC = kHasC && (stage == kStages - 1 || !cells::has_c<Cell>(stage + 1));
+    if constexpr (stage == kStages - 1)
+      if (zoneout_h_.is_on()) zone(step, zoneout_h_, size_.outputs, u, rows, prev.h, made.h);
+    if constexpr (kHasC)
+      if (zoneout_c_.is_on()) {
+        const auto before = [&](int i) { return buffers.c_before + rows[i].b * size_.padded + u; };
+        if constexpr (!kMakesC)
+          for (int i = 0; i < kRows; ++i) store(before(i), prev.c.part[i]);
+        else if constexpr (Cell::kNormalizesCell)
+          zone(step, zoneout_c_, size_.hidden, u, rows, Vectors::each([&](int i) { return load(before(i)); }), made.c);
+        else
+          zone(step, zoneout_c_, size_.hidden, u, rows, prev.c, made.c);
+      }
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
       const int64_t b = rows[i].b;
@@ -69,17 +82,32 @@ SEQKERNELS_INLINE void ForwardLoop<Cell, S, F>::pointwise(const Step& step, int6
       const V h = round_to<S>(made.h.part[i]);
       if constexpr (stage < kStages - 1) {
         for (int s = kSavedFrom; s < min(kSavedTo, Cell::kCarried); ++s) store(carried(i, s), saved[s].part[i]);
-        if constexpr (stage < kOperands)
-          store_operand(buffers.operands[stage] + b * operand_stride_, u, size_.hidden, h);
+        if constexpr (stage < kOperands) {
+          // What is made of h for a product with W_hh is masked as h is; what is made for a projection is not.
+          const bool is_masked = p_.transition.recurrent_mask && !cells::is_projection<Cell>(stage + 1);
+          store_operand(buffers.operands[stage] + b * operand_stride_, u, size_.hidden,
+                        is_masked ? masked(step.direction, b, u, h) : h);
+        }
       } else {
         finish_h(step, b, u, h);
       }
       if constexpr (kHasC) {
-        store(c(i), made.c.part[i]);
-        if constexpr (stage == kStages - 1 || !cells::has_c<Cell>(stage + 1)) finish_c(step, b, u, made.c.part[i]);
+        store(c(i), kMakesC && restarts(step, b) ? V(0) : made.c.part[i]);
+        if constexpr (kMakesC) finish_c(step, b, u, made.c.part[i]);
       }
     }
   }
+}
+
+// Zoneout: some units keep the value that they had before the step.
+template <class Cell, class S, class F>
+template <class Vectors>
+SEQKERNELS_INLINE void ForwardLoop<Cell, S, F>::zone(const Step& step, const ZoneoutOf<T>& zoneout, int64_t units,
+                                                     int64_t u, const CellRow* rows, const Vectors& before,
+                                                     Vectors& made) const {
+  made = Vectors::each([&](int i) {
+    return zoneout.row(step.direction, step.time, rows[i].b).mix(u, units - u, before.part[i], made.part[i]);
+  });
 }
 
 // The padding stays zero where a pack reaches into it: there, infinity times the padding of W would be NaN.
@@ -92,13 +120,18 @@ SEQKERNELS_INLINE void ForwardLoop<Cell, S, F>::store_operand(E* row, int64_t u,
 template <class Cell, class S, class F>
 SEQKERNELS_INLINE void ForwardLoop<Cell, S, F>::finish_h(const Step& step, int64_t b, int64_t u, V h) const {
   const int64_t valid = size_.outputs - u;
-  store_operand(step.h + b * h_stride_, u, size_.outputs, h);
-  store(step.output + b * step.output_stride + u, h, valid);
+  const V next = restarts(step, b) ? V(0) : h;
+  store_operand(step.h + b * h_stride_, u, size_.outputs, next);
+  if (p_.transition.recurrent_mask)
+    store_operand(step.masked_h + b * h_stride_, u, size_.outputs, masked(step.direction, b, u, next));
+  store(output_row(step, b) + u, h, valid);
   if (b >= step.ending) store(state_row(p_.h_n, size_.outputs, step.direction, b) + u, h, valid);
 }
 template <class Cell, class S, class F>
 SEQKERNELS_INLINE void ForwardLoop<Cell, S, F>::finish_c(const Step& step, int64_t b, int64_t u, V c) const {
   if (step.cells) save(step.cells + b * size_.padded, u, c);
+  if (p_.cell_states.data)
+    store(row_of<S>(p_.cell_states, shape_, step.time, b) + step.direction * size_.hidden + u, c, size_.hidden - u);
   if (b >= step.ending) store(state_row(p_.c_n, size_.hidden, step.direction, b) + u, c, size_.hidden - u);
 }
 

@@ -32,6 +32,23 @@ struct LayerShape {
   int64_t seq_len, batch, input_size, hidden_size, output_size, directions;
   const int64_t* offsets;  // [T + 1] first row of every step
   bool packed;
+  // Of sequences with lengths of their own in padded tensors: which of them is b, the longest first, [B], and the steps of the
+  // tensors, of which T is those of the longest sequence. Else null: b is the sequence itself.
+  const int64_t* order = nullptr;
+  int64_t padded_len = 0;
+};
+
+// Zoneout (Krueger et al., "Zoneout: Regularizing RNNs by Randomly Preserving Hidden Activations", 2017, arXiv:1606.01305).
+struct Zoneout {
+  RowTensor keeps;  // bool [.., D units], true where a unit keeps the value it had before the step; null: in proportion
+  double rate;      // then a unit keeps so much of that value
+};
+
+// What happens to states between steps, beside the cell.
+struct Transition {
+  RowTensor resets;      // bool, one a row: nothing passes from the step before to this one; data null: always
+  char* recurrent_mask;  // [D, B, P] factors of h where it meets W_hh, or null
+  Zoneout zoneout_h, zoneout_c;
 };
 
 // Weights of one direction, or their gradients: contiguous; null where there is none, or not asked for.
@@ -53,6 +70,7 @@ struct LayerArguments {
   char* h0;          // [D, B, P]; forward: or null, zeros
   char* c0;          // [D, B, H]; forward: or null, zeros; null without cell state
   Weights weights[2];
+  Transition transition;
   double norm_eps;  // of a normalised cell, as all that is named norm
   char* gates;      // [D, R, saved, Hp] or null: nothing is saved
   char* cells;      // [D, R, Hp] compute type, or null
@@ -63,12 +81,14 @@ struct LayerArguments {
 };
 
 struct ForwardArguments : LayerArguments {
-  char* h_n;  // [D, B, P]
-  char* c_n;  // [D, B, H] or null
+  char* h_n;              // [D, B, P]
+  char* c_n;              // [D, B, H] or null
+  RowTensor cell_states;  // [.., D H] c of every step, or null
 };
 
 struct BackwardArguments : LayerArguments {
   RowTensor grad_output;  // [.., D P]
+  RowTensor grad_cells;   // [.., D H] of c of every step
   char* grad_h_n;         // [D, B, P] or null
   char* grad_c_n;         // [D, B, H] or null
   char* grad_x;           // [R, I] or null

@@ -12,15 +12,30 @@ RowTensor rows_of(const Tensor& tensor, bool packed) {
                 : RowTensor{data(tensor), tensor.stride(0), tensor.stride(1)};
 }
 
+RowTensor rows_of(const std::optional<Tensor>& tensor, bool packed) {
+  return tensor ? rows_of(*tensor, packed) : RowTensor{};
+}
+
+Transition transition_of(const Layer& layer) {
+  const LayerSpec& spec = layer.spec();
+  return {rows_of(spec.reset_mask, layer.packed()),
+          data(spec.recurrent_mask),
+          {rows_of(spec.zoneout_h, layer.packed()), spec.zoneout_h_rate},
+          {rows_of(spec.zoneout_c, layer.packed()), spec.zoneout_c_rate}};
+}
+
 template <class Arguments>
 Arguments arguments_of(const Layer& layer) {
   Arguments arguments{};
-  arguments.shape = {layer.seq_len(),     layer.batch(),      layer.input_size(),     layer.hidden_size(),
-                     layer.output_size(), layer.directions(), layer.offsets().data(), layer.packed()};
+  arguments.shape = {layer.seq_len(),        layer.batch(),       layer.input_size(),
+                     layer.hidden_size(),    layer.output_size(), layer.directions(),
+                     layer.offsets().data(), layer.packed(),      layer.spec().lengths ? layer.order().data() : nullptr,
+                     layer.x().size(0)};
+  arguments.transition = transition_of(layer);
   arguments.x = rows_of(layer.x(), layer.packed());
   arguments.h0 = data(layer.h0());
   arguments.c0 = data(layer.c0());
-  arguments.norm_eps = layer.norm_eps();
+  arguments.norm_eps = layer.spec().norm_eps;
   for (int64_t d = 0; d < layer.directions(); ++d)
     for (int kind = 0; kind < kWeightKinds; ++kind) arguments.weights[d].of[kind] = layer.weight(d, WeightKind(kind));
   return arguments;
@@ -39,6 +54,7 @@ LayerOutputs layer_forward_cpu(const LayerInputs& inputs, bool save_for_backward
   arguments.output = rows_of(out.output, layer.packed());
   arguments.h_n = data(out.h_n);
   arguments.c_n = data(out.c_n);
+  if (layer.spec().return_cell_states) arguments.cell_states = rows_of(out.cell_states, layer.packed());
   if (save_for_backward) {
     for (const auto& saved : {out.saved.gates, out.saved.cells})  // most of what a training step allocates
       if (saved) want_huge_pages(data(saved), saved->numel() * int64_t(saved->element_size()));
@@ -57,7 +73,8 @@ InputGradients layer_backward_cpu(const LayerInputs& inputs, const LayerGradient
   LayerBackwardTensors tensors(layer, grads, output, saved, needs_grad);
   BackwardArguments arguments = arguments_of<BackwardArguments>(layer);
   arguments.output = rows_of(tensors.output, layer.packed());
-  if (tensors.grad_output) arguments.grad_output = rows_of(*tensors.grad_output, layer.packed());
+  arguments.grad_output = rows_of(tensors.grad_output, layer.packed());
+  arguments.grad_cells = rows_of(tensors.grad_cells, layer.packed());
   arguments.grad_h_n = data(tensors.grad_h_n);
   arguments.grad_c_n = data(tensors.grad_c_n);
   arguments.gates = data(tensors.saved.gates);

@@ -79,11 +79,25 @@ inline int64_t chunk_capacity(const LayerShape& shape, int64_t target_rows) {
   return min(most, round_up(ceil_div(rows, ceil_div(rows, most)), shape.batch));
 }
 
-// The row of sequence b at step t.
+// Which sequence of the tensors b is.
+SEQKERNELS_INLINE int64_t sequence_of(const LayerShape& shape, int64_t b) { return shape.order ? shape.order[b] : b; }
+
+// The row of the tensors' first sequence at step t, and of sequence b.
+template <class S>
+SEQKERNELS_INLINE S* first_row_of(const RowTensor& tensor, const LayerShape& shape, int64_t t) {
+  const int64_t step = shape.packed ? shape.offsets[t] * tensor.batch_stride : t * tensor.step_stride;
+  return reinterpret_cast<S*>(tensor.data) + step;
+}
 template <class S>
 SEQKERNELS_INLINE S* row_of(const RowTensor& tensor, const LayerShape& shape, int64_t t, int64_t b) {
-  const int64_t step = shape.packed ? shape.offsets[t] * tensor.batch_stride : t * tensor.step_stride;
-  return reinterpret_cast<S*>(tensor.data) + step + b * tensor.batch_stride;
+  return first_row_of<S>(tensor, shape, t) + sequence_of(shape, b) * tensor.batch_stride;
+}
+
+// Calls f(t, b) for the rows of padded tensors that belong to no sequence, of the steps [range) of theirs.
+template <class Visit>
+SEQKERNELS_INLINE void for_padding(const LayerShape& shape, Range range, const Visit& f) {
+  for (int64_t t = range.begin; t < range.end; ++t)
+    for (int64_t b = t < shape.seq_len ? shape.offsets[t + 1] - shape.offsets[t] : 0; b < shape.batch; ++b) f(t, b);
 }
 
 // Calls f(t, b, row of the chunk) for the chunk's rows [range), in row order.

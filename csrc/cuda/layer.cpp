@@ -19,6 +19,14 @@ using cuda::window;
 
 constexpr int64_t kGatesBytes = int64_t{256} << 20;
 
+// Python does not ask for what these kernels do not know.
+void check_transition(const LayerSpec& spec) {
+  const bool is_asked = spec.lengths || spec.reset_mask || spec.recurrent_mask || spec.zoneout_h || spec.zoneout_c ||
+                        spec.zoneout_h_rate > 0 || spec.zoneout_c_rate > 0 || spec.return_cell_states;
+  if (is_asked)
+    fail("the CUDA kernels take no lengths, reset_mask, recurrent_mask or zoneout, and return no cell states");
+}
+
 // The first row of each time of a packed sequence, [T + 1], on the device.
 std::optional<Tensor> device_offsets(const Device& device, const Layer& layer) {
   if (!layer.packed()) return std::nullopt;
@@ -63,7 +71,7 @@ Tensor as_rows(const Layer& layer, const Tensor& tensor, int64_t features) {
 cuda::Norms norms_of(const Layer& layer) {
   cuda::Norms norms{};
   if (!layer.info().is_normalized()) return norms;
-  norms.eps = layer.norm_eps();
+  norms.eps = layer.spec().norm_eps;
   for (int kind = 0; kind < cuda::kNormKinds; ++kind)
     for (int64_t d = 0; d < layer.directions(); ++d) {
       norms.weights[kind][d] = layer.weight(d, cuda::kNormWeights[kind][0]);
@@ -210,6 +218,7 @@ void norm_gradients(const Device& device, const Layer& layer, cuda::Shape& shape
 }  // namespace
 
 LayerOutputs layer_forward_cuda(const LayerInputs& inputs, bool save_for_backward) {
+  check_transition(inputs.spec);
   const Layer layer(inputs);
   const Device device(layer.x());
   LayerOutputs out = layer.new_outputs(save_for_backward);
@@ -239,6 +248,7 @@ LayerOutputs layer_forward_cuda(const LayerInputs& inputs, bool save_for_backwar
 
 InputGradients layer_backward_cuda(const LayerInputs& inputs, const LayerGradients& grads, const Tensor& output,
                                    const LayerSaved& saved, const std::vector<bool>& needs_grad) {
+  check_transition(inputs.spec);
   const Layer layer(inputs);
   const Device device(layer.x());
   LayerBackwardTensors tensors(layer, grads, output, saved, needs_grad);

@@ -146,8 +146,8 @@ static Results<S> run(const LayerKernels& kernels, const Case& c) {
   if (lstm) backward.grad_c0 = results.add(states);
   for (int64_t d = 0; d < c.directions; ++d) {
     WeightGrads& grads = backward.grads[d];
-    grads.w_ih = results.add(matrix[0]), grads.w_hh = results.add(matrix[1]);
-    grads.b_ih = results.add(gates * c.hidden), grads.b_hh = results.add(gates * c.hidden);
+    for (const WeightKind kind : {kInputWeight, kHiddenWeight}) grads.of[kind] = results.add(matrix[kind]);
+    for (const WeightKind kind : {kInputBias, kHiddenBias}) grads.of[kind] = results.add(gates * c.hidden);
   }
   backward.workspace = take<char>(kernels.backward_workspace(backward));
   kernels.backward(backward, {0, 1});

@@ -36,9 +36,9 @@ def layers() -> None:
     spec = seqkernels.spec.LayerSpec(NAME, num_layers=2, bidirectional=True, backend="native")
     first, second = (Problem(NAME, 4, 3, i, 6, directions=2) for i in (5, 12))
     weights, state = [*first.weights, *second.weights], (torch.cat([*first.states, *second.states]),)
-    native = seqkernels.functional.run(spec, first.x, state, weights)
+    native = seqkernels.stack.run(spec, first.x, state, weights)
     plain = seqkernels.spec.LayerSpec(**{**vars(spec), "backend": "reference"})
-    for got, want in zip(native, seqkernels.functional.run(plain, first.x, state, weights), strict=True):
+    for got, want in zip(native, seqkernels.stack.run(plain, first.x, state, weights), strict=True):
         assert error_of(got, want) <= TOLERANCES[torch.float32]
 
 
