@@ -158,6 +158,9 @@ void Layer::offsets_of_lengths(const Tensor& given) {
 
 // Takes what happens to states between steps.
 void Layer::take_transition() {
+  for (const double rate : {spec_.zoneout_h_rate, spec_.zoneout_c_rate})
+    if (!(rate >= 0 && rate <= 1)) fail("rates of zoneout must be between 0 and 1, got ", rate);
+  if (!spec_.reset_mask && !spec_.recurrent_mask && !spec_.zoneout_h && !spec_.zoneout_c) return;
   const auto take = [&](std::optional<Tensor>& tensor, const char* name, const Sizes& sizes, ScalarType dtype) {
     if (!tensor) return;
     tensor = alias_of(*tensor);
@@ -171,14 +174,10 @@ void Layer::take_transition() {
   take(spec_.reset_mask, "reset_mask", rows, ScalarType::Bool);
   take(spec_.recurrent_mask, "recurrent_mask", h_sizes(), scalar_type());
   if (spec_.recurrent_mask) spec_.recurrent_mask = as_contiguous(*spec_.recurrent_mask);
-  const auto take_zoneout = [&](std::optional<Tensor>& keeps, double rate, const std::string& name,
-                                const Sizes& sizes) {
-    take(keeps, name.c_str(), sizes, ScalarType::Bool);
-    if (keeps) keeps = with_contiguous_rows(*keeps);
-    if (!(rate >= 0 && rate <= 1)) fail(name, "_rate must be between 0 and 1, got ", rate);
-  };
-  take_zoneout(spec_.zoneout_h, spec_.zoneout_h_rate, "zoneout_h", output_sizes());
-  take_zoneout(spec_.zoneout_c, spec_.zoneout_c_rate, "zoneout_c", cell_states_sizes());
+  take(spec_.zoneout_h, "zoneout_h", output_sizes(), ScalarType::Bool);
+  take(spec_.zoneout_c, "zoneout_c", cell_states_sizes(), ScalarType::Bool);
+  for (std::optional<Tensor>* const keeps : {&spec_.zoneout_h, &spec_.zoneout_c})
+    if (*keeps) *keeps = with_contiguous_rows(**keeps);
 }
 
 void Layer::take_weights(const std::vector<Tensor>& weights) {

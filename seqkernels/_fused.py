@@ -8,7 +8,6 @@ installed torch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -171,7 +170,7 @@ class _FusedLayer(_Fused, WeightsAsAttributes):
             given.reset_mask,
             norm_eps=self.__dict__.get("norm_eps", 1e-5),
         )
-        return replace(spec, **self._recurrence) if "_options" in self.__dict__ else spec
+        return spec._replace(**self._recurrence) if "_options" in self.__dict__ else spec
 
     def _forward(self, input: Any, hx: Any, given: Given) -> Any:
         if self._is_plain(given):
@@ -326,7 +325,7 @@ class _FusedCell(_Fused):
         spec = _SPECS_OF_CELLS.get((cell, self.backend)) or LayerSpec(cell, backend=self.backend)
         if not is_plain:
             mask = None if reset_mask is None else reset_mask.reshape(-1)
-            spec = replace(spec, training=self.training, reset_mask=mask, **self._recurrence)
+            spec = spec._replace(training=self.training, reset_mask=mask, **self._recurrence)
         final = stack.run_cell(spec, x, states, *weights)
         if not batched:
             final = tuple([s.squeeze(0) for s in final])

@@ -160,9 +160,9 @@ class _Differentiable:
         return run
 
     def _of_function(self, op: Callable[..., Any], args: Sequence[Any]) -> tuple[Any, ...]:
-        """The arguments of `function` for those of the op."""
+        """The arguments of `function` for those of the op: itself, what has no gradient, and what has."""
         n, (*given, save) = self.n, self._all(args)
-        return op, save, *given[n + 1 :], *args[:n], *args[n]
+        return op, save, tuple(given[n + 1 :]), *args[:n], *args[n]
 
     def _autograd_kernel(self, keyset: Any, *args: Any) -> tuple[Tensor, ...]:
         op = compat.below_autograd_of(self.op, keyset)
@@ -171,15 +171,15 @@ class _Differentiable:
         with compat.below_autograd():
             return op(*args)
 
-    def _forward(self, ctx: Any, op: Any, save: bool, *args: Any) -> Any:
-        n, options, tensors = self.n, args[: self.n_options], args[self.n_options :]
+    def _forward(self, ctx: Any, op: Any, save: bool, options: tuple[Any, ...], *tensors: Tensor) -> Any:
+        n = self.n
         with compat.below_autograd():
             results = op(*tensors[:n], list(tensors[n:]), *options, save)
         ctx.was_saved = save
         needed, directions = ctx.needs_input_grad[-len(tensors) :], int(tensors[1].size(0))
         read, ctx.unread = self._what_backward_reads(tensors, needed, directions)
         saved = results[self.n_results :]
-        ctx.save_for_backward(*keep_tensors(ctx, options), results[0], *saved, *read)
+        ctx.save_for_backward(*keep(ctx, options), results[0], *saved, *read)
         ctx.mark_non_differentiable(*saved)
         ctx.set_materialize_grads(False)
         return results
@@ -190,14 +190,12 @@ class _Differentiable:
                 f"seqkernels::{self.info.name} ran with save_for_backward=False and kept nothing to derive; "
                 "call it with save_for_backward=True where gradients are needed"
             )
-        first = 2 + self.n_options  # op and save come before the options
-        n, needs_grad = self.n, compat.wanted_by_engine(ctx, ctx.needs_input_grad[first:])
-        saved = ctx.saved_tensors
-        options = with_numbers(ctx, saved[: self.n_options])
-        kept = saved[self.n_options : -len(needs_grad)]
+        n, needs_grad = self.n, compat.wanted_by_engine(ctx, ctx.needs_input_grad[3:])
+        options, saved = kept(ctx)
         tensors = self._inputs(ctx, saved[-len(needs_grad) :])
-        args = (*grads[: self.n_results], *tensors[:n], tensors[n:], *options, *kept, needs_grad)
-        return *[None] * first, *_where(needs_grad, self._run_backward(args))
+        results = saved[: -len(needs_grad)]
+        args = (*grads[: self.n_results], *tensors[:n], tensors[n:], *options, *results, needs_grad)
+        return None, None, None, *_where(needs_grad, self._run_backward(args))
 
     def _forward_step(self, ctx: Any, *tensors: Tensor) -> Any:
         n = self.n
@@ -263,12 +261,11 @@ class _Differentiable:
         n, grads, args = self.n, inputs[: self.n_results], inputs[self.n_results :]
         ctx.needs_grad = inputs[-1]
         options = args[n + 1 : n + 1 + self.n_options]
-        ctx.save_for_backward(*keep_tensors(ctx, options), *grads, *args[:n], *args[n])
+        ctx.save_for_backward(*keep(ctx, options), *grads, *args[:n], *args[n])
         ctx.set_materialize_grads(False)
 
     def _double_backward(self, ctx: Any, *v: Any) -> tuple[Any, ...]:
-        n, options = self.n, with_numbers(ctx, ctx.saved_tensors[: self.n_options])
-        tensors = ctx.saved_tensors[self.n_options :]
+        n, (options, tensors) = self.n, kept(ctx)
         grads, inputs = tensors[: self.n_results], tensors[self.n_results :]
 
         def run(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -294,18 +291,24 @@ class _Differentiable:
         return *found[:n], found[n:]
 
 
-def keep_tensors(ctx: Any, values: Sequence[Any]) -> Sequence[Tensor | None]:
-    """The tensors among these, to be saved; what is a number stays in `ctx`, if there is one."""
-    numbers = [None if isinstance(value, Tensor) else value for value in values]
-    ctx.numbers = numbers if any(number is not None for number in numbers) else None
-    return values if ctx.numbers is None else [v if isinstance(v, Tensor) else None for v in values]
+_A_TENSOR = object()  # in the place of one that is saved
 
 
-def with_numbers(ctx: Any, tensors: Sequence[Tensor | None]) -> Sequence[Any]:
-    """The values that `keep_tensors` got, from the tensors that it gave."""
-    if ctx.numbers is None:
-        return tensors
-    return [number if t is None else t for number, t in zip(ctx.numbers, tensors, strict=True)]
+def keep(ctx: Any, values: Sequence[Any]) -> list[Tensor]:
+    """The tensors among these, which are to be saved first; the other values stay in `ctx`."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    ctx.n_kept = len(tensors)
+    ctx.kept = [_A_TENSOR if isinstance(v, Tensor) else v for v in values] if tensors else values
+    return tensors
+
+
+def kept(ctx: Any) -> tuple[Sequence[Any], Sequence[Any]]:
+    """The values that `keep` got, and what was saved after its tensors."""
+    saved, n = ctx.saved_tensors, ctx.n_kept
+    if n == 0:
+        return ctx.kept, saved
+    tensors = iter(saved[:n])
+    return [next(tensors) if value is _A_TENSOR else value for value in ctx.kept], saved[n:]
 
 
 @functools.lru_cache(maxsize=256)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import _torch_compat as compat
-from ._ops import OPS, keep_tensors, with_numbers
+from ._ops import OPS, keep, kept
 
 Args = Sequence[Any]
 
@@ -121,7 +121,7 @@ class _Transformable:
         first_weight = self._op.n_others
         ctx.n_weights = len(inputs) - first_weight
         ctx.save_for_backward(
-            *keep_tensors(ctx, inputs[: first_weight - 1]),
+            *keep(ctx, inputs[: first_weight - 1]),
             output[0],
             *output[self.n_results :],
             *inputs[first_weight:],
@@ -132,9 +132,9 @@ class _Transformable:
     def _backward(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         n, first_weight, asked = self.n, self._op.n_others, ctx.needs_input_grad
         needs_grad = (*asked[:n], *asked[first_weight:])
-        saved, weights = ctx.saved_tensors[: -ctx.n_weights], list(ctx.saved_tensors[-ctx.n_weights :])
-        n_given = first_weight - 1
-        inputs = (*with_numbers(ctx, saved[:n_given]), *saved[n_given:])
+        given, saved = kept(ctx)
+        results, weights = saved[: -ctx.n_weights], list(saved[-ctx.n_weights :])
+        inputs = (*given, *results)
         found = self._backward_op(*grads[: self.n_results], *inputs[:n], weights, *inputs[n:], needs_grad)
         wanted = [g if needed else None for g, needed in zip(found, needs_grad, strict=True)]
         return *wanted[:n], *[None] * (first_weight - n), *wanted[n:]
@@ -142,15 +142,14 @@ class _Transformable:
     def _setup_double_backward(self, ctx: Any, inputs: Args, output: Args) -> None:
         first_weight = self._backward_op.n_others
         given = inputs[: self.n_results + self.n + self.n_options]
-        ctx.save_for_backward(*keep_tensors(ctx, given), *inputs[first_weight:])
+        ctx.save_for_backward(*keep(ctx, given), *inputs[first_weight:])
         ctx.set_materialize_grads(False)
 
     def _double_backward(self, ctx: Any, *v: Tensor | None) -> tuple[Tensor | None, ...]:
         n, n_grads = self.n, self.n_results
-        first_option, saved = n_grads + n, ctx.saved_tensors
-        end = first_option + self.n_options
-        options = with_numbers(ctx, saved[:end])[first_option:]
-        grads, inputs = saved[:n_grads], (*saved[n_grads:first_option], *saved[end:])
+        (given, weights), first_option = kept(ctx), n_grads + n
+        grads, inputs = given[:n_grads], (*given[n_grads:first_option], *weights)
+        options = given[first_option:]
 
         def run(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
             return self.ops.by_reference(inputs, options)

@@ -7,7 +7,6 @@ with torch's generator. The modules of this package are built on these functions
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -97,7 +96,7 @@ def lstm(
         norm_eps=check_norm_eps(norm_eps),
     )
     if norm is None and len(weights) == num_layers * spec.directions * (5 if bias else 3):
-        spec = replace(spec, cell="lstm_projected")
+        spec = spec._replace(cell="lstm_projected")
     return run(spec, x, _pair(hx), weights)
 
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.nn.utils import parametrize
 
 from . import _fused, _tools, dispatch
 from . import _torch_compat as compat
+from .regularization import check_probability, zoneout_pair
 from .subclasses import FUSED, fused_class, plain_class, why_not_fused
 
 __all__ = ["FUSED", "fuse", "unfuse"]
 
+OPTIONS = ("recurrent_dropout", "zoneout", "weight_dropout")  # which leave results as many as they are
 Model = TypeVar("Model", bound=torch.nn.Module)
 
 
-def fuse(model: Model, backend: str = "auto") -> Model:
+def fuse(model: Model, backend: str = "auto", **options: Any) -> Model:
     """Make every recurrent layer and cell of torch.nn in `model` a fused one, in place.
 
     The modules stay the same objects with the same parameters, buffers, hooks and parametrizations, so
@@ -28,12 +30,15 @@ def fuse(model: Model, backend: str = "auto") -> Model:
     Args:
         model: Any module.
         backend: As for `FusedLSTM`; also set on layers that are fused already.
+        **options: Likewise `recurrent_dropout`, `zoneout` or `weight_dropout`; of these, Cells have zoneout
+            alone, and layers without c the first one of a pair.
 
     Returns:
         `model`.
 
     Raises:
-        ValueError: An unknown `backend`.
+        ValueError: An unknown `backend`, or what is no probability; `model` is as it was then.
+        TypeError: An option that there is not, or what is no number.
 
     Example:
         >>> model = seqkernels.fuse(torch.nn.Sequential(torch.nn.LSTM(8, 16)))
@@ -41,6 +46,11 @@ def fuse(model: Model, backend: str = "auto") -> Model:
         'FusedLSTM'
     """
     dispatch.check_backend(backend)
+    for name, value in options.items():
+        if name not in OPTIONS:
+            raise TypeError(f"fuse takes {', '.join(OPTIONS)}, got {name}")
+        is_pair = name == "zoneout" and isinstance(value, (tuple, list))
+        zoneout_pair(value, has_cell_state=True) if is_pair else check_probability(name, value)
     left_alone: dict[str, str] = {}
     for module in model.modules():
         kind = parametrize.type_before_parametrizations(module)
@@ -55,6 +65,10 @@ def fuse(model: Model, backend: str = "auto") -> Model:
                 module.__dict__["_fastpath_supported"] = False
         if isinstance(module, _fused._Fused):
             module.backend = backend
+            for name, value in options.items():
+                if hasattr(type(module), name):
+                    is_pair = isinstance(value, (tuple, list)) and not module._has_cell_state
+                    setattr(module, name, value[0] if is_pair else value)
     for name, reason in left_alone.items():
         warnings.warn(f"fuse leaves {name} alone: {reason}", stacklevel=2)
     return model

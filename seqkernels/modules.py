@@ -48,13 +48,38 @@ class FusedLSTM(ForgetBias, Norm, Regularization, CellStates, _FusedLayer, torch
         norm_eps: Added to variances. ValueError if it is negative, TypeError if it is no number. With 0,
             the norm of numbers that are all the same is NaN, as that of a product with a state of zeros.
 
-    `forward` takes one argument more: `reset_mask`, a bool tensor [T, B] ([B, T] with `batch_first`, [T] for
-    unbatched input, the rows of a PackedSequence's data), makes sequences start anew. Where it is true,
-    nothing passes from step t - 1 to step t, nor gradients back: step t starts from a state of zeros, step 0
-    from zeros instead of `hx`; the backward direction starts from zeros at step t - 1. It is read on the CPU,
-    so a mask on a GPU waits for the GPU, and torch.compile leaves the graph for such a call. The segments
-    between resets run side by side, as one PackedSequence. A mask that is no bool tensor raises TypeError,
-    one of another shape ValueError.
+        recurrent_dropout: While training, the probability of zeroing a unit of h where it meets W_hh, with
+            one mask for all steps of a sequence; the others are multiplied by 1 / (1 - p). Each layer,
+            direction and sequence has its own. Gal, Ghahramani, "A theoretically grounded application of
+            dropout in recurrent neural networks", 2016, https://arxiv.org/abs/1512.05287.
+        zoneout: The probability with which a unit keeps the value that it had before a step, drawn for each
+            step and unit while training; in evaluation, the mean of both values. One number for h and c, or a
+            pair of them. Krueger et al., "Zoneout: Regularizing RNNs by randomly preserving hidden
+            activations", 2017, https://arxiv.org/abs/1606.01305.
+        weight_dropout: While training, the probability of zeroing an element of W_hh, drawn once a call; the
+            others are multiplied by 1 / (1 - p). Merity, Keskar, Socher, "Regularizing and optimizing LSTM
+            language models", 2018, https://arxiv.org/abs/1708.02182.
+        return_cell_states: Whether `forward` returns c of every step of the last layer, too.
+
+        These may be set at any time. Masks come from torch's generator of the device: a seed repeats them.
+        ValueError for what is no probability, TypeError for what is no number.
+
+    `forward` takes two arguments more:
+
+        reset_mask: Bool [T, B] ([B, T] with `batch_first`, [T] for unbatched input, the rows of a
+            PackedSequence's data): sequences start anew. Where it is true, nothing passes from step t - 1 to
+            step t, nor gradients back: step t starts from a state of zeros, step 0 from zeros instead of
+            `hx`; the backward direction starts from zeros at step t - 1. TypeError if it is no bool tensor,
+            ValueError if it has another shape.
+        lengths: int64 or int32 [B], or a list, in any order, of padded input: how many steps of each sequence
+            count, 0 to T. The state does not advance beyond them, the output (and cell states) there are
+            zero, and what the input holds there is not read; h_n and c_n are those at the end of each
+            sequence, for a length of 0 those of `hx`; the backward direction starts at that end. The same as
+            packing and unpacking. TypeError for other dtypes, ValueError for another shape and, on the CPU,
+            for lengths that are negative or above T.
+
+    It returns `(output, (h_n, c_n))`, or with `return_cell_states` `(output, (h_n, c_n), cell_states)`, of
+    which the last one is [T, B, D*H], or a PackedSequence, as the output; with proj_size, too.
 
     Example:
         >>> lstm = seqkernels.FusedLSTM(8, 16, num_layers=2, bidirectional=True)
@@ -63,6 +88,11 @@ class FusedLSTM(ForgetBias, Norm, Regularization, CellStates, _FusedLayer, torch
         (torch.Size([5, 3, 32]), torch.Size([4, 3, 16]))
         >>> done = torch.rand(5, 3) < 0.1  # episodes of reinforcement learning that start at a step
         >>> output, (h_n, c_n) = lstm(torch.randn(5, 3, 8), reset_mask=done)
+        >>> lengths = torch.tensor([5, 0, 2])
+        >>> lstm = seqkernels.FusedLSTM(8, 16, zoneout=0.1, recurrent_dropout=0.2, return_cell_states=True)
+        >>> output, (h_n, c_n), c = lstm(torch.randn(5, 3, 8), lengths=lengths)
+        >>> bool((c[1, 2] == c_n[0, 2]).all()), int(output[2:, 2].count_nonzero())
+        (True, 0)
         >>> sorted(seqkernels.FusedLSTM(8, 16, norm="layer-joint").state_dict())[2:5]
         ['norm_c_bias_l0', 'norm_c_weight_l0', 'norm_hh_weight_l0']
     """
@@ -90,7 +120,8 @@ class FusedGRU(Norm, ResetAfter, Regularization, _FusedLayer, torch.nn.GRU):
 
     Args:
         *args, **kwargs: As for `torch.nn.GRU`.
-        backend: As for `FusedLSTM`, as is `reset_mask` of `forward`.
+        backend, recurrent_dropout, zoneout, weight_dropout: As for `FusedLSTM`, as are `reset_mask` and
+            `lengths` of `forward`; zoneout is a number.
         reset_after: True computes n = tanh(W_in x + b_in + r * (W_hn h + b_hn)), as torch.nn and cuDNN do:
             Cho et al. 2014, https://arxiv.org/abs/1406.1078, version 1. False applies the reset gate before
             the product, n = tanh(W_in x + b_in + W_hn (r * h) + b_hn): version 3 of the same paper, and what
@@ -129,7 +160,8 @@ class FusedRNN(Regularization, _FusedLayer, torch.nn.RNN):
 
     Args:
         *args, **kwargs: As for `torch.nn.RNN`.
-        backend: As for `FusedLSTM`, as is `reset_mask` of `forward`.
+        backend, recurrent_dropout, zoneout, weight_dropout: As for `FusedLSTM`, as are `reset_mask` and
+            `lengths` of `forward`; zoneout is a number.
 
     Example:
         >>> output, h_n = seqkernels.FusedRNN(8, 16, nonlinearity="relu")(torch.randn(5, 3, 8))
@@ -158,7 +190,10 @@ class FusedLSTMCell(ForgetBias, Zoneout, _FusedCell, torch.nn.LSTMCell):
 
     Args:
         *args, **kwargs: As for `torch.nn.LSTMCell`.
-        backend, forget_bias: As for `FusedLSTM`.
+        backend, forget_bias, zoneout: As for `FusedLSTM`.
+
+    `forward` takes one argument more, `reset_mask`, bool [B] (or [] for unbatched input): where it is true,
+    the step starts from zeros instead of `hx`.
 
     Example:
         >>> h, c = seqkernels.FusedLSTMCell(8, 16)(torch.randn(3, 8))
@@ -180,7 +215,7 @@ class FusedGRUCell(ResetAfter, Zoneout, _FusedCell, torch.nn.GRUCell):
 
     Args:
         *args, **kwargs: As for `torch.nn.GRUCell`.
-        backend: As for `FusedLSTM`.
+        backend, zoneout: As for `FusedLSTM`, as is `reset_mask` for `FusedLSTMCell`.
         reset_after: As for `FusedGRU`.
 
     Example:
@@ -199,7 +234,7 @@ class FusedRNNCell(Zoneout, _FusedCell, torch.nn.RNNCell):
 
     Args:
         *args, **kwargs: As for `torch.nn.RNNCell`.
-        backend: As for `FusedLSTM`.
+        backend, zoneout: As for `FusedLSTM`, as is `reset_mask` for `FusedLSTMCell`.
 
     Example:
         >>> seqkernels.FusedRNNCell(8, 16, nonlinearity="relu")(torch.randn(3, 8)).shape

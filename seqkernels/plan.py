@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _C, _cudnn, _fused, dispatch
+from . import _C, _cudnn, _fused, dispatch, resets
 from . import _torch_compat as compat
 from ._extension import BUILD_CONFIG
 from ._ops import cast, tf32_allowed
@@ -109,7 +109,7 @@ def explain(module: torch.nn.Module, x: Any, hx: Any = None, **kwargs: Any) -> A
     if isinstance(module, Frozen):
         return _explain_frozen(module, x, hx)
     if isinstance(module, Recurrent):
-        return _explain_layer(module, x, hx)
+        return _explain_layer(module, x, hx, **kwargs)
     arguments = (x,) if hx is None else (x, hx)
     return _explain_model(module, (*Recurrent, Frozen), arguments, kwargs)
 
@@ -127,7 +127,8 @@ def _explain_model(
 
     def record(name: str, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x, hx, *_ = *args, *(kwargs[k] for k in ("input", "x", "hx") if k in kwargs), None
-        explained = explain(module, x, hx)
+        given = {k: kwargs[k] for k in ("reset_mask", "lengths") if kwargs.get(k) is not None}
+        explained = explain(module, x, hx, **given)
         if explained not in layers[name]:
             layers[name].append(explained)
 
@@ -152,7 +153,13 @@ def _raises(reasons: list[str]) -> Explanation:
     return Explanation("none", "the call raises", reasons)
 
 
-def _explain_layer(module: torch.nn.Module, x: Tensor | PackedSequence, hx: State) -> Explanation:
+def _explain_layer(
+    module: torch.nn.Module,
+    x: Tensor | PackedSequence,
+    hx: State,
+    reset_mask: Tensor | None = None,
+    lengths: Tensor | None = None,
+) -> Explanation:
     cls = parametrize.type_before_parametrizations(module)
     reason = why_no_kernel(cls) if isinstance(module, _fused._Fused) else why_not_fused(module)
     if reason:
@@ -165,10 +172,14 @@ def _explain_layer(module: torch.nn.Module, x: Tensor | PackedSequence, hx: Stat
         if dims[1] == 3 and x.size(1 if dim == 3 and module.batch_first else 0) == 0:
             return _raises(["no steps"])
     call = _call(module, x, hx)
+    call.spec = call.spec._replace(reset_mask=reset_mask, lengths=lengths)
+    segments = resets.are_segments(call.spec, call.x)
+    if segments:
+        call.spec = call.spec._replace(reset_mask=None)
     if any(w is None for w in (call.weights if dims[1] == 3 else call.weights[:2])):
         return _raises(["weights that are None"])
     spec, data, device_type = call.spec, call.x, call.x.device.type
-    kind = _kind(spec.cell)
+    kind = _kind(spec.cell) + (", segments between resets side by side" if segments else "")
     reasons = dispatch.not_supported_reasons(spec, data, call.state, call.weights)
     if spec.backend == "reference":
         reasons.insert(0, "backend='reference' (asked for)")
@@ -192,7 +203,7 @@ def _kind(cell: str) -> str:
 
 @dataclass
 class _Call:
-    """What a module's forward hands to `functional.run`; of a state that is not given, the sizes alone."""
+    """What a module's forward hands to `stack.run`; of a state that is not given, the sizes alone."""
 
     spec: LayerSpec
     x: Tensor
@@ -214,7 +225,7 @@ def _call(module: torch.nn.Module, x: Tensor | PackedSequence, hx: State) -> _Ca
 
     is_layer = isinstance(module, torch.nn.RNNBase)
     if isinstance(x, PackedSequence):
-        spec, batch = replace(spec, batch_first=False, batch_sizes=x.batch_sizes), int(x.batch_sizes[0])
+        spec, batch = spec._replace(batch_first=False, batch_sizes=x.batch_sizes), int(x.batch_sizes[0])
     else:
         if data.dim() == (2 if is_layer else 1):  # a single sequence, or a single row
             data, state = data.unsqueeze(1 if is_layer else 0), [s.unsqueeze(-2) for s in state]
@@ -222,7 +233,7 @@ def _call(module: torch.nn.Module, x: Tensor | PackedSequence, hx: State) -> _Ca
             data = data.transpose(0, 1)
         if not is_layer:
             data, state = data.unsqueeze(0), [s.unsqueeze(0) for s in state]
-        spec, batch = replace(spec, batch_first=False), data.size(1)
+        spec, batch = spec._replace(batch_first=False), data.size(1)
     if not state:
         sizes: Any = [getattr(module, "proj_size", 0) or module.hidden_size, module.hidden_size]
         layers = spec.num_layers * spec.directions
@@ -247,10 +258,14 @@ def spec_of(module: torch.nn.Module) -> LayerSpec:
         if cell not in CELLS:
             raise ValueError(f"this {type(module).__name__} has a nonlinearity that torch does not know")
         if not isinstance(module, torch.nn.RNNBase):
-            return LayerSpec(cell, bias=bool(module.bias), backend=backend)
+            fields = module._recurrence if isinstance(module, _fused._Fused) else {}
+            step = LayerSpec(cell, bias=bool(module.bias), backend=backend, training=module.training)
+            return step._replace(**fields)
         m = module
+        if isinstance(m, _fused._FusedLayer):
+            return m._spec()
         options = (m.num_layers, m.bias, m.bidirectional, m.batch_first, m.dropout, m.training)
-        return LayerSpec(cell, *options, backend, norm_eps=getattr(module, "norm_eps", 1e-5))
+        return LayerSpec(cell, *options, backend)
     raise TypeError(f"explain takes a recurrent layer or cell, got {type(module).__name__}")
 
 

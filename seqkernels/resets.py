@@ -9,7 +9,7 @@ sequences in each. Only rows are moved, there and back.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -44,7 +44,7 @@ def run(
         x, state, weights: As for `seqkernels.stack.run`.
     """
     mask: Tensor = spec.reset_mask.detach().cpu()  # type: ignore[union-attr]
-    plain = replace(spec, reset_mask=None)
+    plain = spec._replace(reset_mask=None)
     if not bool(mask.any()):
         return run(plain, x, state, weights)
     _check_sizes(spec, x, state)
@@ -53,7 +53,7 @@ def run(
     else:
         rows, first = _rows_of_padded(mask.shape, 0 if spec.batch_first else 1)
     segments = _segments(rows, first, mask.flatten()[rows]).to(x.device)
-    packed = replace(plain, batch_first=False, batch_sizes=segments.batch_sizes)
+    packed = plain._replace(batch_first=False, batch_sizes=segments.batch_sizes)
     initial = tuple(segments.initial(s, spec.directions) for s in state)
     output, *rest = run(packed, x.flatten(0, -2).index_select(0, segments.order), initial, weights)
     finals, cell_states = rest[: len(state)], rest[len(state) :]

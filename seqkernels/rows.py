@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,7 +34,7 @@ def check(spec: LayerSpec, x: Tensor) -> LayerSpec:
         batch_dim = 0 if spec.batch_first else 1
         lengths = check_lengths(lengths, x.shape[batch_dim : batch_dim + 1], x.size(1 - batch_dim))
         lengths = lengths.to(device=x.device, dtype=torch.int64)
-    return replace(spec, reset_mask=mask, lengths=lengths)
+    return spec._replace(reset_mask=mask, lengths=lengths)
 
 
 def check_reset_mask(reset_mask: Any, shape: torch.Size) -> None:

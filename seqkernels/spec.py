@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -35,8 +34,7 @@ class Masks(NamedTuple):
 NO_MASKS = Masks()
 
 
-@dataclass(frozen=True)
-class LayerSpec:
+class LayerSpec(NamedTuple):
     """The options of a stack of layers, and the optional tensors of one call.
 
     It goes as a whole from a module or a function to whatever runs the call; only who reads a field names it.

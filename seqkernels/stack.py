@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,7 +39,7 @@ def run(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]) -> 
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         if spec.batch_first:
             if spec.reset_mask is not None:
-                spec = replace(spec, reset_mask=spec.reset_mask.transpose(0, 1))
+                spec = spec._replace(reset_mask=spec.reset_mask.transpose(0, 1))
             output, *finals = _run_stack(spec, x.transpose(0, 1), state, weights)
             if spec.return_cell_states:
                 finals[-1] = finals[-1].transpose(0, 1)
@@ -72,7 +71,7 @@ def _run_layers(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tens
         own = tuple(s[n * directions : (n + 1) * directions] for s in state)
         layer, own_weights = spec, weights[n * per_layer : (n + 1) * per_layer]
         if spec.return_cell_states and n < spec.num_layers - 1:
-            layer = replace(layer, return_cell_states=False)
+            layer = layer._replace(return_cell_states=False)
         if spec.draws:
             layer, own_weights = regularization.draw(layer, x, own, own_weights)
         x, *final = run_layer(layer, x, own, own_weights)
@@ -118,7 +117,7 @@ def _run_step(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor
         return _ops.OPS[spec.cell].step(x, state, weights)
     x, state = x.unsqueeze(0), tuple([s.unsqueeze(0) for s in state])
     if spec.reset_mask is not None:
-        spec = replace(spec, reset_mask=spec.reset_mask.to(x.device).unsqueeze(0))
+        spec = spec._replace(reset_mask=spec.reset_mask.to(x.device).unsqueeze(0))
     if spec.draws:
         spec, weights = regularization.draw(spec, x, state, weights)
     _, *finals = LAYERS[implementation](spec, x, state, weights)

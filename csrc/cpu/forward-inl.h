@@ -415,7 +415,7 @@ class ForwardLoop {
           const T* input = nullptr;
           if constexpr (stage < kInputStages)
             input = input_gates<stage>(slice.direction, chunk, panel, step.chunk_row + b);
-          return CellRow{b, input, tile + r * width, nullptr};
+          return row_at(step, b, input, tile + r * width, nullptr);
         };
         pointwise_rows<stage>(step, panel, {0, rows.size()}, cell_row);
       }
@@ -448,7 +448,12 @@ class ForwardLoop {
     int64_t b;                   // sequence
     const T *input, *hidden;     // gates [panel width]
     const Scaling<T>* scalings;  // of its groups of gates, where they are normalised
+    S* output;
+    bool restarts;  // whether its next step starts from zeros
   };
+  CellRow row_at(const Step& step, int64_t b, const T* input, const T* hidden, const Scaling<T>* scalings) const {
+    return {b, input, hidden, scalings, output_row(step, b), b < step.ending && is_reset(step.resets, shape_, b)};
+  }
 
   template <int stage, int kRows = kSideBySide, class Row>
   void pointwise_rows(const Step& step, int64_t panel, Range range, const Row& cell_row) const;
@@ -458,12 +463,10 @@ class ForwardLoop {
   S* output_row(const Step& step, int64_t b) const {
     return step.output + sequence_of(shape_, b) * p_.output.batch_stride;
   }
-  // Whether the next step of sequence b starts from zeros.
-  bool restarts(const Step& step, int64_t b) const { return b < step.ending && is_reset(step.resets, shape_, b); }
   template <class Vectors>
   void zone(const Step& step, const ZoneoutOf<T>& zoneout, int64_t units, int64_t u, const CellRow* rows,
             const Vectors& before, Vectors& made) const;
-  void finish_h(const Step& step, int64_t b, int64_t u, V h) const;
+  void finish_h(const Step& step, const CellRow& row, int64_t u, V h) const;
   void finish_c(const Step& step, int64_t b, int64_t u, V c) const;
   template <class P>
   void save(P* row, int64_t u, V value) const;

@@ -89,10 +89,10 @@ SEQKERNELS_INLINE void ForwardLoop<Cell, S, F>::pointwise(const Step& step, int6
                         is_masked ? masked(step.direction, b, u, h) : h);
         }
       } else {
-        finish_h(step, b, u, h);
+        finish_h(step, rows[i], u, h);
       }
       if constexpr (kHasC) {
-        store(c(i), kMakesC && restarts(step, b) ? V(0) : made.c.part[i]);
+        store(c(i), kMakesC && rows[i].restarts ? V(0) : made.c.part[i]);
         if constexpr (kMakesC) finish_c(step, b, u, made.c.part[i]);
       }
     }
@@ -118,13 +118,13 @@ SEQKERNELS_INLINE void ForwardLoop<Cell, S, F>::store_operand(E* row, int64_t u,
 
 // The new state of sequence b.
 template <class Cell, class S, class F>
-SEQKERNELS_INLINE void ForwardLoop<Cell, S, F>::finish_h(const Step& step, int64_t b, int64_t u, V h) const {
-  const int64_t valid = size_.outputs - u;
-  const V next = restarts(step, b) ? V(0) : h;
+SEQKERNELS_INLINE void ForwardLoop<Cell, S, F>::finish_h(const Step& step, const CellRow& row, int64_t u, V h) const {
+  const int64_t valid = size_.outputs - u, b = row.b;
+  const V next = row.restarts ? V(0) : h;
   store_operand(step.h + b * h_stride_, u, size_.outputs, next);
   if (p_.transition.recurrent_mask)
     store_operand(step.masked_h + b * h_stride_, u, size_.outputs, masked(step.direction, b, u, next));
-  store(output_row(step, b) + u, h, valid);
+  store(row.output + u, h, valid);
   if (b >= step.ending) store(state_row(p_.h_n, size_.outputs, step.direction, b) + u, h, valid);
 }
 template <class Cell, class S, class F>

@@ -140,7 +140,7 @@ inline void ForwardLoop<Cell, S, F>::run_normalized_stage(const ThreadSlice& sli
   for (int64_t panel = panels.begin; panel < panels.end; ++panel)
     pointwise_rows<stage>(step, panel, {0, sequences}, [&](int64_t r) {
       const int64_t b = slice.sequence(r);
-      return CellRow{b, input(panel, r), hidden_gates(panel, r), scalings + b * kGroups};
+      return row_at(step, b, input(panel, r), hidden_gates(panel, r), scalings + b * kGroups);
     });
 }
 

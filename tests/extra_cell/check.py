@@ -37,7 +37,7 @@ def layers() -> None:
     first, second = (Problem(NAME, 4, 3, i, 6, directions=2) for i in (5, 12))
     weights, state = [*first.weights, *second.weights], (torch.cat([*first.states, *second.states]),)
     native = seqkernels.stack.run(spec, first.x, state, weights)
-    plain = seqkernels.spec.LayerSpec(**{**vars(spec), "backend": "reference"})
+    plain = spec._replace(backend="reference")
     for got, want in zip(native, seqkernels.stack.run(plain, first.x, state, weights), strict=True):
         assert error_of(got, want) <= TOLERANCES[torch.float32]
 
