@@ -84,10 +84,10 @@ class Loop(nn.Module):
         self.cell = getattr(nn, f"{layer.mode}Cell")(layer.input_size, layer.hidden_size)
         for name, parameter in layer.named_parameters():
             setattr(self.cell, name.removesuffix("_l0"), nn.Parameter(parameter.detach().clone()))
-        self.option, self.has_c = option, layer.mode == "LSTM"
+        self.option, self.has_c, self.hidden = option, layer.mode == "LSTM", layer.hidden_size
 
     def forward(self, x: Tensor, reset_mask: Tensor | None = None) -> tuple[Tensor, ...]:
-        h = x.new_zeros(x.size(1), self.cell.hidden_size)
+        h = x.new_zeros(x.size(1), self.hidden)
         state: tuple[Tensor, ...] = (h, h) if self.has_c else (h,)
         mask = torch.dropout(torch.ones_like(h), P, True)
         outputs, cells = [], []
@@ -135,7 +135,8 @@ class DroppedWeight(nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        dropped = nn.functional.dropout(self.layer.weight_hh_l0, P, self.training)
+        weight: Any = self.layer.weight_hh_l0
+        dropped = nn.functional.dropout(weight, P, self.training)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # weights are not contiguous in memory
             return (torch.func.functional_call(self.layer, {"weight_hh_l0": dropped}, (x,))[0],)

@@ -75,6 +75,7 @@ Layer::Layer(const LayerInputs& inputs)
   x_ = with_contiguous_rows(x_);
 
   directions_ = inputs.h0.size(0);
+  if (spec_.reverse && directions_ != 1) fail("reverse needs one direction in h0, got ", directions_);
   batch_ = inputs.h0.size(1);
   output_size_ = inputs.h0.size(2);
   if (output_size_ == 0) fail("h0 must have at least one hidden unit in its last dimension, got 0");

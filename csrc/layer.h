@@ -18,8 +18,9 @@ using torch::stable::Tensor;
 struct LayerSpec {
   CellKind cell;
   std::optional<Tensor> batch_sizes;  // [T] of a packed sequence
+  bool reverse = false;               // the only direction is the one from the last step to the first
   std::optional<Tensor> lengths;      // [B] of padded sequences; rows beyond them are neither read nor counted
-  // Bool, a value for each row of x: the state before it is zero, in the second direction that before the row before it.
+  // Bool, a value for each row of x: the state before it is zero, in reverse that before the row before it.
   std::optional<Tensor> reset_mask;
   std::optional<Tensor> recurrent_mask;  // [D, B, P] factors of h where it meets W_hh
   // Zoneout: bool, like output, whether a unit of h keeps the value before the step; without, so much of it is kept.

@@ -28,9 +28,10 @@ std::string options(const CellInfo& cell, bool with_defaults) {
   const auto option = [&](const char* declaration, const char* value) {
     return ", " + std::string(declaration) + (with_defaults ? value : "");
   };
-  std::string all = option("Tensor? batch_sizes", "=None") + option("Tensor? lengths", "=None") +
-                    option("Tensor? reset_mask", "=None") + option("Tensor? recurrent_mask", "=None") +
-                    option("Tensor? zoneout_h", "=None") + option("float zoneout_h_rate", "=0.");
+  std::string all = option("Tensor? batch_sizes", "=None") + option("bool reverse", "=False") +
+                    option("Tensor? lengths", "=None") + option("Tensor? reset_mask", "=None") +
+                    option("Tensor? recurrent_mask", "=None") + option("Tensor? zoneout_h", "=None") +
+                    option("float zoneout_h_rate", "=0.");
   if (cell.has_cell_state)
     all += option("Tensor? zoneout_c", "=None") + option("float zoneout_c_rate", "=0.") +
            option("bool return_cell_states", "=False");
@@ -98,8 +99,9 @@ LayerInputs take_inputs(Arguments& arguments, CellKind cell) {
   if (cell_info(cell).has_cell_state) inputs.c0 = arguments.take<Tensor>();
   inputs.weights = arguments.take<std::vector<Tensor>>();
   LayerSpec& spec = inputs.spec;
-  for (std::optional<Tensor>* tensor :
-       {&spec.batch_sizes, &spec.lengths, &spec.reset_mask, &spec.recurrent_mask, &spec.zoneout_h})
+  spec.batch_sizes = arguments.take<std::optional<Tensor>>();
+  spec.reverse = arguments.take<bool>();
+  for (std::optional<Tensor>* tensor : {&spec.lengths, &spec.reset_mask, &spec.recurrent_mask, &spec.zoneout_h})
     *tensor = arguments.take<std::optional<Tensor>>();
   spec.zoneout_h_rate = arguments.take<double>();
   if (cell_info(cell).has_cell_state) {

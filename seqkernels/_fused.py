@@ -95,7 +95,8 @@ class _Fused(torch.nn.Module):
         options = self.__dict__.get("_options")
         if given is not NOTHING or not options:
             return given is NOTHING
-        return not self.training and options.keys() <= {"recurrent_dropout", "weight_dropout"}
+        unread = {"recompute"} if self.training else {"recompute", "recurrent_dropout", "weight_dropout"}
+        return options.keys() <= unread
 
     qconfig = _tools.QConfig()
 

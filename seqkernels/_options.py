@@ -142,6 +142,12 @@ def _option(name: str, default: Any, check: Any, doc: str) -> Any:
     return property(get, set, doc=doc)
 
 
+def check_bool(name: str, value: Any) -> None:
+    """An error for what is no bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
 class _Recurrence(torch.nn.Module):
     """What options of the recurrence have in common."""
 
@@ -157,7 +163,8 @@ class _Recurrence(torch.nn.Module):
     @property
     def _beyond_torch(self) -> str:
         for name, value in self.__dict__.get("_options", {}).items():
-            return f"{name}={value!r}"
+            if name != "recompute":  # which computes the same
+                return f"{name}={value!r}"
         return str(super()._beyond_torch)  # type: ignore[misc]
 
     def extra_repr(self) -> str:
@@ -180,15 +187,21 @@ class Zoneout(_Recurrence):
     )
 
 
-class Regularization(Zoneout):
-    """The options of layers that draw masks; the other bases are as those of `Zoneout`."""
+class LayerOptions(Zoneout):
+    """The options of training layers; the other bases are as those of `Zoneout`."""
 
     def __init__(
-        self, *args: Any, recurrent_dropout: float = 0.0, weight_dropout: float = 0.0, **kwargs: Any
+        self,
+        *args: Any,
+        recurrent_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
+        recompute: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.recurrent_dropout = recurrent_dropout
         self.weight_dropout = weight_dropout
+        self.recompute = recompute
 
     recurrent_dropout = _option(
         "recurrent_dropout",
@@ -202,6 +215,12 @@ class Regularization(Zoneout):
         lambda self, value: check_probability("weight_dropout", value),
         "Probability of zeroing an element of W_hh in a call.",
     )
+    recompute = _option(
+        "recompute",
+        False,
+        lambda _, value: check_bool("recompute", value),
+        "Whether backward computes once more what forward would have saved for it.",
+    )
 
 
 class CellStates(_Recurrence):
@@ -211,11 +230,9 @@ class CellStates(_Recurrence):
         super().__init__(*args, **kwargs)
         self.return_cell_states = return_cell_states
 
-    @staticmethod
-    def _check(_: torch.nn.Module, value: Any) -> None:
-        if not isinstance(value, bool):
-            raise TypeError(f"return_cell_states must be True or False, got {value!r}")
-
     return_cell_states = _option(
-        "return_cell_states", False, _check, "Whether forward returns c of every step of the last layer, too."
+        "return_cell_states",
+        False,
+        lambda _, value: check_bool("return_cell_states", value),
+        "Whether forward returns c of every step of the last layer, too.",
     )

@@ -58,7 +58,8 @@ class Cell:
     @property
     def options(self) -> tuple[str, ...]:
         """What its op takes beside tensors that have gradients, in the order of its schema."""
-        names = ["batch_sizes", "lengths", "reset_mask", "recurrent_mask", "zoneout_h", "zoneout_h_rate"]
+        names = ["batch_sizes", "reverse", "lengths", "reset_mask", "recurrent_mask"]
+        names += ["zoneout_h", "zoneout_h_rate"]
         if self.has_cell_state:
             names += ["zoneout_c", "zoneout_c_rate", "return_cell_states"]
         return tuple(names + ["norm_eps"] * self.is_normalized)

@@ -35,6 +35,7 @@ def lstm(
     recurrent_dropout: float = 0.0,
     zoneout: float | tuple[float, float] = 0.0,
     weight_dropout: float = 0.0,
+    recompute: bool = False,
     return_cell_states: bool = False,
     norm: str | None = None,
     norm_eps: float = 1e-5,
@@ -59,6 +60,7 @@ def lstm(
         lengths: Of padded sequences, integers [B]. See `seqkernels.FusedLSTM`.
         recurrent_dropout, zoneout, weight_dropout: Probabilities; zoneout of h and c, or a pair of them. See
             `seqkernels.FusedLSTM`.
+        recompute: Whether backward computes once more what forward would have saved for it.
         return_cell_states: Whether c of every step of the last layer is a result, too.
         norm, norm_eps: None, "layer" or "layer-joint", and what is added to variances; see
             `seqkernels.FusedLSTM`.
@@ -93,6 +95,7 @@ def lstm(
         *(reset_mask, check_probability("recurrent_dropout", recurrent_dropout), zoneout_h, zoneout_c),
         weight_dropout=check_probability("weight_dropout", weight_dropout),
         return_cell_states=return_cell_states,
+        recompute=recompute,
         norm_eps=check_norm_eps(norm_eps),
     )
     if norm is None and len(weights) == num_layers * spec.directions * (5 if bias else 3):
@@ -117,6 +120,7 @@ def gru(
     recurrent_dropout: float = 0.0,
     zoneout: float = 0.0,
     weight_dropout: float = 0.0,
+    recompute: bool = False,
     reset_after: bool = True,
     norm: str | None = None,
     norm_eps: float = 1e-5,
@@ -141,6 +145,7 @@ def gru(
         *zoneout_pair(zoneout, has_cell_state=False),
         check_probability("weight_dropout", weight_dropout),
         norm_eps=check_norm_eps(norm_eps),
+        recompute=recompute,
     )
     return run(spec, x, (h0,), weights)  # type: ignore[return-value]
 
@@ -163,6 +168,7 @@ def rnn(
     recurrent_dropout: float = 0.0,
     zoneout: float = 0.0,
     weight_dropout: float = 0.0,
+    recompute: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """A stack of Elman layers: `(output, h_n)`.
@@ -182,6 +188,7 @@ def rnn(
         *(reset_mask, check_probability("recurrent_dropout", recurrent_dropout)),
         *zoneout_pair(zoneout, has_cell_state=False),
         check_probability("weight_dropout", weight_dropout),
+        recompute=recompute,
     )
     return run(spec, x, (h0,), weights)  # type: ignore[return-value]
 

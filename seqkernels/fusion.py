@@ -10,12 +10,14 @@ from torch.nn.utils import parametrize
 
 from . import _fused, _tools, dispatch
 from . import _torch_compat as compat
+from ._options import check_bool
 from .regularization import check_probability, zoneout_pair
 from .subclasses import FUSED, fused_class, plain_class, why_not_fused
 
 __all__ = ["FUSED", "fuse", "unfuse"]
 
-OPTIONS = ("recurrent_dropout", "zoneout", "weight_dropout")  # which leave results as many as they are
+# Of layers, those that leave results as many as they are.
+OPTIONS = ("recurrent_dropout", "zoneout", "weight_dropout", "recompute")
 Model = TypeVar("Model", bound=torch.nn.Module)
 
 
@@ -30,8 +32,8 @@ def fuse(model: Model, backend: str = "auto", **options: Any) -> Model:
     Args:
         model: Any module.
         backend: As for `FusedLSTM`; also set on layers that are fused already.
-        **options: Likewise `recurrent_dropout`, `zoneout` or `weight_dropout`; of these, Cells have zoneout
-            alone, and layers without c the first one of a pair.
+        **options: Likewise `recurrent_dropout`, `zoneout`, `weight_dropout` or `recompute`; of these, Cells
+            have zoneout alone, and layers without c the first one of a pair.
 
     Returns:
         `model`.
@@ -49,8 +51,12 @@ def fuse(model: Model, backend: str = "auto", **options: Any) -> Model:
     for name, value in options.items():
         if name not in OPTIONS:
             raise TypeError(f"fuse takes {', '.join(OPTIONS)}, got {name}")
-        is_pair = name == "zoneout" and isinstance(value, (tuple, list))
-        zoneout_pair(value, has_cell_state=True) if is_pair else check_probability(name, value)
+        if name == "zoneout":
+            zoneout_pair(value, has_cell_state=True)
+        elif name == "recompute":
+            check_bool(name, value)
+        else:
+            check_probability(name, value)
     left_alone: dict[str, str] = {}
     for module in model.modules():
         kind = parametrize.type_before_parametrizations(module)

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from ._fused import Given, _FusedCell, _FusedLayer
-from ._options import CellStates, ForgetBias, Norm, Regularization, ResetAfter, Zoneout
+from ._options import CellStates, ForgetBias, LayerOptions, Norm, ResetAfter, Zoneout
 from .cells import RNN_MODES
 from .spec import NORMS
 
 __all__ = ["FusedGRU", "FusedGRUCell", "FusedLSTM", "FusedLSTMCell", "FusedRNN", "FusedRNNCell"]
 
 
-class FusedLSTM(ForgetBias, Norm, Regularization, CellStates, _FusedLayer, torch.nn.LSTM):
+class FusedLSTM(ForgetBias, Norm, LayerOptions, CellStates, _FusedLayer, torch.nn.LSTM):
     """`torch.nn.LSTM` on fused kernels: the same arguments, state_dict, inputs, outputs and errors.
 
     Args:
@@ -59,6 +59,9 @@ class FusedLSTM(ForgetBias, Norm, Regularization, CellStates, _FusedLayer, torch
         weight_dropout: While training, the probability of zeroing an element of W_hh, drawn once a call; the
             others are multiplied by 1 / (1 - p). Merity, Keskar, Socher, "Regularizing and optimizing LSTM
             language models", 2018, https://arxiv.org/abs/1708.02182.
+        recompute: Whether backward computes once more what forward would have saved for it, chunk after chunk
+            of steps: less memory, for the time of one more forward pass. Results are the same, but in float16
+            and bfloat16 c is rounded between chunks.
         return_cell_states: Whether `forward` returns c of every step of the last layer, too.
 
         These may be set at any time. Masks come from torch's generator of the device: a seed repeats them.
@@ -115,13 +118,13 @@ class FusedLSTM(ForgetBias, Norm, Regularization, CellStates, _FusedLayer, torch
         return self._forward(input, hx, Given.of(reset_mask, lengths))
 
 
-class FusedGRU(Norm, ResetAfter, Regularization, _FusedLayer, torch.nn.GRU):
+class FusedGRU(Norm, ResetAfter, LayerOptions, _FusedLayer, torch.nn.GRU):
     """`torch.nn.GRU` on fused kernels: the same arguments, state_dict, inputs, outputs and errors.
 
     Args:
         *args, **kwargs: As for `torch.nn.GRU`.
-        backend, recurrent_dropout, zoneout, weight_dropout: As for `FusedLSTM`, as are `reset_mask` and
-            `lengths` of `forward`; zoneout is a number.
+        backend, recurrent_dropout, zoneout, weight_dropout, recompute: As for `FusedLSTM`, as are
+            `reset_mask` and `lengths` of `forward`; zoneout is a number.
         reset_after: True computes n = tanh(W_in x + b_in + r * (W_hn h + b_hn)), as torch.nn and cuDNN do:
             Cho et al. 2014, https://arxiv.org/abs/1406.1078, version 1. False applies the reset gate before
             the product, n = tanh(W_in x + b_in + W_hn (r * h) + b_hn): version 3 of the same paper, and what
@@ -155,13 +158,13 @@ class FusedGRU(Norm, ResetAfter, Regularization, _FusedLayer, torch.nn.GRU):
         return self._forward(input, hx, Given.of(reset_mask, lengths))
 
 
-class FusedRNN(Regularization, _FusedLayer, torch.nn.RNN):
+class FusedRNN(LayerOptions, _FusedLayer, torch.nn.RNN):
     """`torch.nn.RNN` on fused kernels: the same arguments, state_dict, inputs, outputs and errors.
 
     Args:
         *args, **kwargs: As for `torch.nn.RNN`.
-        backend, recurrent_dropout, zoneout, weight_dropout: As for `FusedLSTM`, as are `reset_mask` and
-            `lengths` of `forward`; zoneout is a number.
+        backend, recurrent_dropout, zoneout, weight_dropout, recompute: As for `FusedLSTM`, as are
+            `reset_mask` and `lengths` of `forward`; zoneout is a number.
 
     Example:
         >>> output, h_n = seqkernels.FusedRNN(8, 16, nonlinearity="relu")(torch.randn(5, 3, 8))

@@ -247,6 +247,7 @@ class Options:
     """What a layer does beside its cell; csrc/layer.h has the same for the kernels."""
 
     batch_sizes: Tensor | None = None  # [T] of a packed sequence
+    reverse: bool = False  # the only direction goes from the last step to the first
     lengths: Tensor | None = None  # [B] of padded sequences
     reset_mask: Tensor | None = None  # bool, one a row: the state before it is zero
     recurrent_mask: Tensor | None = None  # [D, B, P] factors of h where it meets w_hh
@@ -323,7 +324,7 @@ class _Transition:
         def own(mask: Tensor | None) -> Sequence[Tensor] | None:  # [.., D*H] of every step, [B_t, H]
             return None if mask is None else _by_step(mask.chunk(directions, dim=-1)[direction], sizes)
 
-        self.reverse = direction == 1
+        self.reverse = direction == 1 or options.reverse
         self.lengths = options.lengths
         self.resets = None if options.reset_mask is None else _by_step(options.reset_mask, sizes)
         self.mask = None if options.recurrent_mask is None else options.recurrent_mask[direction]

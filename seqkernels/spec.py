@@ -45,10 +45,12 @@ class LayerSpec(NamedTuple):
         num_layers, bias, bidirectional, batch_first, dropout, training: As in torch.nn.
         backend: "auto", "native" or "reference"; see `seqkernels.functional.lstm`.
         batch_sizes: Of a packed sequence; int64 [T], on the CPU.
+        reverse: Whether the only direction goes from the last step to the first.
         lengths: Of padded sequences; int64 [B], on the device of x.
         reset_mask: Where states start anew; bool, the shape of x without its last dimension.
         recurrent_dropout, zoneout_h, zoneout_c, weight_dropout: Probabilities; see `seqkernels.FusedLSTM`.
         return_cell_states: Whether c of every step of the last layer is a result, too.
+        recompute: Whether backward computes once more what it needs; see `recompute.py`.
         norm_eps: Of a normalised cell, what is added to variances.
         masks: What is drawn for one layer of the probabilities above.
     """
@@ -70,6 +72,8 @@ class LayerSpec(NamedTuple):
     weight_dropout: float = 0.0
     return_cell_states: bool = False
     norm_eps: float = 1e-5
+    recompute: bool = False
+    reverse: bool = False
     masks: Masks = NO_MASKS
 
     @property
@@ -85,7 +89,7 @@ class LayerSpec(NamedTuple):
         """The options that an op takes, in the order of its schema (csrc/layer_ops.cpp)."""
         info, (recurrent, zoneout_h, zoneout_c), training = self.info, self.masks, self.training
         options: tuple[Any, ...] = (
-            *(self.batch_sizes, self.lengths, self.reset_mask, recurrent),
+            *(self.batch_sizes, self.reverse, self.lengths, self.reset_mask, recurrent),
             *(zoneout_h, 0.0 if training else self.zoneout_h),
         )
         if info.has_cell_state:

@@ -11,7 +11,7 @@ from torch.compiler import is_compiling
 from torch.jit import is_tracing
 from torch.nn.functional import dropout as _dropout
 
-from . import _C, _cudnn, _ops, autocast, dispatch, reference, regularization, resets, rows
+from . import _C, _cudnn, _ops, autocast, dispatch, recompute, reference, regularization, resets, rows
 from . import _torch_compat as compat
 from ._transforms import TRANSFORMABLE
 from .cells import WEIGHTS
@@ -59,7 +59,8 @@ def _run_layers(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tens
     if implementation == "reference":
         _check_devices(x, state, weights)
     run_layer = LAYERS[implementation]
-    if (spec.num_layers == 1 and not spec.draws) or implementation == "torch":
+    again = recompute.applies(spec, implementation)
+    if (spec.num_layers == 1 and not spec.draws and not again) or implementation == "torch":
         output, *finals = run_layer(spec, x, state, weights)
         return _callers_own(output, implementation), *finals
     directions, per_layer = spec.directions, len(weights) // spec.num_layers
@@ -74,11 +75,14 @@ def _run_layers(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tens
             layer = layer._replace(return_cell_states=False)
         if spec.draws:
             layer, own_weights = regularization.draw(layer, x, own, own_weights)
-        x, *final = run_layer(layer, x, own, own_weights)
+        if again:
+            x, *final = recompute.run(layer, x, own, own_weights, run_layer)
+        else:
+            x, *final = run_layer(layer, x, own, own_weights)
         cell_states = final[len(state) :]
         layers.append(final[: len(state)])
     together = (torch.cat(f) for f in zip(*layers, strict=True))
-    return _callers_own(x, implementation), *together, *cell_states
+    return x if again else _callers_own(x, implementation), *together, *cell_states
 
 
 def _callers_own(output: Tensor, implementation: str) -> Tensor:

@@ -107,7 +107,7 @@ class Problem:
         if name == "recurrent_mask":
             mask = flags(d, self.batch, self.output_size)
             return torch.where(mask, 0, 1.25).to(self.dtype)
-        if name == "return_cell_states":
+        if name in ("return_cell_states", "reverse"):
             return True
         if name in RATES:
             return RATES[name]
@@ -147,7 +147,8 @@ class Problem:
     def options(self) -> tuple[Any, ...]:
         """Of the ops, in their order."""
         cell = REGISTRY[self.cell]
-        defaults = dict.fromkeys(cell.options) | dict.fromkeys(RATES, 0.0) | {"return_cell_states": False}
+        defaults = dict.fromkeys(cell.options) | dict.fromkeys(RATES, 0.0)
+        defaults |= {"return_cell_states": False, "reverse": False}
         values = defaults | {"batch_sizes": self.batch_sizes, "norm_eps": self.norm_eps} | self.extra
         return tuple(values[name] for name in cell.options)
 

@@ -158,4 +158,4 @@ def test_options_pass_through_the_spec() -> None:
     assert spec.reset_mask is mask
     packed: Tensor = torch.tensor([3, 2])
     assert not layer._spec(packed).batch_first
-    assert layer._spec(packed).of_op == (packed, None, None, None, None, 0.0)
+    assert layer._spec(packed).of_op == (packed, False, None, None, None, None, 0.0)

@@ -31,8 +31,8 @@ def test_schemas_are_as_they_were() -> None:
     schema = torch.ops.seqkernels.lstm.default._schema
     assert str(schema) == (
         "seqkernels::lstm(Tensor x, Tensor h0, Tensor c0, Tensor[] weights, Tensor? batch_sizes=None, "
-        "Tensor? lengths=None, Tensor? reset_mask=None, Tensor? recurrent_mask=None, Tensor? zoneout_h=None, "
-        "float zoneout_h_rate=0., Tensor? zoneout_c=None, float zoneout_c_rate=0., "
+        "bool reverse=False, Tensor? lengths=None, Tensor? reset_mask=None, Tensor? recurrent_mask=None, "
+        "Tensor? zoneout_h=None, float zoneout_h_rate=0., Tensor? zoneout_c=None, float zoneout_c_rate=0., "
         "bool return_cell_states=False, bool save_for_backward=True) -> "
         "(Tensor output, Tensor h_n, Tensor c_n, Tensor cell_states, Tensor gates, Tensor cells)"
     )

@@ -276,13 +276,13 @@ class BackwardLoop {
   const S* initial_h(int direction, int64_t b) const { return state_row(p_.h0, size_.outputs, direction, b); }
 
   // Whether sequence b starts from zeros at step t: it has been reset.
-  bool is_new(int direction, const Steps& steps, int64_t t, int64_t b) const {
-    return (direction == 0 || b < steps.starting(t)) &&
-           is_reset(resets_before(p_.transition.resets, shape_, direction, t), shape_, b);
+  bool is_new(const Steps& steps, int64_t t, int64_t b) const {
+    return (!steps.reverse() || b < steps.starting(t)) &&
+           is_reset(resets_before(p_.transition.resets, shape_, steps.reverse(), t), shape_, b);
   }
   // The state h that a step began with.
   const S* previous_h(int direction, const Steps& steps, int64_t t, int64_t b) const {
-    if (is_new(direction, steps, t, b)) return zeros_;
+    if (is_new(steps, t, b)) return zeros_;
     return b >= steps.starting(t) ? initial_h(direction, b) : output_row(steps.previous(t), b, direction);
   }
   // The factors of recurrent dropout.

@@ -22,13 +22,13 @@ inline auto BackwardLoop<Cell, S, F>::cell_row(int d, const Steps& steps, const 
     result.h_prev = previous_h(d, steps, t, b);
     result.h = output_row(t, b, d);
   }
-  result.is_cut = b < steps.ending(t) && is_new(d, steps, steps.next(t), b);
+  result.is_cut = b < steps.ending(t) && is_new(steps, steps.next(t), b);
   result.zoneout_h = zoneout_h_.row(d, t, b);
   result.zoneout_c = zoneout_c_.row(d, t, b);
   result.kept_h = buffers.kept_h + b * size_.outputs_padded;
   result.kept_c = buffers.kept_c + b * size_.padded;
   if constexpr (Cell::kHasCellState) {
-    if (is_new(d, steps, t, b))
+    if (is_new(steps, t, b))
       result.c0 = zeros_;
     else if (starts)
       result.c0 = state_row(p_.c0, size_.hidden, d, b);

@@ -55,7 +55,7 @@ inline void BackwardLoop<Cell, S, F>::finish(const ThreadSlice& slice) const {
   const Steps steps(shape_, slice.direction);
   const auto write = [&](char* grad, const T* row, int64_t units, int64_t b) {
     // A first step that starts from zeros has not read the initial state.
-    const bool is_unread = slice.direction == 0 && b < steps.active(0) && is_new(0, steps, 0, b);
+    const bool is_unread = !steps.reverse() && b < steps.active(0) && is_new(steps, 0, b);
     for (int64_t u = 0; u < units; u += kLanes)
       store(state_row(grad, units, slice.direction, b) + u, is_unread ? V(0) : load(row + u), units - u);
   };

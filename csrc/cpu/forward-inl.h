@@ -128,7 +128,7 @@ class ForwardLoop {
     const Steps steps(shape_, slice.direction);
     const int all = direction_barrier(slice.direction), group = group_barrier(slice, threads);
     pack_weights(slice);
-    start_states(slice);
+    start_states(slice, steps);
     for (int64_t begin = 0; rows_ > 0 && begin < steps.count();) {
       const Chunk chunk = next_chunk(steps, begin, chunk_rows_, false);
       gather_inputs(slice, steps, chunk);
@@ -276,10 +276,10 @@ class ForwardLoop {
     return h * load(state_row(p_.transition.recurrent_mask, size_.outputs, direction, b) + u, size_.outputs - u);
   }
 
-  void start_states(const ThreadSlice& slice) const {
+  void start_states(const ThreadSlice& slice, const Steps& steps) const {
     const Buffers& buffers = buffers_[slice.direction];
     const Range own = share(shape_.batch, slice.rank, slice.size);
-    const ResetRow resets = slice.direction == 0 ? resets_before(p_.transition.resets, shape_, 0, 0) : ResetRow{};
+    const ResetRow resets = steps.reverse() ? ResetRow{} : resets_before(p_.transition.resets, shape_, false, 0);
     for (int64_t b = own.begin; b < own.end; ++b) {
       const bool is_new = is_reset(resets, shape_, b);
       const auto start = [&](char* state, int64_t units, int64_t u) {
@@ -365,7 +365,7 @@ class ForwardLoop {
             t,
             first_row - chunk.first_row,
             steps.ending(t),
-            resets_before(p_.transition.resets, shape_, slice.direction, steps.next(t)),
+            resets_before(p_.transition.resets, shape_, steps.reverse(), steps.next(t)),
             buffers.h[i % 2],
             buffers.masked_h[i % 2],
             buffers.h[(i + 1) % 2],

@@ -36,6 +36,7 @@ struct LayerShape {
   // tensors, of which T is those of the longest sequence. Else null: b is the sequence itself.
   const int64_t* order = nullptr;
   int64_t padded_len = 0;
+  bool reverse = false;  // the only direction goes from the last step to the first one
 };
 
 // Zoneout (Krueger et al., "Zoneout: Regularizing RNNs by Randomly Preserving Hidden Activations", 2017, arXiv:1606.01305).

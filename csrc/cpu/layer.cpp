@@ -30,7 +30,7 @@ Arguments arguments_of(const Layer& layer) {
   arguments.shape = {layer.seq_len(),        layer.batch(),       layer.input_size(),
                      layer.hidden_size(),    layer.output_size(), layer.directions(),
                      layer.offsets().data(), layer.packed(),      layer.spec().lengths ? layer.order().data() : nullptr,
-                     layer.x().size(0)};
+                     layer.x().size(0),      layer.spec().reverse};
   arguments.transition = transition_of(layer);
   arguments.x = rows_of(layer.x(), layer.packed());
   arguments.h0 = data(layer.h0());

@@ -33,8 +33,9 @@ class Arena {
 // The steps of one direction in the order it visits them. `Row` below is a row of the layer: offsets[t] + b.
 class Steps {
  public:
-  Steps(const LayerShape& shape, int direction) : shape_(shape), reverse_(direction == 1) {}
+  Steps(const LayerShape& shape, int direction) : shape_(shape), reverse_(direction == 1 || shape.reverse) {}
 
+  bool reverse() const { return reverse_; }
   int64_t count() const { return shape_.seq_len; }
   int64_t time(int64_t i) const { return reverse_ ? shape_.seq_len - 1 - i : i; }
   int64_t first_row(int64_t t) const { return shape_.offsets[t]; }

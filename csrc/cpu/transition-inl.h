@@ -1,7 +1,7 @@
 // What happens to states between steps, beside the cell: resets, recurrent dropout, zoneout. Compiled once per ISA.
 //
-// A reset between two steps lets nothing pass: the later one starts from zeros. It is said of the later row in time, so in the
-// second direction it lies between a row and the one that comes before it there.
+// A reset between two steps lets nothing pass: the later one starts from zeros. It is said of the later row in time, so in
+// reverse it lies between a row and the one that comes before it there.
 #pragma once
 #include "sequence-inl.h"
 
@@ -13,10 +13,10 @@ struct ResetRow {
   int64_t stride;
 };
 
-// Whether each sequence that has this step and one before it in visiting order starts anew with it; in direction 0, also those
+// Whether each sequence that has this step and one before it in visiting order starts anew with it; not in reverse, also those
 // whose first step it is.
-SEQKERNELS_INLINE ResetRow resets_before(const RowTensor& resets, const LayerShape& shape, int direction, int64_t t) {
-  const int64_t later = direction == 0 ? t : t + 1;
+SEQKERNELS_INLINE ResetRow resets_before(const RowTensor& resets, const LayerShape& shape, bool reverse, int64_t t) {
+  const int64_t later = reverse ? t + 1 : t;
   if (!resets.data || later < 0 || later >= shape.seq_len) return {nullptr, 0};
   return {first_row_of<const uint8_t>(resets, shape, later), resets.batch_stride};
 }

@@ -21,10 +21,10 @@ constexpr int64_t kGatesBytes = int64_t{256} << 20;
 
 // Python does not ask for what these kernels do not know.
 void check_transition(const LayerSpec& spec) {
-  const bool is_asked = spec.lengths || spec.reset_mask || spec.recurrent_mask || spec.zoneout_h || spec.zoneout_c ||
-                        spec.zoneout_h_rate > 0 || spec.zoneout_c_rate > 0 || spec.return_cell_states;
+  const bool is_asked = spec.reverse || spec.lengths || spec.reset_mask || spec.recurrent_mask || spec.zoneout_h ||
+                        spec.zoneout_c || spec.zoneout_h_rate > 0 || spec.zoneout_c_rate > 0 || spec.return_cell_states;
   if (is_asked)
-    fail("the CUDA kernels take no lengths, reset_mask, recurrent_mask or zoneout, and return no cell states");
+    fail("the CUDA kernels take no reverse, lengths, reset_mask, recurrent_mask or zoneout, and return no cell states");
 }
 
 // The first row of each time of a packed sequence, [T + 1], on the device.

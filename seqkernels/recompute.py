@@ -1,0 +1,183 @@
+"""Layers whose backward pass computes once more what the forward pass would have saved for it.
+
+A layer runs in chunks of steps that save nothing; autograd keeps their inputs and the states that they start
+from. Backward takes chunk after chunk, the last one first: runs it again, saving now, and derives it. So what
+is saved is there for one chunk at a time, in all layers together, at the price of one more forward pass.
+
+    Chen, Xu, Zhang, Guestrin, "Training deep nets with sublinear memory cost", 2016, arXiv:1604.06174.
+
+States between chunks have the dtype of the layer: in float16 and bfloat16, c is rounded there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+from torch.jit import is_tracing
+from torch.utils.checkpoint import checkpoint
+
+from . import _torch_compat as compat
+from .spec import LayerSpec
+
+State = tuple[Tensor, ...]
+Run = Callable[[LayerSpec, Tensor, State, Sequence[Tensor]], tuple[Tensor, ...]]
+
+# Rows of a chunk at least, beside whose products packing the weights anew costs little, and chunks at most.
+FEWEST_ROWS, MOST_CHUNKS = 1024, 16
+
+
+def applies(spec: LayerSpec, implementation: str) -> bool:
+    """Whether a layer is to be run by `run`: there is something to save, and autograd alone to keep it."""
+    if not spec.recompute or implementation not in ("native", "reference") or not torch.is_grad_enabled():
+        return False
+    return not (is_tracing() or compat.transforms_active())
+
+
+def run(
+    spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor], run_layer: Run
+) -> tuple[Tensor, ...]:
+    """`run_layer` for one layer in all its directions, with another backward pass."""
+    if not spec.bidirectional:
+        return _run_direction(spec, x, state, weights, run_layer)
+    if x.is_cuda:  # whose kernels know no second direction without a first one
+        whole = _Chunk(0, x.size(0), x.size(0), state[0].size(1))
+        return _run_chunk(spec, whole, x, state, weights, run_layer)
+    results = []
+    for d in range(2):
+        own = tuple(s[d : d + 1] for s in state)
+        per_direction = len(weights) // 2
+        mine = weights[d * per_direction : (d + 1) * per_direction]
+        recurrent, zoneout_h, zoneout_c = spec.masks
+        masks = (
+            None if recurrent is None else recurrent[d : d + 1],
+            *(None if flags is None else flags.chunk(2, dim=-1)[d] for flags in (zoneout_h, zoneout_c)),
+        )
+        one = spec._replace(bidirectional=False, reverse=d == 1, masks=type(spec.masks)(*masks))
+        results.append(_run_direction(one, x, own, mine, run_layer))
+    n = 1 + len(state)
+    return tuple(
+        torch.cat(both, dim=0 if 0 < i < n else -1) for i, both in enumerate(zip(*results, strict=True))
+    )
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Some steps, and their part of x in its first dimension."""
+
+    begin: int  # step
+    steps: int
+    size: int  # of x: steps, or rows of a packed sequence
+    batch: int  # sequences that have the first of these steps
+
+
+def _chunks(x: Tensor, batch_sizes: Tensor | None, batch: int) -> Iterator[_Chunk]:
+    """Steps in the order of time."""
+    if batch_sizes is None:
+        sizes, unit = [batch] * x.size(0), batch
+    else:
+        sizes, unit = batch_sizes.tolist(), 1
+    fewest = max(FEWEST_ROWS, -(-sum(sizes) // MOST_CHUNKS))
+    begin, rows = 0, 0
+    for t, size in enumerate(sizes):
+        rows += size
+        if rows >= fewest or t == len(sizes) - 1:
+            yield _Chunk(begin, t + 1 - begin, rows // max(unit, 1), sizes[begin])
+            begin, rows = t + 1, 0
+
+
+def _run_direction(
+    spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor], run_layer: Run
+) -> tuple[Tensor, ...]:
+    chunks = list(_chunks(x, spec.batch_sizes, state[0].size(1)))
+    sizes = [chunk.size for chunk in chunks]
+    if spec.batch_sizes is None and state[0].size(1) == 0:
+        sizes = [chunk.steps for chunk in chunks]
+    n, n_states = len(chunks), len(state)
+    parts = x.split(sizes)
+    masks = [_split(mask, sizes, n) for mask in (spec.reset_mask, *spec.masks[1:])]
+    rows: list[Any] = [None] * n
+    for i in reversed(range(n)) if spec.reverse else range(n):
+        chunk, (resets, zoneout_h, zoneout_c) = chunks[i], [mask[i] for mask in masks]
+        if spec.reverse and i + 1 < n and spec.reset_mask is not None:
+            state = _reset(spec, state, chunks[i + 1], masks[0][i + 1])
+        recurrent = None if spec.masks.recurrent is None else spec.masks.recurrent[:, : chunk.batch]
+        own = spec._replace(reset_mask=resets, masks=type(spec.masks)(recurrent, zoneout_h, zoneout_c))
+        given = tuple(s[:, : chunk.batch] for s in state)
+        output, *rest = _run_chunk(own, chunk, parts[i], given, weights, run_layer)
+        state = tuple(
+            new if chunk.batch == s.size(1) else torch.cat([new, s[:, chunk.batch :]], dim=1)
+            for new, s in zip(rest[:n_states], state, strict=True)
+        )
+        rows[i] = (output, *rest[n_states:])
+    output, *cell_states = (torch.cat(r) for r in zip(*rows, strict=True))
+    return output, *state, *cell_states
+
+
+def _split(mask: Tensor | None, sizes: list[int], n: int) -> Sequence[Tensor | None]:
+    return [None] * n if mask is None else mask.split(sizes)
+
+
+def _reset(spec: LayerSpec, state: State, later: _Chunk, mask: Any) -> State:
+    """The state that a chunk starts from in reverse, where the one after it in time says that it is reset."""
+    reset = mask[: later.batch] if spec.batch_sizes is not None else mask[0]
+    if spec.lengths is not None:
+        reset = reset & (later.begin < spec.lengths)
+    if later.batch < state[0].size(1):
+        reset = torch.cat([reset, reset.new_zeros(state[0].size(1) - later.batch)])
+    return tuple(torch.where(reset.unsqueeze(1), 0, s) for s in state)
+
+
+def _run_chunk(
+    spec: LayerSpec, chunk: _Chunk, x: Tensor, state: State, weights: Sequence[Tensor], run_layer: Run
+) -> tuple[Tensor, ...]:
+    if spec.batch_sizes is not None:
+        spec = spec._replace(batch_sizes=spec.batch_sizes[chunk.begin : chunk.begin + chunk.steps])
+    if spec.lengths is not None:
+        spec = spec._replace(lengths=(spec.lengths - chunk.begin).clamp(0, chunk.steps))
+
+    def again(*tensors: Tensor) -> tuple[Tensor, ...]:
+        n = 1 + len(state)
+        return run_layer(spec, tensors[0], tensors[1:n], tensors[n:])
+
+    if is_compiling():
+        results: Any = checkpoint(again, x, *state, *weights, use_reentrant=False, preserve_rng_state=False)
+    else:
+        results = _Recomputed.apply(again, x, *state, *weights)
+    return tuple(results)
+
+
+class _Recomputed(torch.autograd.Function):
+    """A function of tensors whose backward runs it once more."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> Any:
+        ctx.function = function
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        return function(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        create_graph, asked = torch.is_grad_enabled(), ctx.needs_input_grad[1:]
+        # An alias of each, for one tensor may stand in several places.
+        with torch.enable_grad(), torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
+            inputs = [
+                t.view_as(t) if create_graph and t.requires_grad else t.detach().requires_grad_(needed)
+                for t, needed in zip(ctx.saved_tensors, asked, strict=True)
+            ]
+            results = ctx.function(*inputs)
+            pairs = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None and r.requires_grad]
+            wanted = [t for t, needed in zip(inputs, asked, strict=True) if needed]
+            gradients = iter(
+                torch.autograd.grad(
+                    *([r for r, _ in pairs], wanted, [g for _, g in pairs]),
+                    create_graph=create_graph,
+                    allow_unused=True,
+                )
+            )
+        return None, *(next(gradients) if needed else None for needed in asked)
