@@ -1,8 +1,9 @@
 """Layers whose backward pass computes once more what the forward pass would have saved for it.
 
 A layer runs in chunks of steps that save nothing; autograd keeps their inputs and the states that they start
-from. Backward takes chunk after chunk, the last one first: runs it again, saving now, and derives it. So what
-is saved is there for one chunk at a time, in all layers together, at the price of one more forward pass.
+from. Backward takes chunk after chunk, the last one first: runs it again, saving now, and derives it. The one
+that it begins with has saved at once, if there are several. So a layer keeps what one chunk saves, at the
+price of almost one more forward pass.
 
     Chen, Xu, Zhang, Guestrin, "Training deep nets with sublinear memory cost", 2016, arXiv:1604.06174.
 
@@ -27,8 +28,8 @@ from .spec import LayerSpec
 State = tuple[Tensor, ...]
 Run = Callable[[LayerSpec, Tensor, State, Sequence[Tensor]], tuple[Tensor, ...]]
 
-# Rows of a chunk at least, beside whose products packing the weights anew costs little, and chunks at most.
-FEWEST_ROWS, MOST_CHUNKS = 1024, 16
+# Chunks at most, and rows of each at least: beside their products, packing the weights anew costs little.
+MOST_CHUNKS, FEWEST_ROWS = 16, 1024
 
 
 def applies(spec: LayerSpec, implementation: str) -> bool:
@@ -81,7 +82,8 @@ def _chunks(x: Tensor, batch_sizes: Tensor | None, batch: int) -> Iterator[_Chun
         sizes, unit = [batch] * x.size(0), batch
     else:
         sizes, unit = batch_sizes.tolist(), 1
-    fewest = max(FEWEST_ROWS, -(-sum(sizes) // MOST_CHUNKS))
+    count = min(max(sum(sizes) // FEWEST_ROWS, 1), MOST_CHUNKS)
+    fewest = -(-sum(sizes) // count)
     begin, rows = 0, 0
     for t, size in enumerate(sizes):
         rows += size
@@ -108,7 +110,8 @@ def _run_direction(
         recurrent = None if spec.masks.recurrent is None else spec.masks.recurrent[:, : chunk.batch]
         own = spec._replace(reset_mask=resets, masks=type(spec.masks)(recurrent, zoneout_h, zoneout_c))
         given = tuple(s[:, : chunk.batch] for s in state)
-        output, *rest = _run_chunk(own, chunk, parts[i], given, weights, run_layer)
+        keeps = n > 1 and i == (0 if spec.reverse else n - 1)
+        output, *rest = _run_chunk(own, chunk, parts[i], given, weights, run_layer, keeps)
         state = tuple(
             new if chunk.batch == s.size(1) else torch.cat([new, s[:, chunk.batch :]], dim=1)
             for new, s in zip(rest[:n_states], state, strict=True)
@@ -133,12 +136,21 @@ def _reset(spec: LayerSpec, state: State, later: _Chunk, mask: Any) -> State:
 
 
 def _run_chunk(
-    spec: LayerSpec, chunk: _Chunk, x: Tensor, state: State, weights: Sequence[Tensor], run_layer: Run
+    spec: LayerSpec,
+    chunk: _Chunk,
+    x: Tensor,
+    state: State,
+    weights: Sequence[Tensor],
+    run_layer: Run,
+    keeps: bool = False,  # what it has saved
 ) -> tuple[Tensor, ...]:
     if spec.batch_sizes is not None:
         spec = spec._replace(batch_sizes=spec.batch_sizes[chunk.begin : chunk.begin + chunk.steps])
     if spec.lengths is not None:
         spec = spec._replace(lengths=(spec.lengths - chunk.begin).clamp(0, chunk.steps))
+
+    if keeps:
+        return run_layer(spec, x, state, weights)
 
     def again(*tensors: Tensor) -> tuple[Tensor, ...]:
         n = 1 + len(state)

@@ -248,7 +248,7 @@ class Problem:
                 output.split(self.batch_sizes.tolist()) if self.batch_sizes is not None else output.unbind(0)
             )
             for d in range(self.directions):
-                for row in reversed(rows) if d == 1 else rows:
+                for row in reversed(rows) if d == 1 or "reverse" in self.extra else rows:
                     yield (row[:, d * h : (d + 1) * h] > 0).double()
 
         mask = masks()

@@ -73,6 +73,7 @@ class BackwardLoop {
     S* operand_row;        // [threads][padded], one row of an operand
     T* grad_x;             // [R, I]: the second direction's share
     S** grad_x_rows;       // [chunk rows], where they do not follow each other
+    S* zeros;              // [units], the state after a reset
     T* norms[kNorms + 1];  // [gates][padded], the factors
     T* norm_biases[kNorms + 1];          // likewise
     T* input_biases;                     // [gates][padded], of Norm::kSum
@@ -117,10 +118,10 @@ class BackwardLoop {
       buffers.operand_row =
           arena.take<S>(kStages > 1 || is_masked ? p_.threads * max(size_.padded, size_.outputs_padded) : 0);
       buffers.grad_x = arena.take<T>(d > 0 && p_.grad_x ? rows_ * size_.inputs : 0);
+      buffers.zeros = arena.take<S>(p_.transition.resets.data ? max(size_.padded, size_.outputs_padded) : 0);
       buffers.grad_x_rows = arena.take<S*>(d == 0 && p_.grad_x && shape_.order ? chunk_rows_ : 0);
       if constexpr (kNormalizes) take_norms(arena, d);
     }
-    zeros_ = arena.take<S>(max(size_.padded, size_.outputs_padded));
     workspace_ = arena.used();
   }
 
@@ -282,7 +283,7 @@ class BackwardLoop {
   }
   // The state h that a step began with.
   const S* previous_h(int direction, const Steps& steps, int64_t t, int64_t b) const {
-    if (is_new(steps, t, b)) return zeros_;
+    if (is_new(steps, t, b)) return buffers_[direction].zeros;
     return b >= steps.starting(t) ? initial_h(direction, b) : output_row(steps.previous(t), b, direction);
   }
   // The factors of recurrent dropout.
@@ -435,7 +436,6 @@ class BackwardLoop {
   const int64_t chunk_rows_, dgates_stride_;
   Side sides_[kMaxDirections][kSides];
   Buffers buffers_[kMaxDirections];
-  S* zeros_;  // [units], the state after a reset
   int64_t workspace_;
 };
 

@@ -29,7 +29,7 @@ inline auto BackwardLoop<Cell, S, F>::cell_row(int d, const Steps& steps, const 
   result.kept_c = buffers.kept_c + b * size_.padded;
   if constexpr (Cell::kHasCellState) {
     if (is_new(steps, t, b))
-      result.c0 = zeros_;
+      result.c0 = buffers.zeros;
     else if (starts)
       result.c0 = state_row(p_.c0, size_.hidden, d, b);
     else

@@ -20,7 +20,7 @@ inline void BackwardLoop<Cell, S, F>::start_gradients(const ThreadSlice& slice) 
     if (Cell::kHasCellState) start(buffers.dc + b * size_.padded, p_.grad_c_n, size_.hidden, b);
   }
   if (slice.rank == 0 && p_.transition.resets.data)
-    for (int64_t u = 0; u < max(size_.padded, size_.outputs_padded); ++u) zeros_[u] = S{};
+    for (int64_t u = 0; u < max(size_.padded, size_.outputs_padded); ++u) buffers.zeros[u] = S{};
   if (slice.direction == 0 && p_.grad_x && shape_.order)  // rows that belong to no sequence
     for_padding(shape_, share(shape_.padded_len, slice.rank, slice.size),
                 [&](int64_t t, int64_t b) { __builtin_memset(grad_x_row(t, b), 0, size_t(size_.inputs) * sizeof(S)); });
@@ -30,7 +30,11 @@ inline void BackwardLoop<Cell, S, F>::start_gradients(const ThreadSlice& slice) 
   for (int64_t row = rows.begin; row < rows.end && block_ > fewest; ++row)
     for (int g = 0; g < kAllDgates; ++g)
       for (int64_t u = fewest; u < block_; ++u) buffers.dgates[row * dgates_stride_ + g * block_ + u] = E{};
-  if (rows_ > 0) return;
+  if (rows_ > 0) {
+    if (p_.transition.resets.data)  // what comes next reads the zeros
+      barrier_wait(p_.team, direction_barrier(slice.direction), slice.size);
+    return;
+  }
   // Without rows, no product writes the gradients of weights.
   for (int s = 0; s < kSides && slice.rank == 0; ++s) {
     const Side& side = sides_[slice.direction][s];
