@@ -228,7 +228,10 @@ class _Rows:
                 return output, *(_at_end(final, input.size(1)) for final in finals)
             ends = torch.cat([starts[:, 1:], torch.ones_like(starts[:, :1])], 1)
             return output, torch.where(ends[..., None], output, 0).unsqueeze(2)
-        return _run_packed(layer, input, stored, starts)
+        output, *states = _run_packed(layer, input, stored, starts)
+        if self.states == "last":
+            states = [_at_end(s[:, -1].transpose(0, 1), input.size(1)) for s in states]
+        return output, *states
 
     def _is_reset(self, layer: Any, stored: list[Tensor], starts: Tensor) -> bool:
         """Whether a start means a state of zeros, and what is to be written does not need others."""
