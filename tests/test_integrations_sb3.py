@@ -367,6 +367,12 @@ def unchanged(policy: Any) -> bool:
     return METHOD not in vars(policy) and type(policy.lstm_actor) is nn.LSTM
 
 
+def test_backend_of_a_second_fuse() -> None:
+    policy = sb3.fuse(make().policy, "reference")
+    assert policy.lstm_actor.backend == policy.lstm_critic.backend == "reference"
+    assert sb3.fuse(policy).lstm_actor.backend == policy.lstm_critic.backend == "auto"
+
+
 def test_unknown_backend() -> None:
     policy = make().policy
     with pytest.raises(ValueError, match="backend must be one of"):

@@ -112,9 +112,10 @@ def train(model: RecurrentPPO, recipe: Recipe, rounds: int, path: Path, resume: 
     """
     history: list[Round] = []
     if resume:
-        found, history = load(model, path)
+        found, *_ = read(path)
         if found != recipe:
             raise InputError(path, None, f"a training with {recipe}", f"one with {found}")
+        _, history = load(model, path)
     count = recipe.envs * recipe.steps
     console = terminal.console()
     for n in range(len(history), rounds):
