@@ -401,9 +401,14 @@ def ignores_starts(features: Any, lstm_states: Any, episode_starts: Any, lstm: A
     return RecurrentActorCriticPolicy.theirs(features, lstm_states, torch.zeros_like(episode_starts), lstm)
 
 
-def resets_to_ones(features: Any, lstm_states: Any, episode_starts: Any, lstm: Any) -> Any:
-    output, state = RecurrentActorCriticPolicy.theirs(features, lstm_states, episode_starts, lstm)
-    return output, (state[0] + 1, state[1])
+def another_h(features: Any, lstm_states: Any, episode_starts: Any, lstm: Any) -> Any:
+    output, (h, c) = RecurrentActorCriticPolicy.theirs(features, lstm_states, episode_starts, lstm)
+    return output, (h + 1, c)
+
+
+def another_c(features: Any, lstm_states: Any, episode_starts: Any, lstm: Any) -> Any:
+    output, (h, c) = RecurrentActorCriticPolicy.theirs(features, lstm_states, episode_starts, lstm)
+    return output, (h, c + 1)
 
 
 def takes_more(features: Any, lstm_states: Any, episode_starts: Any, lstm: Any, mask: Any = None) -> Any:
@@ -414,7 +419,8 @@ def takes_more(features: Any, lstm_states: Any, episode_starts: Any, lstm: Any, 
     ("function", "error"),
     [
         (ignores_starts, UNKNOWN),
-        (resets_to_ones, UNKNOWN),
+        (another_h, UNKNOWN),
+        (another_c, UNKNOWN),
         (takes_more, r"takes \(features, .*, mask\)"),
         (None, "has no _process_sequence"),
     ],

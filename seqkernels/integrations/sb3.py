@@ -136,7 +136,7 @@ def _check_replaced(policy: Any) -> None:
     theirs = getattr(_recurrent_policy(), METHOD, None)
     if theirs is None:
         raise RuntimeError(f"this version of {PACKAGE} has no {METHOD}; nothing has changed")
-    if getattr(policy, METHOD) not in (theirs, _run_sequences) or getattr(type(policy), METHOD) is not theirs:
+    if getattr(policy, METHOD) not in (theirs, _run_sequences):
         raise ValueError(f"{type(policy).__name__} has a {METHOD} of its own, which fuse would replace")
     _package.check_signature(theirs, PARAMETERS, PACKAGE)
     problem = _small_problem()
