@@ -22,9 +22,8 @@ import seqkernels
 from seqkernels.integrations import _package, sb3
 from tests.conftest import assert_close
 
-needed = "sb3-contrib is not installed (requirements-integrations.txt)"
-sb3_contrib = pytest.importorskip("sb3_contrib", reason=needed)
-gymnasium = pytest.importorskip("gymnasium", reason=needed)
+sb3_contrib = pytest.importorskip("sb3_contrib")
+gymnasium = pytest.importorskip("gymnasium")
 
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy  # noqa: E402
 from sb3_contrib.common.recurrent.type_aliases import RNNStates  # noqa: E402

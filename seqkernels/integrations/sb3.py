@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .. import dispatch, fusion
+from .. import fusion
 from ..modules import FusedLSTM
 from ..subclasses import why_not_fused
 from . import _package
@@ -67,7 +67,6 @@ def fuse(model: Model, backend: str = "auto") -> Model:
         'FusedLSTM'
         >>> _ = model.learn(16)
     """
-    dispatch.check_backend(backend)
     policy = _policy_of(model)
     _package.check_version(PACKAGE, OLDEST, NEWEST)
     _check_replaced(policy)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import dispatch, fusion
+from .. import fusion
 from ..modules import FusedGRU, FusedLSTM
 from ..subclasses import why_not_fused
 from . import _package
@@ -113,7 +113,6 @@ def fuse(model: Model, backend: str = "auto", states: str = "ends") -> Model:
         ...     module(rows)["features"].shape
         torch.Size([3, 5, 16])
     """
-    dispatch.check_backend(backend)
     if states not in STATES:
         raise ValueError(f"states must be one of {', '.join(map(repr, STATES))}, got {states!r}")
     found = _modules_of(model)
