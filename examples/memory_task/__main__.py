@@ -5,7 +5,7 @@ sb3-contrib's RecurrentPPO learns it twice from the same seeds: as it is, and on
 sb3-contrib: pip install -r requirements-integrations.txt
 
     python -m examples.memory_task                                   # all of the defaults, like `train`
-    python -m examples.memory_task train --delay 24 --rounds 60
+    python -m examples.memory_task train --delay 24 --rounds 80
     python -m examples.memory_task evaluate                          # draw again from the checkpoints
     python -m examples.memory_task predict 2 0 3 --delay 20          # what it names after these cues
 """
@@ -134,9 +134,9 @@ def main(arguments: list[str] | None = None) -> int:
         help="as it is, fused, or one after the other",
     )
     numbers = {
-        "rounds": (24, "of collecting and training"),
+        "rounds": (32, "of collecting and training"),
         "cues": (4, "different cues"),
-        "delay": (8, "longest delay between cue and answer; the shortest is half of it"),
+        "delay": (12, "longest delay between cue and answer; the shortest is half of it"),
         "hidden": (64, "units of each LSTM"),
         "envs": (16, "environments"),
         "steps": (128, "steps of each environment in a round"),
@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     for name, (default, help) in numbers.items():
         add(f"--{name}", type=cli.positive, default=default, metavar="N", help=help)
-    add("--rate", type=cli.not_negative, default=3e-3, metavar="X", help="learning rate of Adam")
+    add("--rate", type=cli.not_negative, default=2e-3, metavar="X", help="learning rate of Adam")
     add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same training")
     add("--resume", action="store_true", help="go on from the checkpoints in --out")
     add(
@@ -156,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
     line.command("evaluate", evaluate)
     predicting = line.command("predict", predict)
     predicting.add_argument("cue", type=int, nargs="+", metavar="CUE", help="numbers from 0 on")
-    predicting.add_argument("--delay", type=cli.positive, default=8, metavar="N", help="steps to remember")
+    predicting.add_argument("--delay", type=cli.positive, default=12, metavar="N", help="steps to remember")
     given = sys.argv[1:] if arguments is None else arguments
     return line.run(given or ["train"])
 

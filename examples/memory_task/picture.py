@@ -42,7 +42,7 @@ def draw(
     steps.set(title="Training", xlabel="environment steps")
     seconds.set(title="Training", xlabel="seconds")
     delays.set(title="After training", xlabel="steps to remember")
-    delays.axvline(longest, color="black", lw=0.8, ls="--", label="longest in training")
+    delays.axvspan(longest // 2, longest, color=plot.COLOURS[6], alpha=0.15, label="delays in training")
     for ax, what in ((steps, "right answers"), (seconds, "right answers"), (delays, "p(right answer)")):
         ax.axhline(chance, color="black", lw=0.8, ls=":", label="chance")
         ax.set(ylabel=what, ylim=(-0.03, 1.03))
