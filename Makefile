@@ -54,7 +54,7 @@ demo: build  ## train a character language model with torch.nn and with seqkerne
 	@$(PY) -m examples.char_lm $(ARGS)
 
 examples: build  ## train all example programs, and collect what they print and draw in docs/gallery.md (ARGS=ner: one)
-	@$(call need,numpy matplotlib rich safetensors torchmetrics)
+	@$(call need,numpy matplotlib rich safetensors torchmetrics sb3_contrib)
 	$(PY) -m examples.gallery $(ARGS)
 
 test: build  ## run the tests
@@ -110,7 +110,7 @@ clean:  ## remove everything made here except .venv
 
 # $(call need,module ...) stops with one clear line where the Python in use lacks a module.
 need = $(PY) -c 'import importlib.util, sys; lacks = [m for m in "$(1)".split() if not importlib.util.find_spec(m)]; \
-	lacks and sys.exit(f"{sys.executable} lacks {chr(44).join(lacks)}; see requirements.txt and requirements-bench.txt")'
+	lacks and sys.exit(f"{sys.executable} lacks {chr(44).join(lacks)}; see requirements*.txt")'
 
 old_python = import sys; sys.version_info < (3, 10) and sys.exit( \
 	f"seqkernels needs Python 3.10 or newer; {sys.executable} is {sys.version.split()[0]} (choose one with PYTHON3=)")

@@ -1,6 +1,6 @@
 """Runs all programs at their default settings and collects what they print and draw in docs/gallery.md.
 
-python -m examples.gallery              # all five, some minutes; likewise `make examples`
+python -m examples.gallery              # all six, some minutes; likewise `make examples`
 python -m examples.gallery ner          # one; the page keeps the others as they were
 """
 
@@ -20,11 +20,12 @@ PROGRAMS = {
     "ner": "Named entities",
     "duplicates": "Duplicate questions",
     "gradients": "Vanishing and exploding gradients",
+    "memory_task": "A task that needs memory",
 }
 HEAD = """# What the examples learn
 
 Made by `make examples`: each program, trained at its default settings on one CPU thread. The first four learn
-from data that their own generators made, not from the world; the last one's tasks are random numbers by
+from data that their own generators made, not from the world; the others' tasks are random numbers by
 definition. Every number and picture here is what the command above it printed and drew.
 """
 

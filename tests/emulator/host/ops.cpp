@@ -11,10 +11,16 @@ using OptionalTensor = std::optional<Tensor>;
 
 bool tf32 = false;
 
+LayerSpec spec_of(int64_t cell, const OptionalTensor& batch_sizes, double norm_eps) {
+  LayerSpec spec{CellKind(cell), batch_sizes};
+  spec.norm_eps = norm_eps;
+  return spec;
+}
+
 std::vector<Tensor> forward(int64_t cell, Tensor x, Tensor h0, OptionalTensor c0, std::vector<Tensor> weights,
                             OptionalTensor batch_sizes, double norm_eps, bool save_for_backward) {
   const LayerOutputs out =
-      layer_forward_cuda({{CellKind(cell), batch_sizes, norm_eps}, x, h0, c0, weights}, save_for_backward);
+      layer_forward_cuda({spec_of(cell, batch_sizes, norm_eps), x, h0, c0, weights}, save_for_backward);
   std::vector<Tensor> results{out.output, out.h_n};
   for (const OptionalTensor& more : {out.c_n, out.saved.gates, out.saved.cells, out.saved.norms})
     if (more) results.push_back(*more);
@@ -26,7 +32,7 @@ std::vector<Tensor> backward(int64_t cell, OptionalTensor grad_output, OptionalT
                              OptionalTensor batch_sizes, double norm_eps, Tensor output, OptionalTensor gates,
                              OptionalTensor cells, OptionalTensor norms, std::vector<bool> needs_grad) {
   const InputGradients grads =
-      layer_backward_cuda({{CellKind(cell), batch_sizes, norm_eps}, x, h0, c0, weights},
+      layer_backward_cuda({spec_of(cell, batch_sizes, norm_eps), x, h0, c0, weights},
                           {grad_output, grad_h_n, grad_c_n}, output, {gates, cells, norms}, needs_grad);
   std::vector<Tensor> results{grads.x, grads.h0};
   if (grads.c0) results.push_back(*grads.c0);
