@@ -177,7 +177,7 @@ def _run_sequences(
     starts = episode_starts.reshape(sequences, -1).transpose(0, 1) != 0  # [T, N]
     goes_on = ~starts[0].view(1, sequences, 1)
     state = h * goes_on, c * goes_on
-    if len(starts) > 1 and bool(starts[1:].any()):
+    if len(starts) > 1:
         output, state = lstm(x, state, reset_mask=starts)
     else:
         output, state = lstm(x, state)

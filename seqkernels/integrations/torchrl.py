@@ -89,7 +89,7 @@ def fuse(model: Model, backend: str = "auto", states: str = "ends") -> Model:
         backend: As for `seqkernels.FusedLSTM`.
         states: Which next states are written. "ends": at the last step of each trajectory, as TorchRL does;
             "last": at the last step of each row alone, zeros elsewhere. Then the rows of LSTMs and of stacked
-            layers, too, run with a `reset_mask`. No loss or value estimator of TorchRL reads the others.
+            layers, too, run with a `reset_mask`. TorchRL's value estimators read none of the others.
 
     Returns:
         `model`. Modules that are fused already take over `backend` and `states`.
