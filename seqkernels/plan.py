@@ -173,7 +173,7 @@ def _explain_layer(
             return _raises(["no steps"])
     call = _call(module, x, hx)
     call.spec = call.spec._replace(reset_mask=reset_mask, lengths=lengths)
-    segments = resets.are_segments(call.spec, call.x)
+    segments = resets.are_segments(call.spec, call.x, call.state)
     if segments:
         call.spec = call.spec._replace(reset_mask=None)
     if any(w is None for w in (call.weights if dims[1] == 3 else call.weights[:2])):

@@ -30,7 +30,7 @@ def run(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]) -> 
     """
     if spec.reset_mask is not None or spec.lengths is not None:
         spec = rows.check(spec, x)
-        if resets.are_segments(spec, x):
+        if resets.are_segments(spec, x, state):
             return resets.run(spec, x, state, weights, run)
     if not is_tracing():
         _check_stack(spec, state, weights)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import seqkernels
+from seqkernels import resets
 
 from .conftest import LAYERS, assert_close, flat
 
@@ -277,6 +278,41 @@ def test_stack() -> None:
     )
     for got, want in zip(flat(stack(x, reset_mask=mask)), flat(plain(x, reset_mask=mask)), strict=True):
         assert_close(got, want.double())
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("directions", [1, 2])
+def test_segments_side_by_side(name: str, directions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where that is faster, with the results of the kernels' own resets; explain says so."""
+    x, hx, mask = problem(name, seq_len=12, directions=directions)
+    mask[2:10:3] = True  # now no segment is longer than half of the steps
+    options = {"return_cell_states": True} if name == "LSTM" else {}
+    layer, ran, run = fused(name, I, H, 2, bidirectional=directions == 2, **options), [], resets.run
+    monkeypatch.setattr(resets, "run", lambda *args: ran.append(1) or run(*args))
+    expected = flat(layer(x, hx, reset_mask=mask))
+    assert not ran
+    assert "segments" not in seqkernels.explain(layer, x, hx, reset_mask=mask).kernel
+    monkeypatch.setattr(resets, "UNITS_FOR_EACH", 1)
+    monkeypatch.setattr(resets, "FEWEST_STEPS", 12)
+    assert "segments between resets side by side" in seqkernels.explain(layer, x, hx, reset_mask=mask).kernel
+    for got, want in zip(flat(layer(x, hx, reset_mask=mask)), expected, strict=True):
+        assert_close(got, want.double())
+    assert ran
+    ran.clear()
+    mask[:, 0] = False
+    layer(x, hx, reset_mask=mask)
+    layer(x[:11], hx, reset_mask=mask[:11])
+    assert not ran
+
+
+def test_longest_segment() -> None:
+    mask = torch.zeros(10, 3, dtype=torch.bool)
+    assert resets._longest(mask) == 10
+    mask[[2, 7], :] = True
+    assert resets._longest(mask) == 5
+    mask[5, 1:] = True
+    assert resets._longest(mask[:, 1:]) == 3
+    assert resets._longest(mask[:, :0]) == 0
 
 
 @pytest.mark.parametrize("batch_first", [False, True])

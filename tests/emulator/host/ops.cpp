@@ -32,8 +32,8 @@ std::vector<Tensor> backward(int64_t cell, OptionalTensor grad_output, OptionalT
                              OptionalTensor batch_sizes, double norm_eps, Tensor output, OptionalTensor gates,
                              OptionalTensor cells, OptionalTensor norms, std::vector<bool> needs_grad) {
   const InputGradients grads =
-      layer_backward_cuda({spec_of(cell, batch_sizes, norm_eps), x, h0, c0, weights},
-                          {grad_output, grad_h_n, grad_c_n}, output, {gates, cells, norms}, needs_grad);
+      layer_backward_cuda({spec_of(cell, batch_sizes, norm_eps), x, h0, c0, weights}, {grad_output, grad_h_n, grad_c_n},
+                          output, {gates, cells, norms}, needs_grad);
   std::vector<Tensor> results{grads.x, grads.h0};
   if (grads.c0) results.push_back(*grads.c0);
   results.insert(results.end(), grads.weights.begin(), grads.weights.end());
