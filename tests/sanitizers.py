@@ -41,6 +41,7 @@ SANITIZERS = {
         (
             "tests/test_memory.py",
             "tests/test_ops.py",
+            "tests/test_recurrence.py",
             "tests/test_single_steps.py",
             "tests/test_fastpath.py",
             "tests/test_frozen.py",

@@ -5,7 +5,6 @@ The ops against the reference. test_recurrence_modules.py has a loop of its own,
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -232,12 +231,3 @@ def test_lengths_of_packed_sequences() -> None:
     problem.extra["lengths"] = torch.tensor([3, 1])
     with pytest.raises(RuntimeError, match="lengths are those of padded sequences"):
         problem.forward()
-
-
-@pytest.mark.parametrize("threads", [2, 3, 5])
-@pytest.mark.parametrize(("cell", "dtype"), [("lstm", torch.float32), ("gru", torch.bfloat16)])
-def test_threads(cell: str, dtype: torch.dtype, threads: int) -> None:
-    """Members that share units and sequences, and directions side by side."""
-    torch.set_num_threads(threads)
-    for batch, hidden in itertools.product((1, 7, 40), (33, 130)):
-        Problem(cell, 12, batch, 9, hidden, 2, dtype=dtype, asked=OPTIONS).check()

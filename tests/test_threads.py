@@ -15,7 +15,7 @@ import seqkernels
 from seqkernels import _C
 
 from .conftest import assert_close, in_child, paired
-from .problems import CELLS, NORMALIZED_CELLS, Problem, lengths_of
+from .problems import CELLS, NORMALIZED_CELLS, OPTIONS, Problem, lengths_of
 
 # Enough work for several threads, once split by sequences (many) and once by hidden units (few sequences).
 SHAPES = {"by sequences": (6, 70, 24, 40), "by units": (40, 2, 24, 100), "one sequence": (40, 1, 8, 130)}
@@ -42,6 +42,15 @@ def test_number_of_threads(
         for result in results:
             assert_close(result, expected)
     assert_close(results[0], expected)
+
+
+@paired("cell shape count", CELLS, SHAPES, [2, 5], each=1)
+def test_threads_with_options(
+    cell: str, shape: str, count: int, dtype: torch.dtype, target: torch.device
+) -> None:
+    """Members that share units and sequences, directions side by side, and all that happens between steps."""
+    torch.set_num_threads(count)
+    large(cell, shape, directions=2, dtype=dtype, device=target, asked=OPTIONS).check()
 
 
 @paired("cell shape count", CELLS, SHAPES, THREADS, each=1)

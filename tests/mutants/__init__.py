@@ -5,9 +5,9 @@ says where. None writes where the right kernels would not, so that the tests go 
 counted.
 """
 
-from . import layers, products
+from . import layers, products, recurrence
 from .mutant import EVERYWHERE, Mutant
 
 __all__ = ["EVERYWHERE", "MUTANTS", "Mutant"]
 
-MUTANTS = products.MUTANTS + layers.MUTANTS
+MUTANTS = products.MUTANTS + layers.MUTANTS + recurrence.MUTANTS

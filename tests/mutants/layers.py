@@ -303,7 +303,7 @@ MUTANTS = [
     Mutant(
         "operand_of_a_stage",
         FORWARD_CELL,
-        "store_operand(buffers.operands[stage] + b * operand_stride_, u, size_.hidden, «h»);",
+        "is_masked ? masked(step.direction, b, u, h) : «h»);",
         "h + h",
         "The second stage multiplies twice what the first one has made.",
     ),

@@ -10,6 +10,8 @@ PARTS_OF_A_ROW = ("tests/test_threads.py", "-k", "test_parts_of_a_row")
 FASTPATH = ("tests/test_fastpath.py", "-k", "test_layers or test_cells")
 GRADIENTS = ("tests/test_ops.py", "-k", "test_each_gradient_alone")
 SINGLE_STEPS = ("tests/test_single_steps.py", "-k", "test_results")
+RECURRENCE = ("tests/test_recurrence.py", "-k", "test_against or test_packed")
+REVERSE = ("tests/test_recurrence.py", "-k", "test_reverse_is")
 FROZEN = ("tests/test_frozen.py", "-k", "test_sizes")
 
 VEC, CELLS = "cpu/vec-inl.h", "cells/"
@@ -20,6 +22,7 @@ BACKWARD, BACKWARD_CELL, PRODUCTS = (
     "cpu/backward_products-inl.h",
 )
 NORM, FORWARD_NORM, BACKWARD_NORM = "cpu/norm-inl.h", "cpu/forward_norm-inl.h", "cpu/backward_norm-inl.h"
+TRANSITION, ENDS = "cpu/transition-inl.h", "cpu/backward_ends-inl.h"
 SEQUENCE, FROZEN_LOOP, FROZEN_NORM = "cpu/sequence-inl.h", "cpu/frozen-inl.h", "cpu/frozen_norm-inl.h"
 GEMM, REGISTERS, TILES = "cpu/gemm/gemm-inl.h", "cpu/gemm/register_kernel-inl.h", "cpu/gemm/amx_driver-inl.h"
 GEMV, COLUMNS, FORMATS = "cpu/gemm/gemv-inl.h", "cpu/gemm/columns-inl.h", "cpu/gemm/formats-inl.h"
