@@ -7,6 +7,7 @@ from .mutant import (
     BACKWARD_CELL,
     BACKWARD_NORM,
     CELLS,
+    ENDS,
     FASTPATH,
     FORWARD,
     FORWARD_CELL,
@@ -59,22 +60,22 @@ MUTANTS = [
     Mutant(
         "c0_is_h0",
         FORWARD,
-        "store(buffers.c + b * size_.padded + u, «initial(p_.c0, size_.hidden, slice.direction, b, u)»);",
-        "initial(p_.h0, size_.outputs, slice.direction, b, u)",
+        "store(buffers.c + b * size_.padded + u, «start(p_.c0, size_.hidden, u)»);",
+        "start(p_.h0, size_.outputs, u)",
         "An LSTM's c begins with h0.",
     ),
     Mutant(
         "states_of_a_direction",
         FORWARD,
-        "return reinterpret_cast<S*>(state) + («direction * shape_.batch» + b) * units;",
+        "return reinterpret_cast<S*>(state) + («direction * shape_.batch» + sequence_of(shape_, b)) * units;",
         "0",
         "Both directions read and write the states of the first.",
     ),
     Mutant(
         "h0_in_backward",
-        BACKWARD_CELL,
-        "result.h_prev = starts ? «initial_h(d, b)» :",
-        "output_row(t, b, d)",
+        BACKWARD,
+        "? «initial_h(direction, b)» : output_row(steps.previous(t)",
+        "output_row(t, b, direction)",
         "Backward takes the output of a first step for what came before it.",
     ),
     Mutant(
@@ -93,14 +94,14 @@ MUTANTS = [
     ),
     Mutant(
         "grad_c0",
-        BACKWARD,
+        ENDS,
         "write(p_.grad_c0, «buffers.dc + b * size_.padded», size_.hidden, b);",
         "buffers.dh + b * size_.outputs_padded",
         "The gradient of c0 is that of h0.",
     ),
     Mutant(
         "grad_of_the_last_state",
-        BACKWARD,
+        ENDS,
         "start(buffers.dh + b * size_.outputs_padded, «p_.grad_h_n», size_.outputs, b);",
         "nullptr",
         "The gradient of h_n is left out.",
@@ -122,16 +123,16 @@ MUTANTS = [
     ),
     Mutant(
         "start_of_short_sequences",
-        PRODUCTS,
-        "if constexpr (s == 1) source = «b >= steps.starting(t)» ? initial",
+        BACKWARD,
+        "return «b >= steps.starting(t)» ?",
         "steps.starting(t) == 0",
-        "For the gradient of W_hh, the reverse direction of short sequences does not start with h0.",
+        "In backward, the reverse direction of short sequences does not start with h0.",
     ),
     Mutant(
         "grad_x_of_two_directions",
-        BACKWARD,
-        "i < «min(own.end * kLanes, n)»; i += kLanes)",
-        "n / kLanes * kLanes",
+        ENDS,
+        "own.begin * kLanes, «min(own.end * kLanes, rows_ * n)», rows_ * n);",
+        "rows_ * n / kLanes * kLanes",
         "The second direction's share of the gradient of x lacks its last numbers.",
     ),
     # ---- chunks of rows
@@ -145,7 +146,7 @@ MUTANTS = [
     Mutant(
         "grad_x_of_a_chunk",
         PRODUCTS,
-        "const int64_t out = («chunk.first_row» + rows.begin) * size_.inputs",
+        "out = («chunk.first_row» + rows.begin) * size_.inputs + first;",
         "0",
         "All chunks write the gradient of x of the first rows.",
     ),
@@ -181,7 +182,7 @@ MUTANTS = [
     # ---- gradients of 16 bits
     Mutant(
         "narrow_tail",
-        BACKWARD,
+        ENDS,
         "const Range own = share(«ceil_div(n, kLanes)», slice.rank, slice.size);",
         "n / kLanes",
         "Gradients that were summed in float32 lack their last numbers.",
@@ -190,8 +191,8 @@ MUTANTS = [
     Mutant(
         "narrow_odd_columns",
         PRODUCTS,
-        "load(tile + r * kWidth + v * kLanes), «columns - v * kLanes»);",
-        "columns / 2 * 2 - v * kLanes",
+        "column, v, «valid - column»);",
+        "valid / 2 * 2 - column",
         "Gradients of 16 bits lack the last one of an odd number of columns.",
         only="float16 bfloat16",
     ),
@@ -332,7 +333,7 @@ MUTANTS = [
     Mutant(
         "operand_in_backward",
         PRODUCTS,
-        "store(made + u, «Cell::operand(cells::Stage<stage>(), saved, prev, state)»);",
+        "const V operand = «Cell::operand(cells::Stage<stage>(), saved, prev, state)»;",
         "prev.h + state.c",
         "For the gradient of its weights, the second stage has multiplied the state.",
     ),
@@ -361,7 +362,7 @@ MUTANTS = [
     ),
     Mutant(
         "projected_c",
-        BACKWARD,
+        ENDS,
         "start(buffers.dc + b * size_.padded, p_.grad_c_n, «size_.hidden», b);",
         "size_.outputs",
         "With a projection, the gradient of c_n is read as if it had as many units as h.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .mutant import (
     BACKWARD,
     COLUMNS,
+    ENDS,
     FORMATS,
     FORWARD_CELL,
     GATES,
@@ -213,7 +214,7 @@ MUTANTS = [
     ),
     Mutant(
         "pairs_padding",
-        BACKWARD,
+        ENDS,
         "row < rows.end && «block_ > fewest»; ++row",
         "false",
         "What fills the last pair of hidden units in the gradients of gates is not set to zero.",

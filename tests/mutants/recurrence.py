@@ -1,4 +1,4 @@
-"""Mistakes in what happens to states between steps: resets, lengths, recurrent dropout, zoneout, cell states."""
+"""Mistakes in what happens to states between steps: resets, lengths, dropout, zoneout, cell states."""
 
 from __future__ import annotations
 
@@ -127,7 +127,8 @@ MUTANTS = [
     Mutant(
         "mask_of_the_gradient",
         BACKWARD,
-        "const V masked = grad * «mask_of(slice.direction, b + r * stride, panel * Panels<T>::kWidth + column)»;",
+        "const V masked = grad * «mask_of(slice.direction, b + r * stride, panel * Panels<T>::kWidth"
+        " + column)»;",
         "V(1)",
         "What flows back to h has no mask.",
         tests=RECURRENCE,
