@@ -6,9 +6,10 @@
 
 The cost is the time of our layer with the option over that of the same layer without, interleaved. The peers
 are a Python loop over torch.nn's Cell, with what the option does written between its steps; for `lengths`
-packing, torch.nn and unpacking, and the same with our layer; for `weight_dropout` torch.nn with a W_hh that
-is dropped outside. torch.nn's layer without the option is no peer: it tells what that loop leaves behind.
-What draws no random numbers is checked against its peers before it is timed.
+packing, torch.nn and unpacking, and the same with our layer; for `weight_dropout` torch.nn with a W_hh that is
+dropped outside; for `recompute` torch.utils.checkpoint around our layer. torch.nn's layer without the option is
+no peer: it tells what that loop leaves behind. What draws no random numbers is checked against its peers before
+it is timed.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ PLAIN, TORCH, LOOP = f"{OURS} without", "torch.nn without", "loop over a Cell"
 FULL: dict[str, Any] = {"seconds": 3.0, "min_rounds": 7}  # per case
 QUICK: dict[str, Any] = {"seconds": 0.4, "min_rounds": 3}
 P = 0.25  # of everything random
+IDLE = ("recurrent_dropout", "weight_dropout", "recompute")  # in inference
 SIZES = ((100, 8, 64), (100, 32, 128), (100, 64, 256))  # T, B, H = I
 FEW = ((500, 1, 64), (500, 4, 128))  # few and long sequences
 
@@ -69,8 +71,8 @@ def all_cases() -> list[Case]:
     for option in OPTIONS:
         for cell in ("LSTM",) if option == "return_cell_states" else ("LSTM", "GRU"):
             for work in ("inference", "training"):
-                if work == "inference" and option in ("recurrent_dropout", "weight_dropout"):
-                    continue  # which do nothing there
+                if work == "inference" and option in IDLE:
+                    continue
                 sizes = SIZES + FEW * (option == "reset_mask")
                 cases += [Case(option, cell, work, *size) for size in sizes]
     return cases
@@ -142,6 +144,17 @@ class DroppedWeight(nn.Module):
             return (torch.func.functional_call(self.layer, {"weight_hh_l0": dropped}, (x,))[0],)
 
 
+class Checkpointed(nn.Module):
+    """A layer whose backward runs all of its forward once more."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Any:
+        return torch.utils.checkpoint.checkpoint(self.layer, x, use_reentrant=False)
+
+
 @dataclass(frozen=True)
 class Option:
     """How our layer has it, and who else does."""
@@ -185,6 +198,9 @@ OPTIONS = {
         _nothing,
         lambda ours, theirs: {"torch.nn, weight dropped outside": DroppedWeight(theirs)},
         True,
+    ),
+    "recompute": Option(
+        {"recompute": True}, _nothing, lambda ours, theirs: {"checkpoint": Checkpointed(ours)}
     ),
 }
 

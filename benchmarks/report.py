@@ -232,7 +232,7 @@ def machine_line(cases: list[Info], machine: dict[str, Any], commit: dict[str, A
     if on_gpu(machine):
         return gpu_line(machine, commit)
     processor = machine.get("cpu", {}).get("brand_raw") or machine.get("machine", "unknown processor")
-    rates = [info["gemm_gflops"] for info in of(cases, dtype="float32")] or [0.0]
+    rates = [info["gemm_gflops"] for info in of(cases, dtype="float32") if "gemm_gflops" in info]
     held = ", ".join(f"{name}={value}" for name, value in machine.get("held_by", {}).items())
     revision = str(commit.get("id", ""))[:10] or "no commit"
     return (
@@ -240,7 +240,7 @@ def machine_line(cases: list[Info], machine: dict[str, Any], commit: dict[str, A
         + f"; torch {machine['torch']}"
         + (f", all held to {held_isa(machine)} by {held}" if held else "")
         + (f", ONNX Runtime {machine['onnxruntime']}" if "onnxruntime" in machine else "")
-        + f"; float32 GEMM {min(rates):.0f} to {max(rates):.0f} GFLOP/s during the run"
+        + (f"; float32 GEMM {min(rates):.0f} to {max(rates):.0f} GFLOP/s during the run" if rates else "")
         + f", load average before it {machine['load_average']:.1f}; commit {revision}"
         + (" with changes" if commit.get("dirty") else "")
         + ("; quick run" if machine["quick"] else "")
