@@ -6,10 +6,10 @@
 
 The cost is the time of our layer with the option over that of the same layer without, interleaved. The peers
 are a Python loop over torch.nn's Cell, with what the option does written between its steps; for `lengths`
-packing, torch.nn and unpacking, and the same with our layer; for `weight_dropout` torch.nn with a W_hh that is
-dropped outside; for `recompute` torch.utils.checkpoint around our layer. torch.nn's layer without the option is
-no peer: it tells what that loop leaves behind. What draws no random numbers is checked against its peers before
-it is timed.
+packing, torch.nn and unpacking, and the same with our layer; for `weight_dropout` torch.nn with a W_hh that
+is dropped outside; for `recompute` torch.utils.checkpoint around our layer. torch.nn's layer without the
+option is no peer: it tells what that loop leaves behind. What draws no random numbers is checked against its
+peers before it is timed.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import is_tensor_like
 
-from . import _C, _tools, dispatch, rows, stack
+from . import _C, _tools, dispatch, resets, rows, stack
 from ._torch_compat import WeightsAsAttributes
 from .cells import CELLS, WEIGHTS
 from .dispatch import fastpath_allowed
@@ -90,11 +90,11 @@ class _Fused(torch.nn.Module):
         """Fields of a `LayerSpec` that options of this module set (`_options.py`)."""
         return {}
 
-    def _is_plain(self, given: Given) -> bool:
-        """Whether a call is one that torch.nn knows, without what options add to the recurrence."""
+    def _is_plain(self) -> bool:
+        """Whether no option adds anything to the recurrence of a call."""
         options = self.__dict__.get("_options")
-        if given is not NOTHING or not options:
-            return given is NOTHING
+        if not options:
+            return True
         unread = {"recompute"} if self.training else {"recompute", "recurrent_dropout", "weight_dropout"}
         return options.keys() <= unread
 
@@ -104,13 +104,13 @@ class _Fused(torch.nn.Module):
         is_own = "_like" in vars(parametrize.type_before_parametrizations(self))
         return _tools.for_scripting(self, self._like) if is_own else self
 
-    def _fastpath(self, cell: str, is_cell: bool, input: Any, hx: Any) -> Any:
+    def _fastpath(self, cell: str, is_cell: bool, input: Any, hx: Any, reset_mask: Any = None) -> Any:
         """The result, or None where the fast path does not understand what it gets, or finds it wrong."""
         own = self.__dict__  # nn.Module makes it slow to read an attribute
         if is_grad_enabled() and _first_is_trained(own["_parameters"]):
             return None
         if fastpath_allowed() and self._fastpath_supported and own.get("_backend") != "reference":
-            return _C.fastpath(own, cell, is_cell, input, hx, is_grad_enabled())
+            return _C.fastpath(own, cell, is_cell, input, hx, is_grad_enabled(), reset_mask)
         return None
 
     def _by_torch(self, input: Any, hx: Any, given: Given = NOTHING) -> Any:
@@ -174,8 +174,8 @@ class _FusedLayer(_Fused, WeightsAsAttributes):
         return spec._replace(**self._recurrence) if "_options" in self.__dict__ else spec
 
     def _forward(self, input: Any, hx: Any, given: Given) -> Any:
-        if self._is_plain(given):
-            result = self._fastpath(self._cell, False, input, hx)
+        if given.lengths is None and self._is_plain() and not self._may_be_segments(given.reset_mask):
+            result = self._fastpath(self._cell, False, input, hx, given.reset_mask)
             if result is not None:
                 return result
         if self._cell not in CELLS or _tools.is_for_torch(self, input, hx):
@@ -206,6 +206,12 @@ class _FusedLayer(_Fused, WeightsAsAttributes):
         final = self._state([s.squeeze(1) for s in self._states(final)])
         rest = [c.squeeze(batch_dim) for c in cell_states]
         return output.squeeze(batch_dim), self.permute_hidden(final, None), *rest
+
+    def _may_be_segments(self, mask: Any) -> bool:
+        if mask is None or not isinstance(mask, Tensor) or mask.dim() != 2:
+            return False
+        steps, batch = mask.shape[::-1] if self.batch_first else mask.shape
+        return resets.may_be_segments(steps, batch, self.hidden_size)
 
     def _checked(self, input: Tensor, given: Given) -> Given:
         """`given` for that input, before it is made one of batches."""
@@ -295,9 +301,9 @@ class _FusedCell(_Fused):
 
     def _forward(self, cell: str, input: Tensor, hx: Any, reset_mask: Tensor | None = None) -> Any:
         given = Given.of(reset_mask)
-        is_plain = self._is_plain(given)
+        is_plain = self._is_plain()
         if is_plain:
-            result = self._fastpath(cell, True, input, hx)
+            result = self._fastpath(cell, True, input, hx, reset_mask)
             if result is not None:
                 return result
         if _tools.is_for_torch(self, input, hx) or input.dim() not in (1, 2) or cell not in CELLS:
@@ -324,7 +330,7 @@ class _FusedCell(_Fused):
         own = self.__dict__["_parameters"]
         weights: Any = [own[name] if name in own else getattr(self, name) for name in WEIGHTS]
         spec = _SPECS_OF_CELLS.get((cell, self.backend)) or LayerSpec(cell, backend=self.backend)
-        if not is_plain:
+        if given is not NOTHING or not is_plain:
             mask = None if reset_mask is None else reset_mask.reshape(-1)
             spec = spec._replace(training=self.training, reset_mask=mask, **self._recurrence)
         final = stack.run_cell(spec, x, states, *weights)

@@ -29,7 +29,7 @@ State = tuple[Tensor, ...]
 Run = Callable[[LayerSpec, Tensor, State, Sequence[Tensor]], tuple[Tensor, ...]]
 
 # Chunks at most, and rows of each at least: beside their products, packing the weights anew costs little.
-MOST_CHUNKS, FEWEST_ROWS = 16, 1024
+MOST_CHUNKS, FEWEST_ROWS = 8, 1024
 
 
 def applies(spec: LayerSpec, implementation: str) -> bool:

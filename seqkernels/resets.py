@@ -39,12 +39,16 @@ def are_segments(spec: LayerSpec, x: Tensor, state: Sequence[Tensor]) -> bool:
         return False
     if x.is_cuda:  # whose kernels know no resets
         return True
-    mask, batch = spec.reset_mask, state[0].size(1)
-    if spec.batch_sizes is not None or batch * UNITS_FOR_EACH > state[0].size(2):
+    if spec.batch_sizes is not None or spec.reset_mask.dim() != 2:
         return False
-    mask = mask.t() if spec.batch_first else mask  # [T, B]
-    steps = len(mask)
-    return steps >= FEWEST_STEPS and 2 * _longest(mask) <= steps
+    mask = spec.reset_mask.t() if spec.batch_first else spec.reset_mask  # [T, B]
+    steps, batch = mask.shape
+    return may_be_segments(steps, batch, state[0].size(2)) and 2 * _longest(mask) <= steps
+
+
+def may_be_segments(steps: int, batch: int, hidden_size: int) -> bool:
+    """Whether such sizes run as segments on a CPU, if there are resets enough."""
+    return steps >= FEWEST_STEPS and batch * UNITS_FOR_EACH <= hidden_size
 
 
 def _longest(mask: Tensor) -> int:

@@ -50,12 +50,12 @@ def no_grad() -> Iterator[None]:
         yield
 
 
-def both(module: nn.Module, *inputs: Any) -> tuple[list[Tensor], list[Tensor]]:
+def both(module: nn.Module, *inputs: Any, **given: Any) -> tuple[list[Tensor], list[Tensor]]:
     """The results of the fast path and of the long one."""
-    short = module(*inputs)
+    short = module(*inputs, **given)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dispatch, "_fastpath_enabled", False)
-        long = module(*inputs)
+        long = module(*inputs, **given)
     assert type(short) is type(long)
     return flat(short), flat(long)
 
@@ -320,3 +320,70 @@ def test_parameters_are_read_afresh(name: str) -> None:
     assert not torch.equal(flat(module(x))[0], before)
     module.load_state_dict({n: torch.zeros_like(p) for n, p in module.state_dict().items()})
     assert flat(module(x))[0].abs().max() == 0
+
+
+def masks(*shape: int) -> list[Tensor]:
+    """Of resets, as they may lie in memory: whole, turned, spread out, the same for all."""
+    mask = torch.rand(shape) < 0.4
+    turned = mask.permute(*reversed(range(mask.dim()))).contiguous().permute(*reversed(range(mask.dim())))
+    every_second = tuple(slice(None, None, 2) for _ in shape)
+    spread = torch.zeros([2 * n for n in shape], dtype=torch.bool)[every_second]
+    spread.copy_(mask)
+    return [mask, turned, spread, torch.tensor(True).expand(shape)]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("name", FUSED_LAYERS)
+def test_resets_of_layers(name: str, options: dict[str, Any], calls: list[bool]) -> None:
+    layer = getattr(seqkernels, name)(I, H, **options).eval()
+    for shape in ((7, 3), (7,), (1, 4), (4, 1)):
+        x = torch.randn(*shape, I)
+        for mask in masks(*shape):
+            short, long = both(layer, x, reset_mask=mask)
+            assert all(torch.equal(a, b) for a, b in zip(short, long, strict=True))
+    assert all(calls)
+    assert calls
+
+
+@pytest.mark.parametrize("name", FUSED_STEPS)
+def test_resets_of_cells(name: str, calls: list[bool]) -> None:
+    cell = getattr(seqkernels, name)(I, H)
+    for shape in ((3,), ()):
+        x, hx = torch.randn(*shape, I), random_state(name, *shape, H)
+        for mask in masks(*shape):
+            short, long = both(cell, x, hx, reset_mask=mask)
+            assert all(torch.equal(a, b) for a, b in zip(short, long, strict=True))
+            zeros = tuple(torch.where(mask[..., None], 0, s) for s in flat(hx))
+            expected = flat(cell(x, zeros if len(zeros) > 1 else zeros[0]))
+            assert all(torch.equal(a, b) for a, b in zip(short, expected, strict=True))
+    assert all(calls)
+    assert calls
+
+
+def test_wrong_masks_take_the_long_way(calls: list[bool]) -> None:
+    """Which says what is wrong with them."""
+    layer, x = seqkernels.FusedGRU(I, H), torch.randn(7, 3, I)
+    freed = torch.zeros(7, 3, dtype=torch.bool)
+    freed.untyped_storage().resize_(20)
+    for mask in (torch.zeros(7, 3), torch.zeros(3, 7, dtype=torch.bool), freed, [True]):
+        with pytest.raises((TypeError, ValueError, RuntimeError), match="reset_mask must"):
+            layer(x, reset_mask=mask)
+    assert not any(calls)
+
+
+def test_options_and_the_fast_path(calls: list[bool]) -> None:
+    """It is for what it computes alone: not for zoneout, cell states, or masks that are drawn."""
+    x = torch.randn(7, 3, I)
+    for options, training, is_taken in (
+        ({"recurrent_dropout": 0.5}, True, False),
+        ({"recurrent_dropout": 0.5, "weight_dropout": 0.5, "recompute": True}, False, True),
+        ({"recompute": True}, True, True),
+        ({"zoneout": 0.5}, False, False),
+        ({"return_cell_states": True}, False, False),
+    ):
+        calls.clear()
+        layer = seqkernels.FusedLSTM(I, H, **options).train(training)
+        layer(x)
+        assert calls == [True] * is_taken, options
+        layer(x, lengths=torch.tensor([7, 2, 0]))
+        assert calls == [True] * is_taken

@@ -44,7 +44,7 @@ void run_stack(CellKind cell, const StackCall& call, const std::vector<Weights>&
   Stack(call).for_layers([&](const LayerCall& layer) {
     ForwardArguments p{};
     p.shape = {call.seq_len, call.batch, layer.input_size, hidden, outputs, directions, offsets.data(), false};
-    p.x = layer.x, p.output = layer.output, p.norm_eps = call.norm_eps;
+    p.x = layer.x, p.output = layer.output, p.norm_eps = call.norm_eps, p.transition.resets = call.resets;
     p.h0 = layer.h0, p.c0 = layer.c0, p.h_n = layer.h_n, p.c_n = layer.c_n;
     for (int64_t d = 0; d < directions; ++d) p.weights[d] = weights[static_cast<size_t>(layer.index * directions + d)];
     const double work = work_of(cell, {layer.input_size, hidden, outputs, 1, directions});

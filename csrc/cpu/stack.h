@@ -20,10 +20,11 @@ struct StackCall {
   double norm_eps;  // of a normalised cell
   DType dtype;
   int64_t seq_len, batch;
-  RowTensor x;      // [T, B, I]
-  char *h0, *c0;    // [L D, B, P] and [L D, B, H]; null: zeros
-  char* output;     // [T, B, D P]
-  char *h_n, *c_n;  // as h0 and c0; c_n not used without cell state
+  RowTensor x;       // [T, B, I]
+  char *h0, *c0;     // [L D, B, P] and [L D, B, H]; null: zeros
+  char* output;      // [T, B, D P]
+  char *h_n, *c_n;   // as h0 and c0; c_n not used without cell state
+  RowTensor resets;  // bool [T, B], or null: nothing passes from the step before to this one
 };
 
 // One layer's part of a call; the states are those of the layer alone.

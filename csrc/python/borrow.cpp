@@ -34,7 +34,7 @@ struct DLPackExchange {
 };
 constexpr uint32_t kMajorVersion = 1;
 constexpr int32_t kCpu = 1;
-constexpr uint8_t kFloat = 2, kBFloat = 4;
+constexpr uint8_t kFloat = 2, kBFloat = 4, kBool = 6;
 
 // A method without arguments, or a property, that torch wrote in C: called without the interpreter's help.
 class Getter {
@@ -113,8 +113,8 @@ bool dtype_of(const DLPackTensor& tensor, DType& dtype) {
   return tensor.dtype.lanes == 1;
 }
 
-bool describe(const Torch& torch, PyObject* object, BorrowedTensor& tensor) {
-  DLPackTensor description;
+// False where it is not on the CPU or has no memory; its dtype is left to the caller.
+bool describe(const Torch& torch, PyObject* object, BorrowedTensor& tensor, DLPackTensor& description) {
   if (torch.exchange->describe(object, &description) != 0) {
     PyErr_Clear();
     return false;
@@ -122,19 +122,21 @@ bool describe(const Torch& torch, PyObject* object, BorrowedTensor& tensor) {
   tensor.owner = py::reinterpret_borrow<py::object>(object);
   tensor.data = static_cast<char*>(description.data) + description.byte_offset;
   tensor.dim = description.ndim, tensor.sizes = description.shape, tensor.strides = description.strides;
-  return description.device.type == kCpu && (description.data || tensor.is_empty()) &&
-         dtype_of(description, tensor.dtype);
+  return description.device.type == kCpu && (description.data || tensor.is_empty());
+}
+bool describe(const Torch& torch, PyObject* object, BorrowedTensor& tensor) {
+  DLPackTensor description;
+  return describe(torch, object, tensor, description) && dtype_of(description, tensor.dtype);
 }
 
 // False where the storage has less than the sizes say, as one that was freed or made smaller.
-bool hold_storage(const Torch& torch, BorrowedTensor& tensor) {
+bool hold_storage(const Torch& torch, BorrowedTensor& tensor, int64_t element_bytes) {
   tensor.storage = torch.storage(tensor.owner.ptr());
   if (!tensor.storage) return false;
   const int64_t elements = extent(tensor.sizes, tensor.strides, tensor.dim);
   if (elements == 0) return true;
   const int64_t offset = torch.storage_offset.integer(tensor.owner.ptr());
-  return offset >= 0 &&
-         (offset + elements) * bytes_of(tensor.dtype) <= torch.storage_bytes.integer(tensor.storage.ptr());
+  return offset >= 0 && (offset + elements) * element_bytes <= torch.storage_bytes.integer(tensor.storage.ptr());
 }
 
 }  // namespace
@@ -162,7 +164,15 @@ bool borrow(PyObject* object, bool gradients, BorrowedTensor& tensor) {
   PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(object));
   if (!torch.exchange || (type != torch.tensor && type != torch.parameter)) return false;
   if ((gradients && !torch.requires_grad.is_false(object)) || !torch.is_negated.is_false(object)) return false;
-  return describe(torch, object, tensor) && hold_storage(torch, tensor);
+  return describe(torch, object, tensor) && hold_storage(torch, tensor, bytes_of(tensor.dtype));
+}
+
+bool borrow_flags(PyObject* object, BorrowedTensor& tensor) {
+  const Torch& torch = Torch::get();
+  DLPackTensor description;
+  return torch.exchange && reinterpret_cast<PyObject*>(Py_TYPE(object)) == torch.tensor &&
+         describe(torch, object, tensor, description) && description.dtype.code == kBool &&
+         description.dtype.bits == 8 && description.dtype.lanes == 1 && hold_storage(torch, tensor, 1);
 }
 
 BorrowedTensor new_tensor(std::initializer_list<int64_t> sizes, const BorrowedTensor& like) {

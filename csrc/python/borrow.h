@@ -14,7 +14,7 @@ namespace seqkernels {
 struct BorrowedTensor {
   pybind11::object owner, storage;
   char* data;
-  DType dtype;
+  DType dtype;  // but of flags
   int dim;
   const int64_t* sizes;
   const int64_t* strides;
@@ -33,6 +33,9 @@ bool can_borrow();
 // False for anything but a plain tensor (torch.Tensor or Parameter itself, not negated lazily) that a BorrowedTensor can
 // be, or where `gradients` and it requires one.
 bool borrow(PyObject* object, bool gradients, BorrowedTensor& tensor);
+
+// Likewise a bool tensor, which gradients do not matter to.
+bool borrow_flags(PyObject* object, BorrowedTensor& tensor);
 
 // An uninitialised contiguous tensor of the dtype of `like`.
 BorrowedTensor new_tensor(std::initializer_list<int64_t> sizes, const BorrowedTensor& like);

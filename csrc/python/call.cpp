@@ -1,5 +1,7 @@
 #include "call.h"
 
+#include <algorithm>
+
 namespace seqkernels {
 
 bool find_cell(std::string_view name, CellKind& kind) {
@@ -13,7 +15,7 @@ WeightSize Form::size_of(WeightKind kind, int64_t layer) const {
   return cell_info(cell).size_of(kind, inputs, sizes.hidden_size, sizes.output_size);
 }
 
-bool Call::read(const Form& form, PyObject* x, PyObject* hx, bool gradients) {
+bool Call::read(const Form& form, PyObject* x, PyObject* hx, PyObject* reset_mask, bool gradients) {
   form_ = form;
   if (!borrow(x, gradients, x_)) return false;
   const int rows = form.is_cell ? 0 : 1, last = x_.dim - 1;
@@ -28,7 +30,20 @@ bool Call::read(const Form& form, PyObject* x, PyObject* hx, bool gradients) {
              !batched_      ? 0
              : form.is_cell ? x_.strides[0]
                             : x_.strides[sequence]};
-  return hx == Py_None || read_states(hx, gradients);
+  return (reset_mask == Py_None || read_resets(reset_mask)) && (hx == Py_None || read_states(hx, gradients));
+}
+
+bool Call::read_resets(PyObject* reset_mask) {
+  BorrowedTensor& mask = reset_mask_;
+  if (!borrow_flags(reset_mask, mask) || mask.dim != x_.dim - 1 ||
+      !std::equal(mask.sizes, mask.sizes + mask.dim, x_.sizes))
+    return false;
+  const int step = batched_ && form_.batch_first ? 1 : 0;
+  resets_ = {mask.data, form_.is_cell ? 0 : mask.strides[step],
+             !batched_       ? 0
+             : form_.is_cell ? mask.strides[0]
+                             : mask.strides[1 - step]};
+  return true;
 }
 
 void Call::make_results() {
@@ -67,7 +82,8 @@ StackCall Call::stack() const {
           has_state_ && form_.has_c() ? c0_.data : nullptr,
           form_.is_cell ? h_n : output_.data,
           h_n,
-          form_.has_c() ? c_n_.data : nullptr};
+          form_.has_c() ? c_n_.data : nullptr,
+          resets_};
 }
 
 bool Call::read_states(PyObject* hx, bool gradients) {

@@ -27,8 +27,9 @@ bool find_cell(std::string_view name, CellKind& kind);
 // One call: what came, what it is in sizes, and what it gives.
 class Call {
  public:
-  // False where x and hx are not plain tensors of the sizes that this form takes, or, with `gradients`, require one.
-  bool read(const Form& form, PyObject* x, PyObject* hx, bool gradients);
+  // False where x, hx and the mask are not plain tensors of the sizes that this form takes, or, with `gradients`, require one.
+  // hx and the mask may be None.
+  bool read(const Form& form, PyObject* x, PyObject* hx, PyObject* reset_mask, bool gradients);
   void make_results();
   pybind11::object results();  // what the module's forward returns
 
@@ -37,14 +38,15 @@ class Call {
   StackCall stack() const;
 
  private:
+  bool read_resets(PyObject* reset_mask);
   bool read_states(PyObject* hx, bool gradients);
   bool read_state(PyObject* object, int64_t units, bool gradients, BorrowedTensor& state) const;
 
   Form form_;
-  BorrowedTensor x_, h0_, c0_;
+  BorrowedTensor x_, h0_, c0_, reset_mask_;
   bool batched_, has_state_ = false;
   int64_t seq_len_, batch_;
-  RowTensor x_rows_;
+  RowTensor x_rows_, resets_{};
   BorrowedTensor output_, h_n_, c_n_;
 };
 

@@ -114,13 +114,13 @@ bool read_weights(const Attributes& attributes, const Form& form, DType dtype, b
 }
 
 py::object fastpath(const py::dict& module, const std::string_view cell, bool is_cell, py::handle x, py::handle hx,
-                    bool gradients) {
+                    bool gradients, py::handle reset_mask) {
   const Attributes attributes(module.ptr());
   Form form;
   Call call;
   std::vector<BorrowedTensor> parameters;  // kept alive while other threads may exchange them
   std::vector<Weights> weights;
-  if (!read_form(attributes, cell, is_cell, form) || !call.read(form, x.ptr(), hx.ptr(), gradients) ||
+  if (!read_form(attributes, cell, is_cell, form) || !call.read(form, x.ptr(), hx.ptr(), reset_mask.ptr(), gradients) ||
       call.rows() == 0 || !read_weights(attributes, form, call.dtype(), gradients, parameters, weights)) {
     if (PyErr_Occurred()) PyErr_Clear();
     return py::none();
@@ -135,7 +135,7 @@ py::object fastpath(const py::dict& module, const std::string_view cell, bool is
 
 void define_fastpath(py::module_& m) {
   m.def("fastpath", &fastpath, py::arg("module"), py::arg("cell"), py::arg("is_cell"), py::arg("x"), py::arg("hx"),
-        py::arg("gradients"),
+        py::arg("gradients"), py::arg("reset_mask") = py::none(),
         "The result of a module's forward without gradients, or None; `module` is the __dict__ of one of torch's Cells "
         "(is_cell) or layers, which has this cell.");
 }

@@ -47,7 +47,7 @@ class FrozenModule {
 
   py::object run(py::handle x, py::handle hx, bool gradients) const {
     Call call;
-    if (!call.read(form_, x.ptr(), hx.ptr(), gradients) || call.dtype() != DType::kFloat32) return py::none();
+    if (!call.read(form_, x.ptr(), hx.ptr(), Py_None, gradients) || call.dtype() != DType::kFloat32) return py::none();
     call.make_results();
     run_beside_python(frozen_.work(call.rows()), [&] { frozen_.run(call.stack()); });
     return call.results();
