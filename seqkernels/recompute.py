@@ -28,8 +28,9 @@ from .spec import LayerSpec
 State = tuple[Tensor, ...]
 Run = Callable[[LayerSpec, Tensor, State, Sequence[Tensor]], tuple[Tensor, ...]]
 
-# Chunks at most, and rows of each at least: beside their products, packing the weights anew costs little.
-MOST_CHUNKS, FEWEST_ROWS = 8, 1024
+# Chunks, and rows of each at least if there are more than the fewest: beside the products of so many, packing the
+# weights anew costs little.
+FEWEST_CHUNKS, MOST_CHUNKS, FEWEST_ROWS = 2, 8, 1536
 
 
 def applies(spec: LayerSpec, implementation: str) -> bool:
@@ -82,7 +83,7 @@ def _chunks(x: Tensor, batch_sizes: Tensor | None, batch: int) -> Iterator[_Chun
         sizes, unit = [batch] * x.size(0), batch
     else:
         sizes, unit = batch_sizes.tolist(), 1
-    count = min(max(sum(sizes) // FEWEST_ROWS, 1), MOST_CHUNKS)
+    count = min(max(sum(sizes) // FEWEST_ROWS, FEWEST_CHUNKS), MOST_CHUNKS)
     fewest = -(-sum(sizes) // count)
     begin, rows = 0, 0
     for t, size in enumerate(sizes):

@@ -325,7 +325,8 @@ def test_parameters_are_read_afresh(name: str) -> None:
 def masks(*shape: int) -> list[Tensor]:
     """Of resets, as they may lie in memory: whole, turned, spread out, the same for all."""
     mask = torch.rand(shape) < 0.4
-    turned = mask.permute(*reversed(range(mask.dim()))).contiguous().permute(*reversed(range(mask.dim())))
+    backwards = tuple(reversed(range(mask.dim())))
+    turned = mask.permute(backwards).contiguous().permute(backwards)
     every_second = tuple(slice(None, None, 2) for _ in shape)
     spread = torch.zeros([2 * n for n in shape], dtype=torch.bool)[every_second]
     spread.copy_(mask)
