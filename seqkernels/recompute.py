@@ -28,8 +28,8 @@ from .spec import LayerSpec
 State = tuple[Tensor, ...]
 Run = Callable[[LayerSpec, Tensor, State, Sequence[Tensor]], tuple[Tensor, ...]]
 
-# Chunks, and rows of each at least if there are more than the fewest: beside the products of so many, packing the
-# weights anew costs little.
+# Chunks, and rows of each at least if there are more than the fewest: beside the products of so many, packing
+# the weights anew costs little.
 FEWEST_CHUNKS, MOST_CHUNKS, FEWEST_ROWS = 2, 8, 1536
 
 
