@@ -171,7 +171,7 @@ class _FusedLayer(_Fused, WeightsAsAttributes):
             given.reset_mask,
             norm_eps=self.__dict__.get("norm_eps", 1e-5),
         )
-        return spec._replace(**self._recurrence) if "_options" in self.__dict__ else spec
+        return spec._replace(**self._recurrence) if self.__dict__.get("_options") else spec
 
     def _forward(self, input: Any, hx: Any, given: Given) -> Any:
         if given.lengths is None and self._is_plain() and not self._may_be_segments(given.reset_mask):
@@ -186,6 +186,8 @@ class _FusedLayer(_Fused, WeightsAsAttributes):
         if dim not in (2, 3):
             return self._by_torch(input, hx, given)
         if given is not NOTHING:
+            if any(isinstance(value, torch.fx.Proxy) for value in given):
+                return self._by_torch(input, hx, given)
             given = self._checked(input, given)
         if hx is not None:
             if not self._is_state(hx, dim == 3):
@@ -299,7 +301,7 @@ class _FusedCell(_Fused):
     bias_ih: Any
     bias_hh: Any
 
-    def _forward(self, cell: str, input: Tensor, hx: Any, reset_mask: Tensor | None = None) -> Any:
+    def _forward(self, cell: str, input: Tensor, hx: Any, reset_mask: Any = None) -> Any:
         given = Given.of(reset_mask)
         is_plain = self._is_plain()
         if is_plain:
@@ -314,6 +316,8 @@ class _FusedCell(_Fused):
             if state.dim() not in (1, 2):
                 return self._by_torch(input, hx, given)
         if reset_mask is not None:
+            if isinstance(reset_mask, torch.fx.Proxy):
+                return self._by_torch(input, hx, given)
             rows.check_reset_mask(reset_mask, input.shape[:-1])
 
         batched = input.dim() == 2

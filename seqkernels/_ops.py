@@ -55,9 +55,19 @@ def _computed(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def _check_devices(cell: Cell, x: Tensor, args: Sequence[Any]) -> None:
+    """An error where one tensor on the meta device would make results of all others be nothing."""
+    n = cell.states
+    names = [*("h0", "c0")[:n], *(f"weights[{i}]" for i in range(len(args[n]))), *cell.options]
+    for name, value in zip(names, (*args[:n], *args[n], *args[n + 1 :]), strict=False):
+        if isinstance(value, Tensor) and value.device != x.device and name != "batch_sizes":
+            raise RuntimeError(f"{name} must have the device of x, {x.device}, got {value.device}")
+
+
 def _fake_forward(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
     def fake(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
         states, save = args[: cell.states], args[-1]
+        _check_devices(cell, x, args)
         options = dict(zip(cell.options, args[cell.states + 1 :], strict=False))
         results = [_new_output(x, states[0]), *(x.new_empty(s.shape) for s in states)]
         if cell.has_cell_state:

@@ -125,27 +125,36 @@ class Norm(torch.nn.Module):
         return f"{shown}, norm={self._norm!r}{eps}"
 
 
-def _option(name: str, default: Any, check: Any, doc: str) -> Any:
-    """A property for an option of the recurrence; `_options` has those that are not at their default."""
+def _option(name: str, default: Any, checked: Any, doc: str) -> Any:
+    """A property for an option of the recurrence; `_options` has those that are not at their default.
+
+    It is always there, and never changed but replaced: other threads may run the module, and torch.compile
+    looks whether it is the one that it has seen.
+    """
 
     def get(self: torch.nn.Module) -> Any:
         return self.__dict__.get("_options", {}).get(name, default)
 
     def set(self: torch.nn.Module, value: Any) -> None:
-        check(self, value)
-        options = {**self.__dict__.pop("_options", {}), name: value}
-        if value == default:
+        options = {**self.__dict__.get("_options", {}), name: checked(self, value)}
+        if options[name] == default:
             del options[name]
-        if options:
-            self.__dict__["_options"] = options
+        self.__dict__["_options"] = options
 
     return property(get, set, doc=doc)
 
 
-def check_bool(name: str, value: Any) -> None:
-    """An error for what is no bool."""
+def check_bool(name: str, value: Any) -> bool:
+    """`value` itself, or an error where it is no bool."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def checked_zoneout(value: Any, has_cell_state: bool) -> Any:
+    """The probabilities of `zoneout` as they are kept: one number where one was given, or none is set."""
+    pair = zoneout_pair(value, has_cell_state)
+    return pair if isinstance(value, (tuple, list)) and any(pair) else pair[0]
 
 
 class _Recurrence(torch.nn.Module):
@@ -182,7 +191,7 @@ class Zoneout(_Recurrence):
     zoneout = _option(
         "zoneout",
         0.0,
-        lambda self, value: zoneout_pair(value, self._has_cell_state),
+        lambda self, value: checked_zoneout(value, self._has_cell_state),
         "Probability with which a unit keeps the value it had before a step: of h and c, or a pair.",
     )
 

@@ -189,7 +189,8 @@ def _missing_options(
         return [f"{name} (the CUDA kernels do not have it)" for name in spec.beyond_torch]
     # In proportion, h says no more what it was before zoneout.
     loses_h = spec.zoneout_h > 0 and not spec.training and not spec.info.saved and torch.is_grad_enabled()
-    if loses_h and any(t.requires_grad for t in (x, *state, *weights) if t is not None):
+    tensors = (t for t in (x, *state, *weights) if t is not None)
+    if loses_h and (is_tracing() or compat.transforms_active() or any(t.requires_grad for t in tensors)):
         return ["gradients of zoneout in evaluation, of a cell that saves nothing for them"]
     return []
 

@@ -51,7 +51,7 @@ def freeze(module: torch.nn.Module, dtype: torch.dtype | None = None) -> Frozen:
 
     Raises:
         TypeError: Not a recurrent module of these classes.
-        ValueError: A `dtype`, weights or an option that it does not support.
+        ValueError: A `dtype`, weights or an option that it does not support, such as zoneout.
 
     Example:
         >>> frozen = seqkernels.freeze(torch.nn.LSTM(8, 16))
@@ -69,6 +69,10 @@ def freeze(module: torch.nn.Module, dtype: torch.dtype | None = None) -> Frozen:
         )
     if dtype not in (None, torch.float32, torch.bfloat16):
         raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")
+    spec = spec_of(module)
+    for name in ("zoneout", "return_cell_states"):
+        if name in spec.beyond_torch:
+            raise ValueError(f"freeze takes no module with {name}: a frozen one does not do that")
     options: dict[str, Any] = {n: getattr(module, n) for n in ("input_size", "hidden_size")}
     if isinstance(module, torch.nn.RNNBase):
         names = ("proj_size", "num_layers", "bidirectional", "batch_first")
@@ -77,7 +81,7 @@ def freeze(module: torch.nn.Module, dtype: torch.dtype | None = None) -> Frozen:
         suffixes = [f"_l{layer}{direction}" for layer in range(module.num_layers) for direction in directions]
     else:
         options["is_cell"], suffixes = True, [""]
-    cell = CELLS[spec_of(module).cell]
+    cell = spec.info
     if cell.is_normalized:
         options["norm_eps"] = module.norm_eps
     parameters = [

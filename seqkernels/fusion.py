@@ -70,6 +70,7 @@ def fuse(model: Model, backend: str = "auto", **options: Any) -> Model:
             if not module.__dict__.keys().isdisjoint(_fused.OVERRIDABLE):
                 module.__dict__["_fastpath_supported"] = False
         if isinstance(module, _fused._Fused):
+            module.__dict__.setdefault("_options", {})
             module.backend = backend
             for name, value in options.items():
                 if hasattr(type(module), name):

@@ -60,8 +60,8 @@ class FusedLSTM(ForgetBias, Norm, LayerOptions, CellStates, _FusedLayer, torch.n
             others are multiplied by 1 / (1 - p). Merity, Keskar, Socher, "Regularizing and optimizing LSTM
             language models", 2018, https://arxiv.org/abs/1708.02182.
         recompute: Whether backward computes once more what forward would have saved for it, chunk after chunk
-            of steps: less memory, for the time of one more forward pass. Results are the same, but in float16
-            and bfloat16 c is rounded between chunks.
+            of steps: less memory, for the time of almost one more forward pass. Results are the same, but in
+            float16 and bfloat16 c and gradients are rounded between chunks.
         return_cell_states: Whether `forward` returns c of every step of the last layer, too.
 
         These may be set at any time. Masks come from torch's generator of the device: a seed repeats them.

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _C, _cudnn, _fused, dispatch, resets
+from . import _C, _cudnn, _fused, dispatch, resets, rows
 from . import _torch_compat as compat
 from ._extension import BUILD_CONFIG
 from ._ops import cast, tf32_allowed
@@ -172,7 +172,10 @@ def _explain_layer(
         if dims[1] == 3 and x.size(1 if dim == 3 and module.batch_first else 0) == 0:
             return _raises(["no steps"])
     call = _call(module, x, hx)
-    call.spec = call.spec._replace(reset_mask=reset_mask, lengths=lengths)
+    try:
+        call.spec = _with_rows(call, module, x, reset_mask, lengths)
+    except (TypeError, ValueError) as error:
+        return _raises([str(error)])
     segments = resets.are_segments(call.spec, call.x, call.state)
     if segments:
         call.spec = call.spec._replace(reset_mask=None)
@@ -194,6 +197,22 @@ def _explain_layer(
     if device_type != "cpu":
         return Explanation("native", f"{device_type} {kind}")
     return Explanation("native", f"cpu/{_C.cpu_isa()} {kind}", _slower_isa(data.dtype) + _slower_threads())
+
+
+def _with_rows(call: _Call, module: Any, x: Any, reset_mask: Any, lengths: Any) -> LayerSpec:
+    """The call's spec with what it says of rows, turned as its x is."""
+    is_layer = isinstance(module, torch.nn.RNNBase)
+    if isinstance(reset_mask, Tensor) and not isinstance(x, PackedSequence):
+        rows.check_reset_mask(reset_mask, x.shape[:-1])
+        if is_layer and x.dim() == 2:
+            reset_mask = reset_mask.unsqueeze(1)
+        elif is_layer and module.batch_first:
+            reset_mask = reset_mask.t()
+        elif not is_layer:
+            reset_mask = reset_mask.reshape(1, -1)
+    if isinstance(lengths, Tensor) and lengths.dim() == 0:
+        lengths = lengths.reshape(1)
+    return rows.check(call.spec._replace(reset_mask=reset_mask, lengths=lengths), call.x)
 
 
 def _kind(cell: str) -> str:

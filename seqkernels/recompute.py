@@ -7,7 +7,8 @@ price of almost one more forward pass.
 
     Chen, Xu, Zhang, Guestrin, "Training deep nets with sublinear memory cost", 2016, arXiv:1604.06174.
 
-States between chunks have the dtype of the layer: in float16 and bfloat16, c is rounded there.
+States and their gradients have the dtype of the layer between chunks, as have the gradients of weights that
+are added up: in float16 and bfloat16 they are rounded there.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch.jit import is_tracing
 from torch.utils.checkpoint import checkpoint
 
 from . import _torch_compat as compat
+from ._ops import keep, kept
 from .spec import LayerSpec
 
 State = tuple[Tensor, ...]
@@ -33,22 +35,24 @@ Run = Callable[[LayerSpec, Tensor, State, Sequence[Tensor]], tuple[Tensor, ...]]
 FEWEST_CHUNKS, MOST_CHUNKS, FEWEST_ROWS = 2, 8, 1536
 
 
-def applies(spec: LayerSpec, implementation: str) -> bool:
-    """Whether a layer is to be run by `run`: there is something to save, and autograd alone to keep it."""
+def applies(spec: LayerSpec, implementation: str, tensors: Sequence[Tensor]) -> bool:
+    """Whether layers are to be run by `run`: there is something to save, and autograd alone to keep it."""
     if not spec.recompute or implementation not in ("native", "reference") or not torch.is_grad_enabled():
         return False
-    return not (is_tracing() or compat.transforms_active())
+    if is_tracing() or compat.transforms_active():
+        return False
+    return any(t.requires_grad for t in tensors)
 
 
 def run(
     spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor], run_layer: Run
 ) -> tuple[Tensor, ...]:
     """`run_layer` for one layer in all its directions, with another backward pass."""
+    # A graph of torch.compile is one of any number of steps; CUDA kernels know no second direction alone.
+    if is_compiling() or (x.is_cuda and spec.bidirectional):
+        return _run_again(spec, x, state, weights, run_layer)
     if not spec.bidirectional:
         return _run_direction(spec, x, state, weights, run_layer)
-    if x.is_cuda:  # whose kernels know no second direction without a first one
-        whole = _Chunk(0, x.size(0), x.size(0), state[0].size(1))
-        return _run_chunk(spec, whole, x, state, weights, run_layer)
     results = []
     for d in range(2):
         own = tuple(s[d : d + 1] for s in state)
@@ -79,17 +83,17 @@ class _Chunk:
 
 def _chunks(x: Tensor, batch_sizes: Tensor | None, batch: int) -> Iterator[_Chunk]:
     """Steps in the order of time."""
-    if batch_sizes is None:
-        sizes, unit = [batch] * x.size(0), batch
-    else:
-        sizes, unit = batch_sizes.tolist(), 1
+    if batch == 0:
+        yield _Chunk(0, x.size(0), x.size(0), 0)
+        return
+    sizes, unit = ([batch] * x.size(0), batch) if batch_sizes is None else (batch_sizes.tolist(), 1)
     count = min(max(sum(sizes) // FEWEST_ROWS, FEWEST_CHUNKS), MOST_CHUNKS)
     fewest = -(-sum(sizes) // count)
     begin, rows = 0, 0
     for t, size in enumerate(sizes):
         rows += size
         if rows >= fewest or t == len(sizes) - 1:
-            yield _Chunk(begin, t + 1 - begin, rows // max(unit, 1), sizes[begin])
+            yield _Chunk(begin, t + 1 - begin, rows // unit, sizes[begin])
             begin, rows = t + 1, 0
 
 
@@ -98,8 +102,6 @@ def _run_direction(
 ) -> tuple[Tensor, ...]:
     chunks = list(_chunks(x, spec.batch_sizes, state[0].size(1)))
     sizes = [chunk.size for chunk in chunks]
-    if spec.batch_sizes is None and state[0].size(1) == 0:
-        sizes = [chunk.steps for chunk in chunks]
     n, n_states = len(chunks), len(state)
     parts = x.split(sizes)
     masks = [_split(mask, sizes, n) for mask in (spec.reset_mask, *spec.masks[1:])]
@@ -152,38 +154,53 @@ def _run_chunk(
 
     if keeps:
         return run_layer(spec, x, state, weights)
+    return _run_again(spec, x, state, weights, run_layer)
 
-    def again(*tensors: Tensor) -> tuple[Tensor, ...]:
-        n = 1 + len(state)
-        return run_layer(spec, tensors[0], tensors[1:n], tensors[n:])
 
+def _run_again(
+    spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor], run_layer: Run
+) -> tuple[Tensor, ...]:
+    """`run_layer`, of which autograd keeps no more than the inputs."""
+
+    def run(given: Sequence[Any], *tensors: Tensor) -> tuple[Tensor, ...]:
+        n, (batch_sizes, lengths, mask, *masks) = 1 + len(state), given
+        own = spec._replace(
+            batch_sizes=batch_sizes, lengths=lengths, reset_mask=mask, masks=type(spec.masks)(*masks)
+        )
+        return run_layer(own, tensors[0], tensors[1:n], tensors[n:])
+
+    given = (spec.batch_sizes, spec.lengths, spec.reset_mask, *spec.masks)
     if is_compiling():
-        results: Any = checkpoint(again, x, *state, *weights, use_reentrant=False, preserve_rng_state=False)
+        tensors = (x, *state, *weights)
+        results: Any = checkpoint(run, given, *tensors, use_reentrant=False, preserve_rng_state=False)
     else:
-        results = _Recomputed.apply(again, x, *state, *weights)
+        results = _Recomputed.apply(run, given, x, *state, *weights)
     return tuple(results)
 
 
 class _Recomputed(torch.autograd.Function):
-    """A function of tensors whose backward runs it once more."""
+    """A function of tensors whose backward runs it once more; its first argument has no gradients."""
 
     @staticmethod
-    def forward(ctx: Any, function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> Any:
+    def forward(
+        ctx: Any, function: Callable[..., tuple[Tensor, ...]], given: Sequence[Any], *tensors: Tensor
+    ) -> Any:
         ctx.function = function
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*keep(ctx, given), *tensors)
         ctx.set_materialize_grads(False)
-        return function(*tensors)
+        return function(given, *tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        create_graph, asked = torch.is_grad_enabled(), ctx.needs_input_grad[1:]
-        # An alias of each, for one tensor may stand in several places.
-        with torch.enable_grad(), torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
+        create_graph, asked = torch.is_grad_enabled(), ctx.needs_input_grad[2:]
+        given, saved = kept(ctx)
+        with torch.enable_grad(), torch.autocast(saved[0].device.type, enabled=False):
+            # An alias of each, for one tensor may stand in several places.
             inputs = [
                 t.view_as(t) if create_graph and t.requires_grad else t.detach().requires_grad_(needed)
-                for t, needed in zip(ctx.saved_tensors, asked, strict=True)
+                for t, needed in zip(saved, asked, strict=True)
             ]
-            results = ctx.function(*inputs)
+            results = ctx.function(given, *inputs)
             pairs = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None and r.requires_grad]
             wanted = [t for t, needed in zip(inputs, asked, strict=True) if needed]
             gradients = iter(
@@ -193,4 +210,4 @@ class _Recomputed(torch.autograd.Function):
                     allow_unused=True,
                 )
             )
-        return None, *(next(gradients) if needed else None for needed in asked)
+        return None, None, *(next(gradients) if needed else None for needed in asked)

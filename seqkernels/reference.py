@@ -386,6 +386,9 @@ def _scan(
         rows = len(inputs[t])  # the sequences that have this step come first, the others keep their state
         kept = tuple(s[:rows] for s in state)
         before = transition.before(t, kept)
+        if transition.lengths is not None:  # what is no step is computed, too, and is to leave no trace
+            inside = (t < transition.lengths).unsqueeze(1)
+            before = tuple(torch.where(inside, s, 0) for s in before)
         mask = {} if transition.mask is None else {"mask": transition.mask[:rows]}
         h, *c = transition.after(t, before, step(inputs[t], *before, **mask))
         if dtype in _NARROW:
@@ -393,7 +396,6 @@ def _scan(
         new = (h, *c)
         made.append(new)
         if transition.lengths is not None:
-            inside = (t < transition.lengths).unsqueeze(1)
             made[-1] = tuple(torch.where(inside, s, 0) for s in new)
             new = tuple(torch.where(inside, s, k) for s, k in zip(new, kept, strict=True))
         if rows == len(state[0]):

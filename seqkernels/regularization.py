@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
+from torch.jit import is_tracing
 from torch.nn.functional import dropout
 
+from . import _torch_compat as compat
 from .spec import LayerSpec, Masks
 
 __all__ = ["check_probability", "draw", "zoneout_pair"]
@@ -48,7 +50,8 @@ def _flags(x: Tensor, state: Tensor, p: float) -> Tensor:
     """
     shape = (*x.shape[:-1], state.size(0) * state.size(2))
     threshold = round(p * 2**16) - 2**15
-    if is_compiling() or threshold == 2**15:
+    is_edge = abs(threshold) == 2**15
+    if is_edge or is_compiling() or is_tracing() or compat.transforms_active():
         return torch.rand(shape, device=x.device) < p
     count = prod(shape)
     numbers = torch.empty(-(-count // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
-from torch.jit import is_tracing
 from torch.nn.utils.rnn import invert_permutation
 
 from . import _torch_compat as compat
@@ -35,7 +34,9 @@ def are_segments(spec: LayerSpec, x: Tensor, state: Sequence[Tensor]) -> bool:
     """Whether to run segments side by side. That reads the mask, so nobody may trace it."""
     if spec.reset_mask is None or spec.lengths is not None or spec.draws or spec.backend == "reference":
         return False
-    if is_compiling() or is_tracing() or compat.transforms_active():
+    if is_compiling() or not compat.nobody_transforms():
+        return False
+    if type(spec.reset_mask) is not Tensor or x.is_meta:
         return False
     if x.is_cuda:  # whose kernels know no resets
         return True

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
-from torch.jit import is_tracing
 
 from . import _torch_compat as compat
 from .spec import LayerSpec
@@ -52,8 +51,11 @@ def check_lengths(lengths: Any, shape: Sequence[int], seq_len: int) -> Tensor:
 
     Values of a tensor on another device are not looked at: that would wait for it.
     """
-    if isinstance(lengths, (list, tuple)):
-        lengths = torch.tensor(lengths, device="cpu")
+    if isinstance(lengths, (list, tuple)) and all(type(length) is int for length in lengths):
+        for b, length in enumerate(lengths):
+            if not 0 <= length <= seq_len:
+                _refuse(length, b, seq_len)
+        lengths = torch.tensor(lengths, dtype=torch.int64, device="cpu")
     if not isinstance(lengths, Tensor) or lengths.dtype not in (torch.int64, torch.int32):
         got = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
         raise TypeError(f"lengths must be int64 or int32, got {got}")
@@ -64,12 +66,15 @@ def check_lengths(lengths: Any, shape: Sequence[int], seq_len: int) -> Tensor:
         wrong = (lengths < 0) | (lengths > seq_len)
         if bool(wrong.any()):
             b = int(wrong.nonzero()[0])
-            raise ValueError(
-                f"lengths must be from 0 to {seq_len}, the steps of the input, "
-                f"got {int(lengths[b])} for sequence {b}"
-            )
+            _refuse(int(lengths[b]), b, seq_len)
     return lengths
 
 
+def _refuse(length: int, sequence: int, seq_len: int) -> NoReturn:
+    raise ValueError(
+        f"lengths must be from 0 to {seq_len}, the steps of the input, got {length} for sequence {sequence}"
+    )
+
+
 def _is_traced() -> bool:
-    return is_compiling() or is_tracing() or compat.transforms_active()
+    return is_compiling() or not compat.nobody_transforms()

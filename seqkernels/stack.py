@@ -59,7 +59,7 @@ def _run_layers(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tens
     if implementation == "reference":
         _check_devices(x, state, weights)
     run_layer = LAYERS[implementation]
-    again = recompute.applies(spec, implementation)
+    again = recompute.applies(spec, implementation, (x, *state, *weights))
     if (spec.num_layers == 1 and not spec.draws and not again) or implementation == "torch":
         output, *finals = run_layer(spec, x, state, weights)
         return _callers_own(output, implementation), *finals

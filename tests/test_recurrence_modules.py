@@ -10,6 +10,7 @@ import copy
 import io
 import math
 import pickle
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -496,6 +497,7 @@ def test_options_in_copies_pickles_and_names() -> None:
 
 def test_modules_pickled_before_there_were_options() -> None:
     layer = seqkernels.FusedGRU(I, H)
+    del layer.__dict__["_options"]
     buffer = io.BytesIO()
     torch.save(layer, buffer)
     buffer.seek(0)
@@ -624,3 +626,189 @@ def test_a_stack_with_options() -> None:
     output, _ = stacked.eval()(torch.randn(5, 3, I), lengths=torch.tensor([5, 0, 2]))
     assert (output[2:, 2] == 0).all()
     assert output[:2, 2].count_nonzero() > 0
+
+
+# ---------------------------------------------------------------- what went wrong once
+
+
+@pytest.mark.parametrize("name", ["FusedLSTM", "FusedGRUCell"])
+def test_options_set_after_compiling(name: str) -> None:
+    torch._dynamo.reset()
+    module = getattr(seqkernels, name)(I, H).eval()
+    x = torch.ones(2, I) if "Cell" in name else torch.ones(3, 2, I)
+    compiled = torch.compile(module, backend="eager")
+    for zoneout in (0.0, 1.0, 0.0, 0.5):
+        module.zoneout = zoneout
+        for got, want in zip(flat([compiled(x)]), flat([module(x)]), strict=True):
+            assert torch.equal(got, want)
+    if name == "FusedLSTM":
+        module.return_cell_states = True
+        assert len(compiled(x)) == 3
+
+
+def test_a_mask_that_changes_before_recomputing() -> None:
+    """As with any input that backward reads; a mask made in inference mode is refused likewise."""
+    x = torch.randn(12, 2, I, requires_grad=True)
+    layer, mask = seqkernels.FusedGRU(I, H, recompute=True), torch.rand(12, 2) < 0.4
+    output, _ = layer(x, reset_mask=mask)
+    mask.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+    with torch.inference_mode():
+        mask = torch.rand(12, 2) < 0.4
+    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
+        layer(x, reset_mask=mask)
+
+
+@pytest.mark.parametrize("name", ["FusedRNN", "FusedGRU"])
+def test_zoneout_in_evaluation_under_transforms(name: str) -> None:
+    """Where nobody says that a gradient is needed, and in a traced program."""
+    torch.manual_seed(0)
+    module = getattr(seqkernels, name)(I, H, zoneout=0.3, dtype=torch.float64).eval().requires_grad_(False)
+    x = torch.randn(4, 3, I, dtype=torch.float64)
+
+    def total(x: Tensor) -> Tensor:
+        return torch.func.vmap(lambda v: module(v.unsqueeze(1))[0].sin().sum(), in_dims=1)(x).sum()
+
+    expected = torch.autograd.grad(module(x.requires_grad_())[0].sin().sum(), x)[0]
+    assert_close(torch.func.grad(total)(x.detach()), expected)
+    traced = torch.jit.trace(module, (x.detach(),), check_trace=False)
+    assert_close(torch.autograd.grad(traced(x)[0].sin().sum(), x)[0], expected)
+    if name == "FusedRNN":
+        op, h0 = torch.ops.seqkernels.rnn_tanh, torch.zeros(1, 3, H, dtype=torch.float64)
+        with pytest.raises(RuntimeError, match="zoneout_h_rate must be 0 where gradients are needed"):
+            op(x, h0, list(module.parameters()), zoneout_h_rate=0.3)[0].sum().backward()
+
+
+def test_freeze_refuses_what_it_would_leave_out() -> None:
+    both = seqkernels.FusedGRUCell(I, H, zoneout=0.5), seqkernels.FusedLSTM(I, H, zoneout=(0.0, 0.1))
+    for module in both:
+        with pytest.raises(ValueError, match="freeze takes no module with zoneout"):
+            seqkernels.freeze(module)
+    with pytest.raises(ValueError, match="freeze takes no module with return_cell_states"):
+        seqkernels.freeze(seqkernels.FusedLSTM(I, H, return_cell_states=True))
+    seqkernels.freeze(seqkernels.FusedLSTM(I, H, recurrent_dropout=0.5, weight_dropout=0.5, recompute=True))
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_recompute_inside_a_checkpoint(use_reentrant: bool) -> None:
+    layer, x = seqkernels.FusedGRU(I, H, recompute=True), torch.randn(6, 3, I, requires_grad=True)
+    (expected,) = torch.autograd.grad(layer(x)[0].sum(), x)
+    torch.utils.checkpoint.checkpoint(lambda x: layer(x)[0], x, use_reentrant=use_reentrant).sum().backward()
+    assert torch.equal(x.grad, expected)
+
+
+def test_recompute_compiles_once_for_all_lengths() -> None:
+    torch._dynamo.reset()
+    torch.use_deterministic_algorithms(False)  # the fixture `poison` sets it back
+    counter = torch._dynamo.testing.CompileCounter()
+    layer = seqkernels.FusedGRU(I, H, bidirectional=True, recompute=True)
+    compiled = torch.compile(layer, backend=counter, dynamic=True, fullgraph=True)
+    for seq_len in range(2, 8):
+        x = torch.randn(seq_len, 3, I)
+        assert_close(compiled(x)[0], layer(x)[0].double())
+    assert counter.frame_count == 1
+
+
+def test_recompute_of_no_sequence() -> None:
+    layer = seqkernels.FusedGRU(I, H, recompute=True)
+    output, _ = layer(torch.randn(500, 0, I, requires_grad=True))
+    assert output.shape == (500, 0, H)
+    output.sum().backward()
+    assert (layer.weight_hh_l0.grad == 0).all()
+
+
+def test_long_masks_on_the_meta_device() -> None:
+    mask = torch.zeros(300, 1, dtype=torch.bool)
+    layer = seqkernels.FusedLSTM(8, 128, device="meta")
+    assert layer(torch.randn(300, 1, 8, device="meta"), reset_mask=mask)[0].shape == (300, 1, 128)
+    with torch._subclasses.FakeTensorMode() as mode:
+        fake = seqkernels.FusedLSTM(8, 128)
+        x, masks = torch.randn(300, 1, 8), mode.from_tensor(mask)
+        assert fake(x, reset_mask=masks)[0].shape == (300, 1, 128)
+
+
+def test_a_meta_tensor_among_others_is_refused() -> None:
+    x, h, weights = torch.randn(5, 3, I), torch.zeros(1, 3, H), list(seqkernels.FusedRNN(I, H).parameters())
+    op = torch.ops.seqkernels.rnn_tanh
+    mask = torch.zeros(5, 3, dtype=torch.bool, device="meta")
+    with pytest.raises(RuntimeError, match="reset_mask must have the device of x, cpu, got meta"):
+        op(x, h, [w.detach() for w in weights], reset_mask=mask)
+    with pytest.raises(RuntimeError, match=r"weights\[1\] must have the device of x, cpu, got meta"):
+        op(x, h, [w.detach().to("meta") if i == 1 else w.detach() for i, w in enumerate(weights)])
+
+
+def test_options_never_vanish_while_others_are_set() -> None:
+    """Other threads may run a module while an option of it is set."""
+    layer, seen, done = seqkernels.FusedGRU(I, H, zoneout=1.0).eval(), set(), threading.Event()
+
+    def toggle() -> None:
+        while not done.is_set():
+            layer.recompute = not layer.recompute
+
+    thread = threading.Thread(target=toggle)
+    thread.start()
+    for _ in range(20_000):
+        seen.add(layer.zoneout)
+    done.set()
+    thread.join()
+    assert seen == {1.0}
+
+
+def test_zoneout_that_is_none(draws: Draws) -> None:
+    assert repr(seqkernels.FusedLSTM(I, H, zoneout=(0.0, 0.0))) == "FusedLSTM(5, 6)"
+    given = [0.1, 0.2]
+    layer = seqkernels.FusedLSTM(I, H, zoneout=given)
+    given[0] = 7
+    assert layer.zoneout == (0.1, 0.2)
+    layer.zoneout = 1e-9  # below what random words resolve
+    assert layer(torch.randn(3, 2, I))[0].isfinite().all()
+    assert not draws[0][0].masks.zoneout_h.any()
+
+
+def test_explain_turns_masks_as_calls_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    for layer, x in (
+        (seqkernels.FusedLSTM(8, 128), torch.randn(300, 8)),
+        (seqkernels.FusedLSTM(8, 128, batch_first=True), torch.randn(1, 300, 8)),
+    ):
+        mask = torch.zeros(x.shape[:-1], dtype=torch.bool)
+        assert "segments" not in seqkernels.explain(layer, x, reset_mask=mask).kernel
+        mask[..., ::7] = True
+        assert "segments" in seqkernels.explain(layer, x, reset_mask=mask).kernel
+    wrong = {"reset_mask": mask.float()}, {"reset_mask": mask[:, 1:]}, {"lengths": torch.tensor([301])}
+    for rows in wrong:
+        plan = seqkernels.explain(layer, x, **rows)
+        assert (plan.backend, len(plan.reasons)) == ("none", 1)
+    cell = seqkernels.FusedGRUCell(I, H)
+    assert seqkernels.explain(cell, torch.randn(I), reset_mask=torch.tensor(True)).backend == "native"
+
+
+def test_empty_and_odd_lengths() -> None:
+    layer = seqkernels.FusedGRU(I, H)
+    assert layer(torch.randn(4, 0, I), lengths=[])[0].shape == (4, 0, H)
+    for wrong, error in (([None, 1], TypeError), ([2**70, 1], ValueError), ([1.0, 2.0], TypeError)):
+        with pytest.raises(error, match="lengths must be"):
+            layer(torch.randn(4, 2, I), lengths=wrong)
+
+
+def test_a_state_that_is_not_finite_behind_a_length_of_zero() -> None:
+    for backend in ("native", "reference"):
+        layer = seqkernels.FusedLSTM(I, H, backend=backend)
+        hx = tuple(torch.tensor([[[1.0], [float("nan")]]]).expand(1, 2, H) for _ in range(2))
+        layer(torch.randn(3, 2, I), hx, lengths=[3, 0])[0].sum().backward()
+        assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
+def test_symbolic_trace_of_a_mask_alone() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.cell = seqkernels.FusedGRU(I, H), seqkernels.FusedGRUCell(I, H)
+            self.x = nn.Buffer(torch.randn(4, 2, I))
+
+        def forward(self, mask: Tensor) -> Any:
+            return self.layer(self.x, reset_mask=mask)[0], self.cell(self.x[0], reset_mask=mask[0])
+
+    model, mask = Model(), torch.rand(4, 2) < 0.5
+    for got, want in zip(torch.fx.symbolic_trace(model)(mask), model(mask), strict=True):
+        assert torch.equal(got, want)
