@@ -10,7 +10,7 @@ from seqkernels.cells import CELLS
 from tests.conftest import TOLERANCES, error_of
 from tests.emulator import layer
 from tests.emulator.layer import Partition
-from tests.problems import Problem
+from tests.problems import OPTIONS, Problem
 
 NAME = "mgu"
 PLANS = {"stepwise": None, "cluster": Partition(2, 1), "grid": Partition(4, 1)}
@@ -20,6 +20,7 @@ def cpu() -> None:
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         Problem(NAME, 5, 3, 7, 19, directions=2, dtype=dtype).check()
         Problem(NAME, 7, 4, 7, 33, bias=False, lengths=[7, 5, 2, 1], dtype=dtype).check()
+        Problem(NAME, 5, 3, 7, 19, directions=2, dtype=dtype, asked=OPTIONS).check()
     problem = Problem(NAME, 3, 2, 3, 4, directions=2, dtype=torch.float64)
     inputs = [t.requires_grad_() for t in problem.inputs]
     op = getattr(torch.ops.seqkernels, NAME)
