@@ -145,8 +145,8 @@ MUTANTS = [
     Mutant(
         "zoneout_the_other_way",
         TRANSITION,
-        "return V(keeps.raw != V(0).raw ? «before.raw : made.raw»);",
-        "made.raw : before.raw",
+        "return V(«keeps.raw != V(0).raw» ? before.raw : made.raw);",
+        "keeps.raw == V(0).raw",
         "Units that are to keep their value take the new one.",
         tests=RECURRENCE,
     ),
