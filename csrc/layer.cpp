@@ -59,7 +59,7 @@ Tensor with_contiguous_rows(const Tensor& tensor) {
   return tensor.size(last) <= 1 || tensor.stride(last) == 1 ? tensor : as_contiguous(tensor);
 }
 
-Layer::Layer(const LayerInputs& inputs)
+Layer::Layer(const LayerInputs& inputs, bool by_length)
     : spec_(inputs.spec),
       cell_(inputs.spec.cell),
       info_(cell_info(cell_)),
@@ -89,10 +89,18 @@ Layer::Layer(const LayerInputs& inputs)
   if (packed_ && spec_.lengths) fail("lengths are those of padded sequences; packed ones have batch_sizes");
   if (packed_)
     offsets_of(*inputs.spec.batch_sizes);
-  else if (spec_.lengths)
+  else if (spec_.lengths && by_length)
     offsets_of_lengths(*spec_.lengths);
   else
     offsets_of(x_.size(0), x_.size(1));
+  if (spec_.lengths && !by_length) {
+    spec_.lengths = alias_of(*spec_.lengths);
+    check_sizes(*spec_.lengths, Sizes{x_.size(1)}, "lengths");
+    check_dtype(*spec_.lengths, ScalarType::Long, "lengths");
+    check_device(*spec_.lengths, x_, "lengths");
+    check_memory(*spec_.lengths, "lengths");
+    spec_.lengths = as_contiguous(*spec_.lengths);
+  }
 
   if (!packed_) check_sizes(inputs.h0, Sizes{directions_, x_.size(1), output_size_}, "h0");
   h0_ = alias_of(inputs.h0);

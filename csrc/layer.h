@@ -95,7 +95,8 @@ Tensor with_contiguous_rows(const Tensor& tensor);
 // The inputs, checked, and the sizes read off them.
 class Layer {
  public:
-  explicit Layer(const LayerInputs& inputs);
+  // `by_length`: whether sequences with lengths are sorted; if not, rows are those of x, and lengths stay where they are.
+  explicit Layer(const LayerInputs& inputs, bool by_length = true);
 
   int64_t seq_len() const { return static_cast<int64_t>(offsets_.size()) - 1; }
   int64_t batch() const { return batch_; }
@@ -127,7 +128,7 @@ class Layer {
   ScalarType compute_type() const { return dtype_ == DType::kFloat64 ? ScalarType::Double : ScalarType::Float; }
   bool packed() const { return packed_; }
   const std::vector<int64_t>& offsets() const { return offsets_; }  // [T + 1] first row of every step
-  // Of sequences with lengths: them, the longest first, so that those of a step are the first ones; else empty. T is the length
+  // Of sequences with lengths, by length: them, the longest first, so that those of a step are the first ones; else empty. T is the length
   // of the first one then, or 0.
   const std::vector<int64_t>& order() const { return order_; }
   const LayerSpec& spec() const { return spec_; }  // checked, tensors of our own, contiguous in units

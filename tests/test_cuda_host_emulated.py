@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.gpu import PLANS
 from tests.emulator import host
-from tests.problems import CELLS, NORMALIZED_CELLS, REGISTRY, Problem, lengths_of
+from tests.problems import CELLS, NORMALIZED_CELLS, OPTIONS, RATES, REGISTRY, Problem, lengths_of
 
 pytestmark = pytest.mark.skipif(
     host.cuda_headers() is None or torch.version.cuda is not None,
@@ -42,20 +42,32 @@ class Emulated(Problem):
     def _c0(self) -> Tensor | None:
         return self.states[1] if REGISTRY[self.cell].has_cell_state else None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.x = self.x.nan_to_num(0.0)  # above the kernels, padding is cleared
+
+    def _arguments(self) -> tuple[Any, ...]:
+        named = dict.fromkeys(REGISTRY["lstm"].options) | dict.fromkeys(RATES, 0.0) | self.named_options
+        options = [named[name] for name in REGISTRY["lstm"].options if name not in ("batch_sizes", "reverse")]
+        options[-1] = bool(options[-1])
+        first = (self.x, self.states[0], self._c0(), self.weights)
+        return (*first, self.batch_sizes, self.norm_eps, *options)
+
     def forward(self, save_for_backward: bool | None = None) -> tuple[Tensor, ...]:
-        args = (self.x, self.states[0], self._c0(), self.weights, self.batch_sizes, self.norm_eps)
+        args = self._arguments()
         saves = REGISTRY[self.cell].saved > 0 if save_for_backward is None else save_for_backward
         return tuple(torch.ops.seqkernels_emulated.forward(self._cell(), *args, saves))
 
     def backward(self, forward: Sequence[Tensor], needs_grad: Sequence[bool] | None = None) -> list[Tensor]:
-        saved = iter(forward[1 + len(self.states) :])
+        saved = iter(forward[self.n_results :])
         info = REGISTRY[self.cell]
         there = (info.saved > 0, info.has_cell_state, info.is_normalized)  # gates, cells, norms
-        grads = [*self.grads, None][:3]
+        grads = [*self.grads, None, None, None][: self.n_results]
+        grads = [*grads, None, None][:4]  # of cell states, too, for all
         return torch.ops.seqkernels_emulated.backward(
             self._cell(),
             *grads,
-            *(self.x, self.states[0], self._c0(), self.weights, self.batch_sizes, self.norm_eps),
+            *self._arguments(),
             *(forward[0], *(next(saved) if is_there else None for is_there in there)),
             [True] * len(self.inputs) if needs_grad is None else list(needs_grad),
         )
@@ -109,6 +121,18 @@ def problem(cell: str, shape: tuple, numbers: Any, **options: Any) -> Emulated:
 def test_right(cell: str, shape: tuple, numbers: Any, plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEQKERNELS_CUDA_PLAN", plan)
     problem(cell, shape, numbers).check("tf32" if numbers == "tf32" else None)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("asked", [*[(name,) for name in (*OPTIONS, *RATES)], OPTIONS, ("lengths", *RATES)])
+@pytest.mark.parametrize("cell", CELLS)
+def test_options(cell: str, asked: tuple[str, ...], packed: bool, numbers: Any) -> None:
+    """What happens to states between steps."""
+    if REGISTRY[cell].saved == 0 and "zoneout_h_rate" in asked:
+        pytest.skip("these gradients are those of the reference")
+    shape = (5, 6, 7, 33, 2, packed)
+    asked = [name for name in asked if not packed or name != "lengths"]
+    problem(cell, shape, numbers, asked=asked).check("tf32" if numbers == "tf32" else None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

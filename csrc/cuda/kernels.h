@@ -24,7 +24,8 @@ struct StageKernels {
 
   // The iteration with this product: (Problem, StepBuffers, int64_t iteration), of a normalised cell (.., Norms) too.
   const void* stepwise;
-  const void* operands;  // rows.cuh: (Shape, gates, previous, operands, cells); null of the state before
+  // rows.cuh: (Shape, gates, output, h0, cells, c0, operands, Transition); null of the state before
+  const void* operands;
 
   // Of persistent kernels of each form.
   struct Depth {
@@ -75,7 +76,7 @@ template <class Cell>
 const CellKernels& kernels_of(DType dtype, bool tf32);
 const CellKernels& kernels_of(CellKind cell, DType dtype, bool tf32);
 
-// (Shape, output, h0, previous) of rows.cuh, and (OffsetsPart, offsets)
+// (Shape, output, h0, previous, Transition) of rows.cuh, and (OffsetsPart, offsets)
 const void* previous_states_kernel(DType dtype);
 const void* write_offsets_kernel();
 

@@ -19,12 +19,40 @@ using cuda::window;
 
 constexpr int64_t kGatesBytes = int64_t{256} << 20;
 
-// Python does not ask for what these kernels do not know.
-void check_transition(const LayerSpec& spec) {
-  const bool is_asked = spec.reverse || spec.lengths || spec.reset_mask || spec.recurrent_mask || spec.zoneout_h ||
-                        spec.zoneout_c || spec.zoneout_h_rate > 0 || spec.zoneout_c_rate > 0 || spec.return_cell_states;
-  if (is_asked)
-    fail("the CUDA kernels take no reverse, lengths, reset_mask, recurrent_mask or zoneout, and return no cell states");
+// A layer whose rows are those of x. Python does not ask for what these kernels do not know.
+Layer layer_of(const LayerInputs& inputs) {
+  if (inputs.spec.reverse) fail("the CUDA kernels take no reverse");
+  return Layer(inputs, false);
+}
+
+std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
+  return tensor ? std::optional(as_contiguous(*tensor)) : std::nullopt;
+}
+
+// What happens to states between steps, and the memory that it lies in.
+struct LayerTransition {
+  explicit LayerTransition(const LayerSpec& spec)
+      : resets(contiguous(spec.reset_mask)),
+        zoneout_h(contiguous(spec.zoneout_h)),
+        zoneout_c(contiguous(spec.zoneout_c)),
+        pointers{reinterpret_cast<const uint8_t*>(data(resets)),
+                 reinterpret_cast<const int64_t*>(data(spec.lengths)),
+                 data(spec.recurrent_mask),
+                 reinterpret_cast<const uint8_t*>(data(zoneout_h)),
+                 reinterpret_cast<const uint8_t*>(data(zoneout_c)),
+                 spec.zoneout_h_rate,
+                 spec.zoneout_c_rate} {}
+
+  const std::optional<Tensor> resets, zoneout_h, zoneout_c;
+  const cuda::Transition pointers;
+};
+
+// Rows that belong to no sequence are zero, where a layer has such rows.
+void clear_padding(const Device& device, const Layer& layer, const std::optional<Tensor>& rows) {
+  if (layer.spec().lengths && rows && rows->numel() > 0)
+    cuda::check(cudaMemsetAsync(data(rows), 0, static_cast<size_t>(rows->numel()) * rows->element_size(),
+                                device.stream()),
+                "filling memory");
 }
 
 // The first row of each time of a packed sequence, [T + 1], on the device.
@@ -117,12 +145,13 @@ Tensor of_direction(const Layer& layer, const Tensor& dgates, int64_t direction)
 }
 
 // The state that each row's step began with, [D, R, P].
-Tensor previous_states(const Device& device, const Layer& layer, cuda::Shape shape, const Tensor& output) {
+Tensor previous_states(const Device& device, const Layer& layer, cuda::Shape shape, const Tensor& output,
+                       cuda::Transition transition) {
   const Tensor previous =
       new_tensor({layer.directions(), layer.rows(), layer.output_size()}, layer.scalar_type(), output);
   shape.hidden = static_cast<int>(layer.output_size());
   void *from = data(output), *h0 = data(layer.h0()), *to = data(previous);
-  void* arguments[] = {&shape, &from, &h0, &to};
+  void* arguments[] = {&shape, &from, &h0, &to, &transition};
   const int blocks = static_cast<int>(std::clamp<int64_t>(layer.seq_len(), 1, 1 << 16));
   device.launch(cuda::previous_states_kernel(layer.dtype()), {blocks, 256}, arguments);
   return previous;
@@ -131,16 +160,17 @@ Tensor previous_states(const Device& device, const Layer& layer, cuda::Shape sha
 // What each stage multiplies with its rows of W_hh or with W_hr: the first one the state that each row's step began with,
 // [D, R, P], each later one what the stage before it has made, [D, R, H].
 std::vector<Tensor> operands_of(const Device& device, const Layer& layer, cuda::Shape& shape, const Tensor& output,
-                                const std::optional<Tensor>& gates, const std::optional<Tensor>& cells) {
-  std::vector<Tensor> operands{previous_states(device, layer, shape, output)};
+                                const LayerSaved& saved, cuda::Transition transition) {
+  std::vector<Tensor> operands{previous_states(device, layer, shape, output, transition)};
   const cuda::PassKernels& kernels = cuda::kernels_of(layer.cell(), layer.dtype(), false).backward;
   for (int stage = 1; stage < kernels.stages; ++stage) {
     operands.push_back(
         new_tensor({layer.directions(), layer.rows(), layer.hidden_size()}, layer.scalar_type(), output));
-    void *saved = data(gates), *previous = data(operands[0]), *to = data(operands.back()), *c = data(cells);
-    void* arguments[] = {&shape, &saved, &previous, &to, &c};
-    const int64_t blocks = std::clamp<int64_t>((operands.back().numel() + 255) / 256, 1, 1 << 16);
-    device.launch(kernels.stage[stage].operands, {static_cast<int>(blocks), 256}, arguments);
+    void *gates = data(saved.gates), *states = data(output), *h0 = data(layer.h0()), *cells = data(saved.cells);
+    void *c0 = data(layer.c0()), *to = data(operands.back());
+    void* arguments[] = {&shape, &gates, &states, &h0, &cells, &c0, &to, &transition};
+    const int blocks = static_cast<int>(std::clamp<int64_t>(layer.seq_len(), 1, 1 << 16));
+    device.launch(kernels.stage[stage].operands, {blocks, 256}, arguments);
   }
   return operands;
 }
@@ -218,8 +248,7 @@ void norm_gradients(const Device& device, const Layer& layer, cuda::Shape& shape
 }  // namespace
 
 LayerOutputs layer_forward_cuda(const LayerInputs& inputs, bool save_for_backward) {
-  check_transition(inputs.spec);
-  const Layer layer(inputs);
+  const Layer layer = layer_of(inputs);
   const Device device(layer.x());
   LayerOutputs out = layer.new_outputs(save_for_backward);
   if (layer.batch() == 0) return out;
@@ -232,6 +261,13 @@ LayerOutputs layer_forward_cuda(const LayerInputs& inputs, bool save_for_backwar
     problem.b_ih[d] = layer.weight(d, kInputBias);
     problem.b_hh[d] = layer.weight(d, kHiddenBias);
   }
+  const LayerTransition transition(layer.spec());
+  problem.transition = transition.pointers;
+  clear_padding(device, layer, out.output);
+  clear_padding(device, layer, out.cell_states);
+  if (save_for_backward && layer.info().is_normalized())  // sums over all rows multiply these
+    clear_padding(device, layer, out.saved.gates);
+  if (layer.spec().return_cell_states) problem.cell_states = data(out.cell_states);
   problem.output = data(out.output);
   problem.h_n = data(out.h_n);
   problem.c_n = data(out.c_n);
@@ -248,14 +284,14 @@ LayerOutputs layer_forward_cuda(const LayerInputs& inputs, bool save_for_backwar
 
 InputGradients layer_backward_cuda(const LayerInputs& inputs, const LayerGradients& grads, const Tensor& output,
                                    const LayerSaved& saved, const std::vector<bool>& needs_grad) {
-  check_transition(inputs.spec);
-  const Layer layer(inputs);
+  const Layer layer = layer_of(inputs);
   const Device device(layer.x());
   LayerBackwardTensors tensors(layer, grads, output, saved, needs_grad);
   const std::optional<Tensor> offsets = device_offsets(device, layer);
   const Tensor states = as_contiguous(tensors.output);
   std::optional<Tensor> grad_output;
   if (tensors.grad_output) grad_output = as_contiguous(*tensors.grad_output);
+  const std::optional<Tensor> grad_cells = contiguous(tensors.grad_cells);
   const Sizes dgates_sizes{layer.rows(), layer.directions(), layer.info().gates * layer.hidden_size()};
   const Tensor input_dgates = new_tensor(dgates_sizes, layer.scalar_type(), layer.x());
   const bool differ = layer.info().has_hidden_dgates;
@@ -274,7 +310,13 @@ InputGradients layer_backward_cuda(const LayerInputs& inputs, const LayerGradien
   }
 
   auto problem = problem_of<cuda::BackwardProblem>(layer, offsets);
+  const LayerTransition transition(layer.spec());
+  problem.transition = transition.pointers;
+  for (const std::optional<Tensor>& dgates :
+       {std::optional(input_dgates), std::optional(hidden_dgates), output_dgates, normalized_dgates})
+    clear_padding(device, layer, dgates);
   problem.grad_output = data(grad_output);
+  problem.grad_cells = data(grad_cells);
   problem.grad_h_n = data(tensors.grad_h_n);
   problem.grad_c_n = data(tensors.grad_c_n);
   problem.output = data(states);
@@ -296,7 +338,7 @@ InputGradients layer_backward_cuda(const LayerInputs& inputs, const LayerGradien
     const Tensor to_input = of_direction(layer, input_dgates, d), to_hidden = of_direction(layer, hidden_dgates, d);
     if (wants(kInputWeight)) cuda::multiply(cuda::transposed(to_input), x, result(kInputWeight));
     if (operands.empty() && (wants(kHiddenWeight) || wants(kProjection)))
-      operands = operands_of(device, layer, problem.shape, states, tensors.saved.gates, tensors.saved.cells);
+      operands = operands_of(device, layer, problem.shape, states, tensors.saved, problem.transition);
     if (wants(kHiddenWeight)) hidden_weight_gradients(layer, hidden_dgates, operands, d, result(kHiddenWeight));
     if (wants(kProjection)) projection_gradient(layer, *output_dgates, operands.back(), d, result(kProjection));
     if (layer.info().is_normalized()) {  // biases come after the norms

@@ -10,7 +10,7 @@
 //
 // T is the element type, R what its arithmetic is done in (numbers.cuh); `norm` is the index of a norm, as in cells/cell.h.
 #pragma once
-#include "pointwise.cuh"
+#include "transition.cuh"
 
 namespace seqkernels::cuda {
 
@@ -77,6 +77,7 @@ class NormalizedRow {
         h_(static_cast<R*>(buffers.h) + sequence * shape.hidden),
         c_(static_cast<R*>(buffers.c) + sequence * shape.hidden),
         carried_(static_cast<R*>(buffers.carried) + sequence * shape.hidden),
+        carried_apart_(static_cast<int64_t>(shape.directions) * shape.batch * shape.hidden),
         product_(static_cast<R*>(buffers.product) + sequence * kTiles * shape.hidden),
         published_(static_cast<T*>(buffers.published) + sequence * kPublished * shape.hidden) {
     const bool is_first = sequence_.direction == 0;  // no index, which would have all of `norms` copied to local memory
@@ -136,7 +137,9 @@ class NormalizedRow {
   const Norms& norms_;
   BlockSums<R>& sums_;
   const UnitCoord sequence_;  // its first unit
-  R *const h_, *const c_, *const carried_, *const product_;
+  R *const h_, *const c_, *const carried_;
+  const int64_t carried_apart_;  // from a carried value to the next one of the same unit
+  R* const product_;
   T* const published_;
 
  private:

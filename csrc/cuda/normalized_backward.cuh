@@ -12,7 +12,7 @@ class NormalizedBackward : NormalizedRow<Cell, T, 1, Cell::kGates> {
   using Pass = Backward<Cell, T>;
   using Inputs = typename Pass::Inputs;
   using Base::at, Base::for_units, Base::group, Base::make_gates, Base::normalized, Base::size, Base::weight;
-  using Base::c_, Base::h_, Base::norms_, Base::product_, Base::published_, Base::sequence_, Base::sums_;
+  using Base::c_, Base::carried_, Base::carried_apart_, Base::h_, Base::norms_, Base::product_, Base::published_, Base::sequence_, Base::sums_;
   using Base::kGates, Base::kAllGates, Base::kSides, Base::kGroups, Base::kReserved;
   static constexpr int kLastStage = Cell::kStages - 1;
 
@@ -31,11 +31,17 @@ class NormalizedBackward : NormalizedRow<Cell, T, 1, Cell::kGates> {
         h_[u] = state.h, c_[u] = state.c;
       });
     const int64_t time = Pass::time_of(p_, sequence_.direction, iteration);
-    if (iteration < p_.shape.seq_len && sequence_.column < p_.shape.active(time))
+    if (iteration < p_.shape.seq_len && has_step(p_.shape, p_.transition, time, sequence_.column))
       step(Pass::walk(p_, sequence_.direction, iteration));
     else
       idle();
-    if (iteration == p_.shape.seq_len) for_units([&](int u) { Pass::finish(p_, at(u), {h_[u], c_[u]}); });
+    if (iteration < p_.shape.seq_len) return;
+    const bool is_unread = sequence_.direction == 0 && has_step(p_.shape, p_.transition, 0, sequence_.column) &&
+                           is_reset(p_.shape, p_.transition, 0, 0, sequence_.column);
+    for_units([&](int u) {
+      const typename Pass::State state{is_unread ? R(0) : h_[u], is_unread ? R(0) : c_[u]};
+      Pass::finish(p_, at(u), state);
+    });
   }
 
  private:
@@ -46,7 +52,7 @@ class NormalizedBackward : NormalizedRow<Cell, T, 1, Cell::kGates> {
 
   SEQKERNELS_DEVICE void idle() {
     for_units([&](int u) {
-      h_[u] += product_[u];  // of a step ago
+      h_[u] += product_[u] * mask_at<typename Pass::Units, T>(p_, at(u));  // of a step ago
       product_[u] = 0;       // the next product may leave out rows that have no step
       for (int g = 0; g < kGates; ++g) published_[g * p_.shape.hidden + u] = from_real<T>(0);
     });
@@ -55,13 +61,23 @@ class NormalizedBackward : NormalizedRow<Cell, T, 1, Cell::kGates> {
   SEQKERNELS_DEVICE void step(const Walk& walk) {
     const int64_t row = Base::row_at(walk.time());
     const typename Pass::Reader reader(p_, sequence_, walk.time());
-    const auto load = [&](int u) { return reader.template load<kLastStage>(p_, walk, at(u), u); };
+    const auto load = [&](int u) {
+      Inputs inputs = reader.template load<kLastStage>(p_, walk, at(u), u);
+      correct_previous<Pass>(p_, at(u), walk.time(), crossing_at<typename Pass::Units, T>(p_, at(u), walk.time()), inputs);
+      return inputs;
+    };
     const int64_t of_row = row * p_.shape.directions + sequence_.direction;
     dgates_ = static_cast<T*>(norms_.dgates) + of_row * Cell::kDgates * p_.shape.hidden;
     scales_ = static_cast<const R*>(norms_.scales) + Base::scales_at(row);
-    // The gradient of this step's state: of h, of c.
+    // The gradient of this step's state, of h and of c, without what zoneout lets pass by the cell.
     const auto grad_of = [&](int u, const Inputs& inputs) {
-      return cells::State<V>{h_[u] + product_[u] + inputs.grad_output, c_[u]};
+      const auto crossing = crossing_at<typename Pass::Units, T>(p_, at(u), walk.time());
+      R h = crossing.is_cut ? R(0) : h_[u] + product_[u] * crossing.mask, c = crossing.is_cut ? R(0) : c_[u];
+      h += inputs.grad_output;
+      if (Cell::kHasCellState && p_.grad_cells) c += read<T>(p_.grad_cells, c_row_index(p_, at(u), row));
+      carried_[u] = pass_by(crossing.zoneout_h, h);
+      if constexpr (Cell::kHasCellState) carried_[carried_apart_ + u] = pass_by(crossing.zoneout_c, c);
+      return cells::State<V>{h, c};
     };
 
     Means of_cell[1], means[kSides * kGroups];
@@ -70,7 +86,7 @@ class NormalizedBackward : NormalizedRow<Cell, T, 1, Cell::kGates> {
         const Inputs inputs = load(u);
         V saved[Cell::kSaved], dgates[Cell::kDgates];
         make_saved(u, inputs, saved);
-        keep(u, Cell::backward(cells::Stage<1>(), saved, inputs.prev, inputs.now, grad_of(u, inputs), dgates));
+        keep<1>(u, Cell::backward(cells::Stage<1>(), saved, inputs.prev, inputs.now, grad_of(u, inputs), dgates));
         write_dgates(u, kGates, dgates);
         add(kSides, 0, inputs.saved[kReserved - 1], dgates);
       });
@@ -81,9 +97,9 @@ class NormalizedBackward : NormalizedRow<Cell, T, 1, Cell::kGates> {
       if constexpr (Cell::kNormalizesCell) {
         const V operand = gradient(kSides, 0, u, inputs.saved[kReserved - 1], of_cell);
         const cells::State<V> grad{h_[u], c_[u]};
-        keep(u, Cell::backward(cells::Stage<0>(), saved, inputs.prev, inputs.now, grad, operand, dgates));
+        keep<0>(u, Cell::backward(cells::Stage<0>(), saved, inputs.prev, inputs.now, grad, operand, dgates));
       } else {
-        keep(u, Cell::backward(cells::Stage<0>(), saved, inputs.prev, inputs.now, grad_of(u, inputs), dgates));
+        keep<0>(u, Cell::backward(cells::Stage<0>(), saved, inputs.prev, inputs.now, grad_of(u, inputs), dgates));
       }
       write_dgates(u, 0, dgates);
       SEQKERNELS_UNROLL
@@ -116,9 +132,10 @@ class NormalizedBackward : NormalizedRow<Cell, T, 1, Cell::kGates> {
   }
 
   // What is left of the gradients for the stage or the step before.
+  template <int stage>
   SEQKERNELS_DEVICE void keep(int u, const cells::State<V>& left) {
-    h_[u] = left.h.v;
-    if constexpr (Cell::kHasCellState) c_[u] = left.c.v;
+    h_[u] = left.h.v + (stage == 0 ? carried_[u] : R(0));
+    if constexpr (Cell::kHasCellState) c_[u] = left.c.v + (stage == 0 ? carried_[carried_apart_ + u] : R(0));
   }
 
   // Leaves the gradients of gates in `dgates` as what is written of them.

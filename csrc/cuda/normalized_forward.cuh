@@ -11,8 +11,8 @@ class NormalizedForward : NormalizedRow<Cell, T, Cell::kGates, 1> {
   using typename Base::R, typename Base::V;
   using Pass = Forward<Cell, T>;
   using Base::at, Base::for_units, Base::group, Base::make_gates, Base::normalized, Base::size;
-  using Base::c_, Base::carried_, Base::h_, Base::norms_, Base::product_, Base::published_, Base::sequence_,
-      Base::sums_;
+  using Base::c_, Base::carried_, Base::carried_apart_, Base::h_, Base::norms_, Base::product_, Base::published_,
+      Base::sequence_, Base::sums_;
   using Base::kGates, Base::kAllGates, Base::kSides, Base::kGroups, Base::kReserved;
   static_assert(Cell::kCarried <= 1);
 
@@ -47,16 +47,20 @@ class NormalizedForward : NormalizedRow<Cell, T, Cell::kGates, 1> {
     SEQKERNELS_DEVICE R operator()(R number) const { return (number - mean) * scale; }
   };
 
-  // h as it is published.
+  // h, and what of it meets W_hh.
   SEQKERNELS_DEVICE T publish(int u, R h) {
-    const T published = from_real<T>(h);
-    published_[u] = published, h_[u] = to_real(published);
-    return published;
+    const T rounded = from_real<T>(h);
+    h_[u] = to_real(rounded);
+    published_[u] = from_real<T>(h_[u] * mask_at<typename Pass::Units, T>(p_, at(u)));
+    return rounded;
   }
 
   SEQKERNELS_DEVICE void step(int64_t step) {
     const Walk walk = Pass::walk(p_, sequence_.direction, step);
-    if (sequence_.column >= walk.active()) return;
+    time_ = walk.time();
+    if (!has_step(p_.shape, p_.transition, time_, sequence_.column)) return;
+    const bool is_new = is_reset(p_.shape, p_.transition, sequence_.direction, time_, sequence_.column);
+    if (is_new) for_units([&](int u) { h_[u] = 0, c_[u] = 0; });
     const int64_t row = Base::row_at(walk.time());
     const typename Pass::Reader reader(p_, sequence_, walk.time());
     output_ = static_cast<T*>(p_.output) + Pass::Units::output_index(p_, sequence_, row);
@@ -68,7 +72,7 @@ class NormalizedForward : NormalizedRow<Cell, T, Cell::kGates, 1> {
       const auto inputs = reader.template load<0>(p_, walk, sequence_, u);
       SEQKERNELS_UNROLL
       for (int g = 0; g < kGates; ++g) {
-        const R product = product_[g * p_.shape.hidden + u];
+        const R product = is_new ? R(0) : product_[g * p_.shape.hidden + u];
         if constexpr (kSides == 2) f(0, g, inputs.gates[g]);
         f(kSides - 1, g, kSides == 2 ? product : product + inputs.gates[g]);
       }
@@ -85,6 +89,7 @@ class NormalizedForward : NormalizedRow<Cell, T, Cell::kGates, 1> {
       const cells::State<V> prev{h_[u], c_[u]};
       const cells::State<V> state = Cell::forward(cells::Stage<0>(), input_gates, hidden_gates, prev, saved);
       if constexpr (Cell::kNormalizesCell) {
+        carried_[carried_apart_ + u] = c_[u];  // zoneout may want it
         c_[u] = state.c.v;
         if constexpr (Cell::kCarried > 0) carried_[u] = saved[0].v;
       } else {
@@ -138,14 +143,18 @@ class NormalizedForward : NormalizedRow<Cell, T, Cell::kGates, 1> {
   }
 
   SEQKERNELS_DEVICE void end_step(int u, const cells::State<V>& state) {
-    output_[u] = publish(u, state.h.v);
+    const auto crossing = crossing_at<typename Pass::Units, T>(p_, at(u), time_);
+    output_[u] = publish(u, crossing.zoneout_h.mix(h_[u], state.h.v));
     if constexpr (Cell::kHasCellState) {
-      c_[u] = state.c.v;
-      if (saved_) cells_[u] = state.c.v;
+      const R before = Cell::kNormalizesCell ? carried_[carried_apart_ + u] : c_[u];
+      c_[u] = crossing.zoneout_c.mix(before, state.c.v);
+      if (saved_) cells_[u] = c_[u];
+      if (p_.cell_states) write<T>(p_.cell_states, c_row_index(p_, at(u), Base::row_at(time_)), c_[u]);
     }
   }
 
   const Problem& p_;
+  int64_t time_;
   T *output_, *saved_;
   R* cells_;
 };

@@ -40,6 +40,16 @@ struct Shape {
   }
 };
 
+// What happens to states between steps, beside the cell; null where nothing does. Kernels of persistent plans do not read it.
+struct Transition {
+  const uint8_t* resets;       // [R] nothing passes from the time before to that of the row
+  const int64_t* lengths;      // [B] of padded sequences, which have no step beyond
+  const void* recurrent_mask;  // [D, B, P] factors of h where it meets W_hh
+  const uint8_t* zoneout_h;    // [R, D, P] units that keep their value; null: in proportion
+  const uint8_t* zoneout_c;    // [R, D, H] likewise
+  double zoneout_h_rate, zoneout_c_rate;  // so much of it
+};
+
 struct ForwardProblem {
   Shape shape;
   int64_t first_step, steps;   // of each direction, that this launch is to do; fewer than 2^31
@@ -55,6 +65,8 @@ struct ForwardProblem {
   void* c_carry;               // real [D, B, H] c between launches; null where the cell has none
   void* gates;                 // [D, R, saved, Hp] or null
   void* cells;                 // real [D, R, Hp] or null
+  void* cell_states;           // [R, D, H] or null
+  Transition transition;
 };
 
 struct BackwardProblem {
@@ -63,6 +75,7 @@ struct BackwardProblem {
   const void* grad_output;  // [R, D, P] or null
   const void* grad_h_n;     // [D, B, P] or null
   const void* grad_c_n;     // [D, B, H] or null
+  const void* grad_cells;   // [R, D, H] or null
   const void* h0;           // [D, B, P]
   const void* c0;           // [D, B, H] or null
   const void* output;       // [R, D, P]
@@ -72,6 +85,7 @@ struct BackwardProblem {
   void* hidden_dgates;      // [R, D, G H] gradients of the hidden gates; null where they are the same
   void* grad_h0;            // [D, B, P] or null
   void* grad_c0;            // [D, B, H] or null
+  Transition transition;
 };
 
 // What kernels of a cell with a projection are told beside.
@@ -92,7 +106,7 @@ struct StepBuffers {
   void* published;  // [D, B, blocks of H or P]
   void* h;          // real [D, B, U] the pass's State between iterations
   void* c;          // real [D, B, U] of the same State
-  void* carried;    // real [carried, D, B, U] likewise
+  void* carried;    // real [carried, D, B, U] likewise, at least two of them
 };
 
 constexpr int kStepThreads = 256;

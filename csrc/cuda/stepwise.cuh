@@ -3,7 +3,7 @@
 //
 // T is the pass's element type, R what its arithmetic is done in (numbers.cuh).
 #pragma once
-#include "pointwise.cuh"
+#include "transition.cuh"
 
 namespace seqkernels::cuda {
 
@@ -31,34 +31,52 @@ SEQKERNELS_KERNEL SEQKERNELS_LAUNCH_BOUNDS(kStepThreads, 1)
     R* const c = static_cast<R*>(buffers.c) + i;
     R* const products = static_cast<R*>(buffers.product) + sequence * kTiles * Units::most(p) + at.unit;
     typename Pass::State state = iteration == 0 ? Pass::initial(p, at) : typename Pass::State{*h, *c};
+    R kept[2] = {};  // backward: of h and c, what passes by the cell
     const auto for_carried = [&](const auto& visit) {
+      R* const carried = static_cast<R*>(buffers.carried) + i;
       if constexpr (Pass::kCarried > 0)
-        for (int k = 0; k < Pass::kCarried; ++k)
-          visit(state.carried[k], static_cast<R*>(buffers.carried)[k * units + i]);
+        for (int k = 0; k < Pass::kCarried; ++k) visit(state.carried[k], carried[k * units]);
+      if constexpr (Pass::kIsBackward && Pass::kStages > 1)
+        for (int k = 0; k < 2; ++k) visit(kept[k], carried[k * units]);
     };
-    if (iteration > 0) for_carried([](R& value, const R& kept) { value = kept; });
+    if (iteration > 0) for_carried([](R& value, const R& carried) { value = carried; });
     const bool exists = Units::template has<kFollows>(p, at);
     const int made = Units::template made<kFollows>(p);
     R product[kTiles] = {}, published[kPublished] = {};
     for (int tile = 0; tile < kTiles && exists; ++tile) product[tile] = products[static_cast<int64_t>(tile) * made];
 
     const int64_t time = Pass::time_of(p, at.direction, step);
-    if (exists && Pass::has_step(p, iteration) && at.column < p.shape.active(time)) {
+    if (exists && Pass::has_step(p, iteration) && has_step(p.shape, p.transition, time, at.column)) {
       const Walk walk = Pass::walk(p, at.direction, step);
-      const auto inputs = typename Pass::Reader(p, at, time).template load<kFollows>(p, walk, at, 0);
+      auto inputs = typename Pass::Reader(p, at, time).template load<kFollows>(p, walk, at, 0);
       const auto biases = Pass::load_biases(p, at.direction, at.unit);
-      const auto results = Pass::template step<kFollows>(biases, inputs, product, state, published);
+      typename Pass::Results results;
+      if constexpr (Pass::kIsBackward)
+        results = backward_step<Pass, kFollows>(p, at, time, inputs, biases, product, state, kept, published);
+      else
+        results = forward_step<Pass, kFollows>(p, at, time, inputs, biases, product, state, published);
       typename Pass::Writer(p, at, time).template write<kFollows>(p, 0, state, results);
     } else if (exists) {
-      Pass::template idle<kFollows>(product, state, published);
+      if constexpr (kMeetsHiddenWeight<typename Pass::Cell, kFollows>) {
+        const R mask = mask_at<Units, T>(p, at);
+        if constexpr (Pass::kIsBackward) product[0] *= mask;
+        Pass::template idle<kFollows>(product, state, published);
+        if constexpr (!Pass::kIsBackward) published[0] = rounded<T>(published[0] * mask);
+      } else {
+        Pass::template idle<kFollows>(product, state, published);
+      }
       // The next product may leave out rows that have no step.
       for (int tile = 0; tile < kTiles; ++tile) products[static_cast<int64_t>(tile) * made] = 0;
     }
     if (iteration == Pass::steps(p) * Pass::kStages) {
+      // A first step that starts from zeros has not read the initial state.
+      if (Pass::kIsBackward && has_step(p.shape, p.transition, 0, at.column) && at.direction == 0 &&
+          is_reset(p.shape, p.transition, 0, 0, at.column))
+        state.h = 0, state.c = 0;
       Pass::finish(p, at, state);
     } else {
       *h = state.h, *c = state.c;
-      for_carried([](const R& value, R& kept) { kept = value; });
+      for_carried([](const R& value, R& carried) { carried = value; });
       for (int block = 0; block < kPublished && exists; ++block)
         write<T>(buffers.published, (sequence * kPublished + block) * made + at.unit, published[block]);
     }

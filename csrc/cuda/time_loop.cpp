@@ -84,11 +84,18 @@ TimeLoop::TimeLoop(const Device& device, const Layer& layer, bool is_forward)
       tf32_(multiplies_as_tf32(layer)),
       kernels_(kernels_for(layer, tf32_, is_forward)),
       is_forward_(is_forward),
-      plan_(remembered(
-          device, kernels_,
-          {plan_steps(layer.seq_len()), layer.batch(), layer.hidden_size(), layer.directions(), layer.output_size()})),
+      plan_(needs_steps(layer.spec())
+                ? Plan{}
+                : remembered(device, kernels_,
+                             {plan_steps(layer.seq_len()), layer.batch(), layer.hidden_size(), layer.directions(),
+                              layer.output_size()})),
       hidden_(arranged(kHiddenWeight)),
       projection_(arranged(kProjection)) {}
+
+bool TimeLoop::needs_steps(const LayerSpec& spec) {
+  return spec.lengths || spec.reset_mask || spec.recurrent_mask || spec.zoneout_h || spec.zoneout_c ||
+         spec.zoneout_h_rate > 0 || spec.zoneout_c_rate > 0 || spec.return_cell_states;
+}
 
 template <class Problem>
 void TimeLoop::run_steps(Problem& problem, Norms& norms, int64_t steps) const {
@@ -180,7 +187,8 @@ void TimeLoop::run_stepwise(Problem& problem, Norms& norms, int64_t steps) const
   const Tensor product = new_tensor({directions, batch, most_wide}, real, layer_.x());
   const Tensor published = new_tensor({directions, batch, most_deep}, layer_.scalar_type(), layer_.x());
   const Tensor h = new_tensor(states, real, layer_.x()), c = new_tensor(states, real, layer_.x());
-  const Tensor carried = new_tensor({layer_.info().carried, directions, batch, most_units}, real, layer_.x());
+  const Tensor carried =
+      new_tensor({std::max(layer_.info().carried, 2), directions, batch, most_units}, real, layer_.x());
   check(cudaMemsetAsync(data(product), 0, static_cast<size_t>(product.numel()) * product.element_size(),
                         device_.stream()),
         "filling memory");

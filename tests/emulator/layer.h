@@ -179,7 +179,7 @@ class Host {
     const int64_t states = sequences_ * most_units();
     const Memory product = reals(kernels.most(&StageKernels::tiles) * states, 0),
                  published = elements(kernels.most(&StageKernels::published) * states), h = reals(states),
-                 c = reals(states), carried = reals(cell_.carried * states);
+                 c = reals(states), carried = reals(std::max(cell_.carried, 2) * states);
     const StepBuffers buffers{product.data(), published.data(), h.data(), c.data(), carried.data()};
     for (int64_t i = 0; i <= steps * kernels.stages; ++i) {
       const StageKernels& stage = kernels.stage[kernels.stage_of(i)];
@@ -355,12 +355,12 @@ class Host {
   void make_parameter_gradients() {
     const int64_t directions = shape_.directions, rows = shape_.rows, hidden = shape_.hidden;
     const Memory previous = elements(directions * rows * outputs_);
-    const auto kernel = function<void(Shape, const void*, const void*, void*)>(
+    const auto kernel = function<void(Shape, const void*, const void*, void*, Transition)>(
         previous_states_kernel(static_cast<DType>(in_.integer("dtype"))));
     emulator::launch({.blocks = shape_.seq_len > 1 ? 2 : 1, .threads = kRowThreads, .seed = seed_++}, [&] {
       Shape shape = shape_;
       shape.hidden = outputs_;
-      kernel(shape, output_.data(), in_.find("h0"), previous.data());
+      kernel(shape, output_.data(), in_.find("h0"), previous.data(), {});
     });
     previous.check("previous");
     std::vector<Memory> operands;  // of the stages after the first one
@@ -368,9 +368,12 @@ class Host {
     for (int s = 1; s < stages; ++s) {
       operands.push_back(elements(directions * rows * hidden));
       const auto kernel =
-          function<void(Shape, const void*, const void*, void*, const void*)>(kernels_->backward.stage[s].operands);
-      emulator::launch({.blocks = 2, .threads = kRowThreads, .seed = seed_++},
-                       [&] { kernel(shape_, gates_.data(), previous.data(), operands.back().data(), cells_.data()); });
+          function<void(Shape, const void*, const void*, const void*, const void*, const void*, void*, Transition)>(
+              kernels_->backward.stage[s].operands);
+      emulator::launch({.blocks = 2, .threads = kRowThreads, .seed = seed_++}, [&] {
+        kernel(shape_, gates_.data(), output_.data(), in_.find("h0"), cells_.data(), in_.find("c0"),
+               operands.back().data(), {});
+      });
       operands.back().check("operands");
     }
     const auto operand_of = [&](int64_t gate) {

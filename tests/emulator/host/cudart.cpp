@@ -39,7 +39,8 @@ void add(std::map<const void*, Call>& calls, const PassKernels& kernels) {
   for (int s = 0; s < kernels.stages; ++s) {
     calls[kernels.stage[s].stepwise] = &call<Problem, StepBuffers, int64_t>;
     if (kernels.stage[s].operands)
-      calls[kernels.stage[s].operands] = &call<Shape, const void*, const void*, void*, const void*>;
+      calls[kernels.stage[s].operands] =
+          &call<Shape, const void*, const void*, const void*, const void*, const void*, void*, Transition>;
   }
   if (!kernels.persistent) return;
   for (const int tiles : {1, 2, kWarps})
@@ -65,7 +66,7 @@ std::map<const void*, Call> all_calls() {
               add<Projected<BackwardProblem>>(calls, kernels.backward);
         else
           add<ForwardProblem>(calls, kernels.forward), add<BackwardProblem>(calls, kernels.backward);
-        calls[previous_states_kernel(DType(dtype))] = &call<Shape, const void*, const void*, void*>;
+        calls[previous_states_kernel(DType(dtype))] = &call<Shape, const void*, const void*, void*, Transition>;
       }
   calls[write_offsets_kernel()] = &call<OffsetsPart, int64_t*>;
   return calls;
