@@ -185,8 +185,6 @@ def _missing_options(
     spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]
 ) -> list[str]:
     """What is asked for that the kernels do not do."""
-    if x.is_cuda and spec.beyond_torch:
-        return [f"{name} (the CUDA kernels do not have it)" for name in spec.beyond_torch]
     # In proportion, h says no more what it was before zoneout.
     loses_h = spec.zoneout_h > 0 and not spec.training and not spec.info.saved and torch.is_grad_enabled()
     tensors = (t for t in (x, *state, *weights) if t is not None)

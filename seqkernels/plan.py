@@ -298,6 +298,9 @@ def _explain_cuda(call: _Call, kind: str) -> Explanation:
     """The plans for the two passes of a layer on the device of its input; or cuDNN, if it gets that."""
     spec, x = call.spec, call.x
     batch, outputs, hidden = *call.state[0].shape[1:], call.state[-1].size(2)
+    if spec.beyond_torch:
+        reason = f"persistent plans: their kernels do not have {', '.join(spec.beyond_torch)}"
+        return Explanation("native", f"cuda {kind}: stepwise forward, stepwise backward", [reason])
     index: int = x.get_device()
     seq_len = x.size(0) if spec.batch_sizes is None else spec.batch_sizes.numel()
     passes = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -36,6 +37,14 @@ def check(spec: LayerSpec, x: Tensor) -> LayerSpec:
     return spec._replace(reset_mask=mask, lengths=lengths)
 
 
+def without_padding(spec: LayerSpec, x: Tensor) -> Tensor:
+    """x with zeros beyond the lengths of its sequences."""
+    time_dim = 1 if spec.batch_first else 0
+    inside = torch.arange(x.size(time_dim), device=x.device).unsqueeze(1) < spec.lengths  # [T, B]
+    inside = inside.t() if spec.batch_first else inside
+    return torch.where(inside.unsqueeze(-1), x, 0)
+
+
 def check_reset_mask(reset_mask: Any, shape: torch.Size) -> None:
     """An error for what is no mask of the rows of an input of `shape`, its last dimension left out."""
     if not isinstance(reset_mask, Tensor) or reset_mask.dtype != torch.bool:
@@ -49,7 +58,8 @@ def check_reset_mask(reset_mask: Any, shape: torch.Size) -> None:
 def check_lengths(lengths: Any, shape: Sequence[int], seq_len: int) -> Tensor:
     """The lengths of sequences, a tensor or a list, as a tensor of integers of `shape`; or an error.
 
-    Values of a tensor on another device are not looked at: that would wait for it.
+    Values of a tensor on another device are not looked at, for that would wait for it, unless the environment
+    has SEQKERNELS_CHECK_LENGTHS=1; steps beyond T there are none, and a negative length is one of 0.
     """
     if isinstance(lengths, (list, tuple)) and all(type(length) is int for length in lengths):
         for b, length in enumerate(lengths):
@@ -62,7 +72,8 @@ def check_lengths(lengths: Any, shape: Sequence[int], seq_len: int) -> Tensor:
     if lengths.shape != torch.Size(shape):
         expected = f"one length for each sequence, {tuple(shape)}"
         raise ValueError(f"lengths must have {expected}, got {tuple(lengths.shape)}")
-    if type(lengths) is Tensor and lengths.device.type == "cpu" and not _is_traced():
+    is_read = lengths.device.type == "cpu" or os.environ.get("SEQKERNELS_CHECK_LENGTHS") == "1"
+    if type(lengths) is Tensor and is_read and not lengths.is_meta and not _is_traced():
         wrong = (lengths < 0) | (lengths > seq_len)
         if bool(wrong.any()):
             b = int(wrong.nonzero()[0])

@@ -12,7 +12,8 @@ class NormalizedBackward : NormalizedRow<Cell, T, 1, Cell::kGates> {
   using Pass = Backward<Cell, T>;
   using Inputs = typename Pass::Inputs;
   using Base::at, Base::for_units, Base::group, Base::make_gates, Base::normalized, Base::size, Base::weight;
-  using Base::c_, Base::carried_, Base::carried_apart_, Base::h_, Base::norms_, Base::product_, Base::published_, Base::sequence_, Base::sums_;
+  using Base::c_, Base::carried_, Base::carried_apart_, Base::h_, Base::norms_, Base::product_, Base::published_,
+      Base::sequence_, Base::sums_;
   using Base::kGates, Base::kAllGates, Base::kSides, Base::kGroups, Base::kReserved;
   static constexpr int kLastStage = Cell::kStages - 1;
 
@@ -53,7 +54,7 @@ class NormalizedBackward : NormalizedRow<Cell, T, 1, Cell::kGates> {
   SEQKERNELS_DEVICE void idle() {
     for_units([&](int u) {
       h_[u] += product_[u] * mask_at<typename Pass::Units, T>(p_, at(u));  // of a step ago
-      product_[u] = 0;       // the next product may leave out rows that have no step
+      product_[u] = 0;  // the next product may leave out rows that have no step
       for (int g = 0; g < kGates; ++g) published_[g * p_.shape.hidden + u] = from_real<T>(0);
     });
   }
@@ -63,7 +64,8 @@ class NormalizedBackward : NormalizedRow<Cell, T, 1, Cell::kGates> {
     const typename Pass::Reader reader(p_, sequence_, walk.time());
     const auto load = [&](int u) {
       Inputs inputs = reader.template load<kLastStage>(p_, walk, at(u), u);
-      correct_previous<Pass>(p_, at(u), walk.time(), crossing_at<typename Pass::Units, T>(p_, at(u), walk.time()), inputs);
+      correct_previous<Pass>(p_, at(u), walk.time(), crossing_at<typename Pass::Units, T>(p_, at(u), walk.time()),
+                             inputs);
       return inputs;
     };
     const int64_t of_row = row * p_.shape.directions + sequence_.direction;

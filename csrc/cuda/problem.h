@@ -42,11 +42,11 @@ struct Shape {
 
 // What happens to states between steps, beside the cell; null where nothing does. Kernels of persistent plans do not read it.
 struct Transition {
-  const uint8_t* resets;       // [R] nothing passes from the time before to that of the row
-  const int64_t* lengths;      // [B] of padded sequences, which have no step beyond
-  const void* recurrent_mask;  // [D, B, P] factors of h where it meets W_hh
-  const uint8_t* zoneout_h;    // [R, D, P] units that keep their value; null: in proportion
-  const uint8_t* zoneout_c;    // [R, D, H] likewise
+  const uint8_t* resets;                  // [R] nothing passes from the time before to that of the row
+  const int64_t* lengths;                 // [B] of padded sequences, which have no step beyond
+  const void* recurrent_mask;             // [D, B, P] factors of h where it meets W_hh
+  const uint8_t* zoneout_h;               // [R, D, P] units that keep their value; null: in proportion
+  const uint8_t* zoneout_c;               // [R, D, H] likewise
   double zoneout_h_rate, zoneout_c_rate;  // so much of it
 };
 

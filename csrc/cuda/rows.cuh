@@ -40,8 +40,7 @@ SEQKERNELS_KERNEL copy_previous_states_kernel(const Shape shape, const void* out
 // The operand of a stage after the first one, [D, R, H], made once more from what was saved.
 template <class Cell, class T, int stage>
 SEQKERNELS_KERNEL make_operands_kernel(const Shape shape, const void* gates, const void* output, const void* h0,
-                                       const void* cells, const void* c0, void* operands,
-                                       const Transition transition) {
+                                       const void* cells, const void* c0, void* operands, const Transition transition) {
   using R = Real<T>;
   using V = Value<R, is_short<T>>;
   for_units_of_rows(shape, [&](const UnitCoord& at, int64_t time, int64_t place) {
@@ -67,8 +66,8 @@ SEQKERNELS_KERNEL make_operands_kernel(const Shape shape, const void* gates, con
         now.c = Cell::next_c(saved, prev.c);
       }
     } else if (!is_new) {
-      prev.h = starts ? read<T>(h0, state)
-                      : read<T>(output, output_index(shape, at, row_before, shape.hidden, at.unit));
+      prev.h =
+          starts ? read<T>(h0, state) : read<T>(output, output_index(shape, at, row_before, shape.hidden, at.unit));
     }
     R operand = Cell::operand(cells::Stage<stage>(), saved, prev, now).v;
     if (!cells::is_projection<Cell>(stage)) operand *= recurrent_mask<T>(transition, state);

@@ -84,11 +84,10 @@ TimeLoop::TimeLoop(const Device& device, const Layer& layer, bool is_forward)
       tf32_(multiplies_as_tf32(layer)),
       kernels_(kernels_for(layer, tf32_, is_forward)),
       is_forward_(is_forward),
-      plan_(needs_steps(layer.spec())
-                ? Plan{}
-                : remembered(device, kernels_,
-                             {plan_steps(layer.seq_len()), layer.batch(), layer.hidden_size(), layer.directions(),
-                              layer.output_size()})),
+      plan_(needs_steps(layer.spec()) ? Plan{}
+                                      : remembered(device, kernels_,
+                                                   {plan_steps(layer.seq_len()), layer.batch(), layer.hidden_size(),
+                                                    layer.directions(), layer.output_size()})),
       hidden_(arranged(kHiddenWeight)),
       projection_(arranged(kProjection)) {}
 

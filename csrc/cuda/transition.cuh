@@ -75,8 +75,8 @@ SEQKERNELS_DEVICE Crossing<Real<T>> crossing_at(const Problem& p, const UnitCoor
   const int64_t row = p.shape.first_row(time) + at.column, next = time_after(at.direction, time);
   Crossing<R> crossing{};
   crossing.is_reset = is_reset(p.shape, transition, at.direction, time, at.column);
-  crossing.is_cut = has_step(p.shape, transition, next, at.column) &&
-                    is_reset(p.shape, transition, at.direction, next, at.column);
+  crossing.is_cut =
+      has_step(p.shape, transition, next, at.column) && is_reset(p.shape, transition, at.direction, next, at.column);
   crossing.mask = mask_at<Units, T>(p, at);
   if (Units::has_h(p, at))
     crossing.zoneout_h = zoneout<R>(transition.zoneout_h, transition.zoneout_h_rate, Units::output_index(p, at, row));
@@ -118,8 +118,7 @@ SEQKERNELS_DEVICE auto forward_step(const typename Pass::Problem& p, const UnitC
   if constexpr (kMeetsHiddenWeight<Cell, stage>) published[0] = rounded<T>(published[0] * crossing.mask);
   if constexpr (kBeginsWithC<Cell, stage>) {
     state.c = crossing.zoneout_c.mix(c, state.c);
-    if (p.cell_states)
-      write<T>(p.cell_states, c_row_index(p, at, p.shape.first_row(time) + at.column), state.c);
+    if (p.cell_states) write<T>(p.cell_states, c_row_index(p, at, p.shape.first_row(time) + at.column), state.c);
   }
   return results;
 }
@@ -130,8 +129,8 @@ SEQKERNELS_DEVICE void correct_previous(const typename Pass::Problem& p, const U
                                         const Crossing<typename Pass::R>& crossing, typename Pass::Inputs& inputs) {
   using Units = typename Pass::Units;
   using T = typename Pass::Element;
-  const bool starts = p.transition.lengths &&
-                      !has_step(p.shape, p.transition, time_before(at.direction, time), at.column);
+  const bool starts =
+      p.transition.lengths && !has_step(p.shape, p.transition, time_before(at.direction, time), at.column);
   if (crossing.is_reset) {
     inputs.prev.h = 0, inputs.prev.c = 0;
   } else if (starts) {
