@@ -298,12 +298,13 @@ class NinjaBuildExt(cpp_extension.BuildExtension):
 
 
 def cuda_units(source: str) -> list[Unit]:
-    """What is made of a CUDA source: of cell.cu one object for each cell."""
-    if Path(source).stem != "cell":
+    """What is made of a CUDA source: of cell.cu and cell_*.cu one object for each cell."""
+    stem = Path(source).stem
+    if not stem.startswith("cell"):
         return [Unit(PRODUCT, "cuda", source, [])]
     snake_case = {cell: re.sub(r"(?<!^)(?=[A-Z])", "_", cell).lower() for cell in cells()}
     return [
-        Unit(PRODUCT, "cuda", source, [f"-DSEQKERNELS_CELL={cell}"], f"csrc_cuda_{snake}.cu")
+        Unit(PRODUCT, "cuda", source, [f"-DSEQKERNELS_CELL={cell}"], f"csrc_cuda_{snake}{stem[len('cell') :]}.cu")
         for cell, snake in snake_case.items()
     ]
 

@@ -298,9 +298,6 @@ def _explain_cuda(call: _Call, kind: str) -> Explanation:
     """The plans for the two passes of a layer on the device of its input; or cuDNN, if it gets that."""
     spec, x = call.spec, call.x
     batch, outputs, hidden = *call.state[0].shape[1:], call.state[-1].size(2)
-    if spec.beyond_torch:
-        reason = f"persistent plans: their kernels do not have {', '.join(spec.beyond_torch)}"
-        return Explanation("native", f"cuda {kind}: stepwise forward, stepwise backward", [reason])
     index: int = x.get_device()
     seq_len = x.size(0) if spec.batch_sizes is None else spec.batch_sizes.numel()
     passes = {}
@@ -308,7 +305,7 @@ def _explain_cuda(call: _Call, kind: str) -> Explanation:
     for name, backward in (("forward", False), ("backward", True)):
         plans = cuda_plans(
             *(spec.cell, x.dtype, backward, batch, hidden, spec.directions, tf32_allowed(), index),
-            *(outputs, seq_len),
+            *(outputs, seq_len, spec.has_transition),
         )
         passes[name] = plans[0]["name"]
         reasons += [
@@ -338,6 +335,7 @@ def cuda_plans(
     device: int | tuple[int, int, int],
     outputs: int = 0,
     seq_len: int = 256,
+    has_transition: bool = False,
 ) -> list[dict[str, Any]]:
     """Every kind of CUDA plan for a layer, what runs first, what cannot run last.
 
@@ -348,13 +346,14 @@ def cuda_plans(
             compute capability (90 is 9.0), multiprocessors, bytes of shared memory that a block can have.
         outputs: Units of a projection; 0 without one.
         seq_len: T, of which the power of two that is not above it counts.
+        has_transition: Whether something happens to states between steps, as `LayerSpec` has it.
 
     Returns:
         For each its `name`, `obstacle` (empty if it can run), the `cycles` that the model says a step takes,
         and how it is cut (csrc/cuda/problem.h).
     """
     layer = (cell, name_of(dtype), backward, batch, hidden, directions)
-    plans = _C.cuda_plans(*layer, tf32, device, outputs, seq_len)
+    plans = _C.cuda_plans(*layer, tf32, device, outputs, seq_len, has_transition)
     wanted = os.environ.get("SEQKERNELS_CUDA_PLAN")
     return sorted(plans, key=lambda p: (p["name"] != wanted, p["obstacle"] != "", p["cycles"]))
 

@@ -38,9 +38,7 @@ def are_segments(spec: LayerSpec, x: Tensor, state: Sequence[Tensor]) -> bool:
         return False
     if type(spec.reset_mask) is not Tensor or x.is_meta:
         return False
-    if x.is_cuda:  # whose persistent kernels know no resets: these take the segments
-        return True
-    if spec.batch_sizes is not None or spec.reset_mask.dim() != 2:
+    if x.is_cuda or spec.batch_sizes is not None or spec.reset_mask.dim() != 2:
         return False
     mask = spec.reset_mask.t() if spec.batch_first else spec.reset_mask  # [T, B]
     steps, batch = mask.shape

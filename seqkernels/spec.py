@@ -116,6 +116,11 @@ class LayerSpec(NamedTuple):
         }
         return [name for name, is_asked in asked.items() if is_asked]
 
+    @property
+    def has_transition(self) -> bool:
+        """Whether anything happens to states between steps, or c of every step is asked for."""
+        return any(name != "weight_dropout" for name in self.beyond_torch)
+
 
 def cell_of(kind: str, norm: str | None, reset_after: bool = True) -> str:
     """The name of the cell that an "lstm" or "gru" with these options is.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.gpu import PLANS
 from tests.emulator import host
-from tests.problems import CELLS, NORMALIZED_CELLS, OPTIONS, RATES, REGISTRY, Problem, lengths_of
+from tests.problems import CELLS, NORMALIZED_CELLS, OPTIONS, PERSISTENT_CELLS, RATES, REGISTRY, Problem, lengths_of
 
 pytestmark = pytest.mark.skipif(
     host.cuda_headers() is None or torch.version.cuda is not None,
@@ -123,13 +123,23 @@ def test_right(cell: str, shape: tuple, numbers: Any, plan: str, monkeypatch: py
     problem(cell, shape, numbers).check("tf32" if numbers == "tf32" else None)
 
 
+# What is asked of the recurrence, each by itself and together.
+ASKED = [*[(name,) for name in (*OPTIONS, *RATES)], OPTIONS, ("lengths", *RATES)]
+
+
+@pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("asked", [*[(name,) for name in (*OPTIONS, *RATES)], OPTIONS, ("lengths", *RATES)])
+@pytest.mark.parametrize("asked", ASKED, ids="-".join)
 @pytest.mark.parametrize("cell", CELLS)
-def test_options(cell: str, asked: tuple[str, ...], packed: bool, numbers: Any) -> None:
+def test_options(
+    cell: str, asked: tuple[str, ...], packed: bool, numbers: Any, plan: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What happens to states between steps."""
     if REGISTRY[cell].saved == 0 and "zoneout_h_rate" in asked:
         pytest.skip("these gradients are those of the reference")
+    if plan != "stepwise" and (cell not in PERSISTENT_CELLS or numbers == torch.float64):
+        pytest.skip("no persistent kernels")
+    monkeypatch.setenv("SEQKERNELS_CUDA_PLAN", plan)
     shape = (5, 6, 7, 33, 2, packed)
     asked = [name for name in asked if not packed or name != "lengths"]
     problem(cell, shape, numbers, asked=asked).check("tf32" if numbers == "tf32" else None)

@@ -13,7 +13,7 @@ struct Backward {
   using Units = UnitsOf<Cell>;
   using R = Real<T>;
   using V = Value<R, is_short<T>>;
-  static constexpr bool kIsBackward = true;
+  static constexpr bool kIsBackward = true, kHasTransition = false;
   static constexpr int kStages = Cell::kStages, kCarried = 0;
   static constexpr int kReserved = cells::kReserved<Cell>, kSaved = kReserved == 0 ? 1 : kReserved;
   static_assert(kStages == 1 || Cell::kDgates == cells::first_gate<Cell>(kStages) || Cell::kNorm != cells::Norm::kNone,

@@ -13,7 +13,7 @@ struct Forward {
   using Units = UnitsOf<Cell>;
   using R = Real<T>;
   using V = Value<R, is_short<T>>;
-  static constexpr bool kIsBackward = false;
+  static constexpr bool kIsBackward = false, kHasTransition = false;
   static constexpr int kStages = Cell::kStages, kCarried = Cell::kCarried;
   static constexpr int kSaved = Cell::kSaved == 0 ? 1 : Cell::kSaved;
   static constexpr int kHiddenGates = cells::first_gate<Cell>(kStages);  // that of a projection, too

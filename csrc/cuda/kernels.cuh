@@ -24,7 +24,7 @@ StageKernels stage_kernels() {
                        Iteration::kReads,
                        StageOf<Cell, Iteration::kFollows>::kIsProjection,
                        StageOf<Cell, Iteration::kPublisher>::kIsProjection};
-  kernels.stepwise = reinterpret_cast<const void*>(&stepwise_kernel<Pass, stage>);
+  kernels.stepwise = reinterpret_cast<const void*>(&stepwise_kernel<WithTransition<Pass>, stage>);
   if constexpr (stage > 0)
     kernels.operands = reinterpret_cast<const void*>(&make_operands_kernel<Cell, typename Pass::Element, stage>);
   return kernels;
@@ -70,6 +70,19 @@ PassKernels normalized(int tiles, int published, bool is_backward) {
   return kernels;
 }
 
+// Of a cell that is not normalised.
+template <class Cell, class Element, class Operand>
+CellKernels persistent_with_transition() {
+  using Forward = WithTransition<cuda::Forward<Cell, Element>>;
+  using Backward = WithTransition<cuda::Backward<Cell, Element>>;
+  CellKernels kernels{};
+  kernels.forward.persistent = &persistent_kernel_for<Forward, Operand>;
+  kernels.forward.layout = &layout_for<Forward, Operand>;
+  kernels.backward.persistent = &persistent_kernel_for<Backward, Operand>;
+  kernels.backward.layout = &layout_for<Backward, Operand>;
+  return kernels;
+}
+
 template <class Cell, class Element, class Operand = void>
 CellKernels both_passes() {
   if constexpr (Cell::kNorm != cells::Norm::kNone)
@@ -81,24 +94,46 @@ CellKernels both_passes() {
     return {with_persistent<Forward<Cell, Element>, Operand>(), with_persistent<Backward<Cell, Element>, Operand>()};
 }
 
+// The kernels of each dtype.
+struct KernelsByDType {
+  CellKernels float32, float32_as_tf32, float64, bfloat16, float16;
+
+  const CellKernels& of(DType dtype, bool tf32) const {
+    switch (dtype) {
+      case DType::kFloat32:
+        return tf32 ? float32_as_tf32 : float32;
+      case DType::kFloat64:
+        return float64;
+      case DType::kBFloat16:
+        return bfloat16;
+      case DType::kFloat16:
+      case DType::kCount:
+        break;
+    }
+    return float16;
+  }
+};
+
 template <class Cell>
 const CellKernels& kernels_of(DType dtype, bool tf32) {
-  static const CellKernels float32 = both_passes<Cell, float, float>(),
-                           float32_as_tf32 = both_passes<Cell, float, TFloat32>(),
-                           float64 = both_passes<Cell, double>(), bfloat16 = both_passes<Cell, BFloat16, BFloat16>(),
-                           float16 = both_passes<Cell, Float16, Float16>();
-  switch (dtype) {
-    case DType::kFloat32:
-      return tf32 ? float32_as_tf32 : float32;
-    case DType::kFloat64:
-      return float64;
-    case DType::kBFloat16:
-      return bfloat16;
-    case DType::kFloat16:
-    case DType::kCount:
-      break;
+  static const KernelsByDType kernels{both_passes<Cell, float, float>(), both_passes<Cell, float, TFloat32>(),
+                                      both_passes<Cell, double>(), both_passes<Cell, BFloat16, BFloat16>(),
+                                      both_passes<Cell, Float16, Float16>()};
+  return kernels.of(dtype, tf32);
+}
+
+template <class Cell>
+const CellKernels& transition_kernels_of(DType dtype, bool tf32) {
+  if constexpr (Cell::kNorm != cells::Norm::kNone) {
+    static const CellKernels none{};
+    return none;
+  } else {
+    static const KernelsByDType kernels{persistent_with_transition<Cell, float, float>(),
+                                        persistent_with_transition<Cell, float, TFloat32>(), CellKernels{},
+                                        persistent_with_transition<Cell, BFloat16, BFloat16>(),
+                                        persistent_with_transition<Cell, Float16, Float16>()};
+    return kernels.of(dtype, tf32);
   }
-  return float16;
 }
 
 }  // namespace seqkernels::cuda

@@ -68,13 +68,24 @@ struct PassKernels {
 
 struct CellKernels {
   PassKernels forward, backward;
+
+  // In the place of those without what happens between steps, which stepwise kernels always have.
+  void set_persistent(const CellKernels& with_transition) {
+    for (PassKernels CellKernels::* const pass : {&CellKernels::forward, &CellKernels::backward})
+      (this->*pass).persistent = (with_transition.*pass).persistent,
+      (this->*pass).layout = (with_transition.*pass).layout;
+  }
 };
 
-// `tf32`: whether persistent kernels may multiply float32 as TF32; nothing to other dtypes. The first form is compiled for
-// each cell of the registry by itself (cell.cu), the second finds it.
+// `tf32`: whether persistent kernels may multiply float32 as TF32; nothing to other dtypes. Compiled for each cell of the
+// registry by itself: cell.cu. In cell_transition.cu, the persistent kernels with what happens between steps, and no others.
 template <class Cell>
 const CellKernels& kernels_of(DType dtype, bool tf32);
-const CellKernels& kernels_of(CellKind cell, DType dtype, bool tf32);
+template <class Cell>
+const CellKernels& transition_kernels_of(DType dtype, bool tf32);
+
+// The one or the other's.
+const CellKernels& kernels_of(CellKind cell, DType dtype, bool tf32, bool has_transition = false);
 
 // (Shape, output, h0, previous, Transition) of rows.cuh, and (OffsetsPart, offsets)
 const void* previous_states_kernel(DType dtype);

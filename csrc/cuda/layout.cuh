@@ -38,10 +38,14 @@ struct PersistentProduct {
   static constexpr int kPart = (kHasFewer ? 2 : 3) * Product::kSharedTiles / 3 * kGates / kAllGates;
   static constexpr int kShare = Product::kOnTensorCores ? (kPart + 2) / 4 * 4 : kPart / 2 * 2;
   static constexpr bool kMayBeDeep = Pass::kStages == 1 && form == Form::kSeveral;
-  static constexpr int kResident = Pass::kStages > 1         ? kShare / Iteration::kTiles
-                                   : form == Form::kTwoTeams ? Product::kResidentOfTeams
-                                   : kMayBeDeep              ? Product::kResidentOfSeveral
-                                                             : Product::kResident;
+  static constexpr int kPlainResident = Pass::kStages > 1         ? kShare / Iteration::kTiles
+                                        : form == Form::kTwoTeams ? Product::kResidentOfTeams
+                                        : kMayBeDeep              ? Product::kResidentOfSeveral
+                                                                  : Product::kResident;
+  // What happens between steps wants some registers of those kernels that have none to spare.
+  static constexpr bool kIsFull = form == Form::kSeveral || !Product::kOnTensorCores;
+  static constexpr int kFewer = !Pass::kHasTransition || !kIsFull ? 0 : Iteration::kTiles == 1 ? 2 : 1;
+  static constexpr int kResident = std::max(kPlainResident - kFewer, 0);
   static constexpr int kAhead = kMayBeDeep ? Product::kAheadOfSeveral : Product::kAhead;
   static constexpr int kMaxColumnTiles = kMayBeDeep ? Product::kMaxColumnTiles : std::min(Product::kMaxColumnTiles, 2);
   using Weights = Slice<Operand, Iteration::kTiles, kResident>;

@@ -37,10 +37,8 @@ class NormalizedBackward : NormalizedRow<Cell, T, 1, Cell::kGates> {
     else
       idle();
     if (iteration < p_.shape.seq_len) return;
-    const bool is_unread = sequence_.direction == 0 && has_step(p_.shape, p_.transition, 0, sequence_.column) &&
-                           is_reset(p_.shape, p_.transition, 0, 0, sequence_.column);
     for_units([&](int u) {
-      const typename Pass::State state{is_unread ? R(0) : h_[u], is_unread ? R(0) : c_[u]};
+      const typename Pass::State state{h_[u], c_[u]};
       Pass::finish(p_, at(u), state);
     });
   }
@@ -62,10 +60,10 @@ class NormalizedBackward : NormalizedRow<Cell, T, 1, Cell::kGates> {
   SEQKERNELS_DEVICE void step(const Walk& walk) {
     const int64_t row = Base::row_at(walk.time());
     const typename Pass::Reader reader(p_, sequence_, walk.time());
+    is_reset_ = is_reset(p_.shape, p_.transition, sequence_.direction, walk.time(), sequence_.column);
     const auto load = [&](int u) {
       Inputs inputs = reader.template load<kLastStage>(p_, walk, at(u), u);
-      correct_previous<Pass>(p_, at(u), walk.time(), crossing_at<typename Pass::Units, T>(p_, at(u), walk.time()),
-                             inputs);
+      correct_previous<typename Pass::Units, T>(p_, at(u), walk.time(), is_reset_, inputs);
       return inputs;
     };
     const int64_t of_row = row * p_.shape.directions + sequence_.direction;
@@ -73,8 +71,8 @@ class NormalizedBackward : NormalizedRow<Cell, T, 1, Cell::kGates> {
     scales_ = static_cast<const R*>(norms_.scales) + Base::scales_at(row);
     // The gradient of this step's state, of h and of c, without what zoneout lets pass by the cell.
     const auto grad_of = [&](int u, const Inputs& inputs) {
-      const auto crossing = crossing_at<typename Pass::Units, T>(p_, at(u), walk.time());
-      R h = crossing.is_cut ? R(0) : h_[u] + product_[u] * crossing.mask, c = crossing.is_cut ? R(0) : c_[u];
+      const auto crossing = crossing_at<typename Pass::Units, R>(p_, at(u), walk.time());
+      R h = h_[u] + product_[u] * mask_at<typename Pass::Units, T>(p_, at(u)), c = c_[u];
       h += inputs.grad_output;
       if (Cell::kHasCellState && p_.grad_cells) c += read<T>(p_.grad_cells, c_row_index(p_, at(u), row));
       carried_[u] = pass_by(crossing.zoneout_h, h);
@@ -116,7 +114,7 @@ class NormalizedBackward : NormalizedRow<Cell, T, 1, Cell::kGates> {
         const int side = i / kGates, at = i % kGates * p_.shape.hidden + u;
         const T da = from_real<T>(gradient(side, i % kGates, u, inputs.saved[i], means + side * kGroups));
         results[side][of_row * kGates * p_.shape.hidden + at] = da;
-        if (side == kSides - 1) published_[at] = da;
+        if (side == kSides - 1) published_[at] = is_reset_ ? from_real<T>(0) : da;
       }
     });
   }
@@ -133,11 +131,13 @@ class NormalizedBackward : NormalizedRow<Cell, T, 1, Cell::kGates> {
     }
   }
 
-  // What is left of the gradients for the stage or the step before.
+  // What is left of the gradients for the stage or the step before: nothing, where a reset is between.
   template <int stage>
   SEQKERNELS_DEVICE void keep(int u, const cells::State<V>& left) {
-    h_[u] = left.h.v + (stage == 0 ? carried_[u] : R(0));
-    if constexpr (Cell::kHasCellState) c_[u] = left.c.v + (stage == 0 ? carried_[carried_apart_ + u] : R(0));
+    const bool ends = stage == 0 && is_reset_;
+    h_[u] = ends ? R(0) : left.h.v + (stage == 0 ? carried_[u] : R(0));
+    if constexpr (Cell::kHasCellState)
+      c_[u] = ends ? R(0) : left.c.v + (stage == 0 ? carried_[carried_apart_ + u] : R(0));
   }
 
   // Leaves the gradients of gates in `dgates` as what is written of them.
@@ -179,7 +179,8 @@ class NormalizedBackward : NormalizedRow<Cell, T, 1, Cell::kGates> {
   }
 
   const Problem& p_;
-  T* dgates_;  // [kDgates, H] of the row
+  bool is_reset_ = false;  // the step starts from zeros
+  T* dgates_;              // [kDgates, H] of the row
   const R* scales_;
 };
 

@@ -143,7 +143,7 @@ class NormalizedForward : NormalizedRow<Cell, T, Cell::kGates, 1> {
   }
 
   SEQKERNELS_DEVICE void end_step(int u, const cells::State<V>& state) {
-    const auto crossing = crossing_at<typename Pass::Units, T>(p_, at(u), time_);
+    const auto crossing = crossing_at<typename Pass::Units, R>(p_, at(u), time_);
     output_[u] = publish(u, crossing.zoneout_h.mix(h_[u], state.h.v));
     if constexpr (Cell::kHasCellState) {
       const R before = Cell::kNormalizesCell ? carried_[carried_apart_ + u] : c_[u];

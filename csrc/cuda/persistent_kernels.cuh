@@ -16,11 +16,12 @@ const void* persistent_kernel_pointer() {
 }
 
 // The kernel for a launch that is cut so, or null. Blocks that exchange through shared memory have none for several quarters a
-// warp, nor for two teams: whatever needs them runs faster as a grid.
+// warp, nor for two teams: whatever needs them runs faster as a grid. With what happens between steps, there are no two teams,
+// for the registers of one do not hold it.
 template <class Pass, class Operand, Scope kScope>
 const void* persistent_kernel_of(const Partition& part) {
   constexpr bool kMayHaveTwo = max_column_tiles<Pass, Operand, Form::kOneQuarter>(StagesOf<Pass>()) > 1;
-  constexpr bool kHasTeams = kScope == Scope::kDevice && Pass::kStages == 1 &&
+  constexpr bool kHasTeams = kScope == Scope::kDevice && Pass::kStages == 1 && !Pass::kHasTransition &&
                              PersistentProduct<Pass, Operand, Form::kOneQuarter, 0>::Product::kOnTensorCores;
   if (part.teams > 1) {
     if constexpr (kHasTeams)

@@ -17,6 +17,22 @@ template <class... Cells>
 std::array<KernelsOf, sizeof...(Cells)> tables_of(cells::CellList<Cells...>) {
   return {&kernels_of<Cells>...};
 }
+template <class... Cells>
+std::array<KernelsOf, sizeof...(Cells)> transition_tables_of(cells::CellList<Cells...>) {
+  return {&transition_kernels_of<Cells>...};
+}
+
+// By cell, dtype, and whether float32 is multiplied as TF32.
+std::vector<CellKernels> kernels_with_transition() {
+  std::vector<CellKernels> all;
+  for (int cell = 0; cell < kCellKinds; ++cell)
+    for (int dtype = 0; dtype < int(DType::kCount); ++dtype)
+      for (const bool tf32 : {false, true}) {
+        all.push_back(tables_of(cells::Registry())[size_t(cell)](DType(dtype), tf32));
+        all.back().set_persistent(transition_tables_of(cells::Registry())[size_t(cell)](DType(dtype), tf32));
+      }
+  return all;
+}
 
 int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
@@ -195,8 +211,10 @@ Candidate persistent(PlanKind kind, const PassKernels& kernels, const DeviceLimi
 
 bool (*tf32_allowed)() = nullptr;
 
-const CellKernels& kernels_of(CellKind cell, DType dtype, bool tf32) {
-  return tables_of(cells::Registry())[size_t(cell)](dtype, tf32);
+const CellKernels& kernels_of(CellKind cell, DType dtype, bool tf32, bool has_transition) {
+  if (!has_transition) return tables_of(cells::Registry())[size_t(cell)](dtype, tf32);
+  static const std::vector<CellKernels> all = kernels_with_transition();
+  return all[(size_t(cell) * size_t(DType::kCount) + size_t(dtype)) * 2 + tf32];
 }
 
 const char* name(PlanKind kind) { return kNames[size_t(kind)]; }

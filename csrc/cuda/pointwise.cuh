@@ -3,6 +3,7 @@
 //
 // A pass (Forward, Backward) is a template on the cell and the element type with
 //   kIsBackward whether it is the backward pass
+//   kHasTransition  whether it heeds what happens between steps (transition.cuh)
 //   kFinalStage the stage whose product is the last of the pass
 //   Iteration   of the iteration with the product of a stage:
 //                 kTiles    row blocks of the matrix that it multiplies with: a product has one value per unit for each

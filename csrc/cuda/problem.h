@@ -40,7 +40,7 @@ struct Shape {
   }
 };
 
-// What happens to states between steps, beside the cell; null where nothing does. Kernels of persistent plans do not read it.
+// What happens to states between steps, beside the cell; null where nothing does.
 struct Transition {
   const uint8_t* resets;                  // [R] nothing passes from the time before to that of the row
   const int64_t* lengths;                 // [B] of padded sequences, which have no step beyond

@@ -7,7 +7,7 @@
 
 namespace seqkernels::cuda {
 
-// `stage`: whose product the iteration has.
+// `stage`: whose product the iteration has. A pass with what happens between steps, where that may be nothing.
 template <class Pass, int stage>
 SEQKERNELS_KERNEL SEQKERNELS_LAUNCH_BOUNDS(kStepThreads, 1)
     stepwise_kernel(const typename Pass::Problem p, const StepBuffers buffers, const int64_t iteration) {
@@ -30,14 +30,13 @@ SEQKERNELS_KERNEL SEQKERNELS_LAUNCH_BOUNDS(kStepThreads, 1)
     R* const h = static_cast<R*>(buffers.h) + i;
     R* const c = static_cast<R*>(buffers.c) + i;
     R* const products = static_cast<R*>(buffers.product) + sequence * kTiles * Units::most(p) + at.unit;
-    typename Pass::State state = iteration == 0 ? Pass::initial(p, at) : typename Pass::State{*h, *c};
-    R kept[2] = {};  // backward: of h and c, what passes by the cell
+    typename Pass::State state = iteration == 0 ? Pass::initial(p, at) : Pass::resumed(p, at, *h, *c);
     const auto for_carried = [&](const auto& visit) {
       R* const carried = static_cast<R*>(buffers.carried) + i;
       if constexpr (Pass::kCarried > 0)
         for (int k = 0; k < Pass::kCarried; ++k) visit(state.carried[k], carried[k * units]);
-      if constexpr (Pass::kIsBackward && Pass::kStages > 1)
-        for (int k = 0; k < 2; ++k) visit(kept[k], carried[k * units]);
+      if constexpr (Pass::kKeeps)
+        for (int k = 0; k < 2; ++k) visit(state.kept[k], carried[k * units]);
     };
     if (iteration > 0) for_carried([](R& value, const R& carried) { value = carried; });
     const bool exists = Units::template has<kFollows>(p, at);
@@ -46,33 +45,18 @@ SEQKERNELS_KERNEL SEQKERNELS_LAUNCH_BOUNDS(kStepThreads, 1)
     for (int tile = 0; tile < kTiles && exists; ++tile) product[tile] = products[static_cast<int64_t>(tile) * made];
 
     const int64_t time = Pass::time_of(p, at.direction, step);
-    if (exists && Pass::has_step(p, iteration) && has_step(p.shape, p.transition, time, at.column)) {
+    if (exists && Pass::has_step(p, iteration) && at.column < p.shape.active(time)) {
       const Walk walk = Pass::walk(p, at.direction, step);
       auto inputs = typename Pass::Reader(p, at, time).template load<kFollows>(p, walk, at, 0);
       const auto biases = Pass::load_biases(p, at.direction, at.unit);
-      typename Pass::Results results;
-      if constexpr (Pass::kIsBackward)
-        results = backward_step<Pass, kFollows>(p, at, time, inputs, biases, product, state, kept, published);
-      else
-        results = forward_step<Pass, kFollows>(p, at, time, inputs, biases, product, state, published);
+      const auto results = Pass::template step<kFollows>(biases, inputs, product, state, published);
       typename Pass::Writer(p, at, time).template write<kFollows>(p, 0, state, results);
     } else if (exists) {
-      if constexpr (kMeetsHiddenWeight<typename Pass::Cell, kFollows>) {
-        const R mask = mask_at<Units, T>(p, at);
-        if constexpr (Pass::kIsBackward) product[0] *= mask;
-        Pass::template idle<kFollows>(product, state, published);
-        if constexpr (!Pass::kIsBackward) published[0] = rounded<T>(published[0] * mask);
-      } else {
-        Pass::template idle<kFollows>(product, state, published);
-      }
+      Pass::template idle<kFollows>(product, state, published);
       // The next product may leave out rows that have no step.
       for (int tile = 0; tile < kTiles; ++tile) products[static_cast<int64_t>(tile) * made] = 0;
     }
     if (iteration == Pass::steps(p) * Pass::kStages) {
-      // A first step that starts from zeros has not read the initial state.
-      if (Pass::kIsBackward && has_step(p.shape, p.transition, 0, at.column) && at.direction == 0 &&
-          is_reset(p.shape, p.transition, 0, 0, at.column))
-        state.h = 0, state.c = 0;
       Pass::finish(p, at, state);
     } else {
       *h = state.h, *c = state.c;

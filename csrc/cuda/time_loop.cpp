@@ -57,8 +57,14 @@ bool multiplies_as_tf32(const Layer& layer) {
   return layer.dtype() == DType::kFloat32 && tf32_allowed && tf32_allowed();
 }
 
+// Whether anything happens to states between steps, or is to be told of c.
+bool has_transition(const LayerSpec& spec) {
+  return spec.lengths || spec.reset_mask || spec.recurrent_mask || spec.zoneout_h || spec.zoneout_c ||
+         spec.zoneout_h_rate > 0 || spec.zoneout_c_rate > 0 || spec.return_cell_states;
+}
+
 const PassKernels& kernels_for(const Layer& layer, bool tf32, bool is_forward) {
-  const CellKernels& kernels = kernels_of(layer.cell(), layer.dtype(), tf32);
+  const CellKernels& kernels = kernels_of(layer.cell(), layer.dtype(), tf32, has_transition(layer.spec()));
   return is_forward ? kernels.forward : kernels.backward;
 }
 
@@ -84,17 +90,11 @@ TimeLoop::TimeLoop(const Device& device, const Layer& layer, bool is_forward)
       tf32_(multiplies_as_tf32(layer)),
       kernels_(kernels_for(layer, tf32_, is_forward)),
       is_forward_(is_forward),
-      plan_(needs_steps(layer.spec()) ? Plan{}
-                                      : remembered(device, kernels_,
-                                                   {plan_steps(layer.seq_len()), layer.batch(), layer.hidden_size(),
-                                                    layer.directions(), layer.output_size()})),
+      plan_(remembered(
+          device, kernels_,
+          {plan_steps(layer.seq_len()), layer.batch(), layer.hidden_size(), layer.directions(), layer.output_size()})),
       hidden_(arranged(kHiddenWeight)),
       projection_(arranged(kProjection)) {}
-
-bool TimeLoop::needs_steps(const LayerSpec& spec) {
-  return spec.lengths || spec.reset_mask || spec.recurrent_mask || spec.zoneout_h || spec.zoneout_c ||
-         spec.zoneout_h_rate > 0 || spec.zoneout_c_rate > 0 || spec.return_cell_states;
-}
 
 template <class Problem>
 void TimeLoop::run_steps(Problem& problem, Norms& norms, int64_t steps) const {

@@ -14,9 +14,6 @@ class TimeLoop {
   TimeLoop(const Device& device, const Layer& layer, bool is_forward);
 
   // `norms`: of a normalised cell.
-  // Whether persistent kernels would leave out what a layer does between steps.
-  static bool needs_steps(const LayerSpec& spec);
-
   void run(Projected<ForwardProblem>& problem, Norms norms) const { run_steps(problem, norms, problem.steps); }
   void run(Projected<BackwardProblem>& problem, Norms norms) const { run_steps(problem, norms, problem.shape.seq_len); }
 

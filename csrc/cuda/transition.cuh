@@ -1,8 +1,9 @@
-// What happens to states between steps, beside the cell: resets, lengths, recurrent dropout, zoneout. The stepwise kernels read
-// it; those of persistent plans are compiled without.
+// What happens to states between steps, beside the cell: resets, lengths, recurrent dropout, zoneout. A pass with it is a pass
+// like others (pointwise.cuh): stepwise kernels always run one, persistent kernels are compiled with it and without.
 //
 // A reset between two steps lets nothing pass: the later one starts from zeros. It is said of the later row in time, so in
-// direction 1 it lies between a row and the one that comes before it there.
+// direction 1 it lies between a row and the one that comes before it there. What is asked of memory comes with the inputs of
+// a step, early, so that nobody who waits for a word waits for that.
 #pragma once
 #include "pointwise.cuh"
 
@@ -49,35 +50,25 @@ SEQKERNELS_DEVICE Zoneout<R> zoneout(const uint8_t* flags, double rate, int64_t 
   return {flags ? R(flags[index] != 0) : static_cast<R>(rate)};
 }
 
-// Of a unit of one sequence at a step that it has.
+// The time of the step before another one, as forward goes.
+SEQKERNELS_DEVICE int64_t time_before(int direction, int64_t time) { return direction == 0 ? time - 1 : time + 1; }
+
+// What happens to a unit of one sequence around a step.
 template <class R>
 struct Crossing {
-  bool is_reset;  // the step starts from zeros
-  bool is_cut;    // the step after it, as forward goes, starts from zeros
-  R mask;         // of its unit of h where it meets W_hh
+  bool has_step;  // the sequence has this step at all
+  bool is_reset;  // it starts from zeros
   Zoneout<R> zoneout_h, zoneout_c;
 };
 
-// The time of the step before another one, as forward goes, and after it.
-SEQKERNELS_DEVICE int64_t time_before(int direction, int64_t time) { return direction == 0 ? time - 1 : time + 1; }
-SEQKERNELS_DEVICE int64_t time_after(int direction, int64_t time) { return direction == 0 ? time + 1 : time - 1; }
-
-template <class Units, class T, class Problem>
-SEQKERNELS_DEVICE Real<T> mask_at(const Problem& p, const UnitCoord& at) {
-  return Units::has_h(p, at) ? recurrent_mask<T>(p.transition, Units::h_index(p, at)) : Real<T>(1);
-}
-
-// `Units`: those of the cell (pointwise.cuh).
-template <class Units, class T, class Problem>
-SEQKERNELS_DEVICE Crossing<Real<T>> crossing_at(const Problem& p, const UnitCoord& at, int64_t time) {
-  using R = Real<T>;
+// `Units`: those of the cell (pointwise.cuh). At a time for which the sequence has a row.
+template <class Units, class R, class Problem>
+SEQKERNELS_DEVICE Crossing<R> crossing_at(const Problem& p, const UnitCoord& at, int64_t time) {
   const Transition& transition = p.transition;
-  const int64_t row = p.shape.first_row(time) + at.column, next = time_after(at.direction, time);
+  const int64_t row = p.shape.first_row(time) + at.column;
   Crossing<R> crossing{};
+  crossing.has_step = !transition.lengths || time < transition.lengths[at.column];
   crossing.is_reset = is_reset(p.shape, transition, at.direction, time, at.column);
-  crossing.is_cut =
-      has_step(p.shape, transition, next, at.column) && is_reset(p.shape, transition, at.direction, next, at.column);
-  crossing.mask = mask_at<Units, T>(p, at);
   if (Units::has_h(p, at))
     crossing.zoneout_h = zoneout<R>(transition.zoneout_h, transition.zoneout_h_rate, Units::output_index(p, at, row));
   if (Units::has_c(p, at))
@@ -85,55 +76,20 @@ SEQKERNELS_DEVICE Crossing<Real<T>> crossing_at(const Problem& p, const UnitCoor
   return crossing;
 }
 
-// Whether what a stage makes meets W_hh: h, and what is made of it for a later stage, but not what is projected.
-template <class Cell, int stage>
-constexpr bool kMeetsHiddenWeight = !cells::is_projection<Cell>((stage + 1) % Cell::kStages);
-
-// Of all stages, the first one that backward runs with c.
-template <class Cell, int stage>
-constexpr bool kBeginsWithC =
-    cells::has_c<Cell>(stage) && (stage == Cell::kStages - 1 || !cells::has_c<Cell>(stage + 1));
-
-// A number as it is published.
-template <class T>
-SEQKERNELS_DEVICE Real<T> rounded(Real<T> x) {
-  return to_real(from_real<T>(x));
+// The factor of a unit of one sequence where it meets W_hh.
+template <class Units, class T, class Problem>
+SEQKERNELS_DEVICE Real<T> mask_at(const Problem& p, const UnitCoord& at) {
+  return Units::has_h(p, at) ? recurrent_mask<T>(p.transition, Units::h_index(p, at)) : Real<T>(1);
 }
 
-// A stage of a step of the forward pass, and what happens around it.
-template <class Pass, int stage, class Product, class Published>
-SEQKERNELS_DEVICE auto forward_step(const typename Pass::Problem& p, const UnitCoord& at, int64_t time,
-                                    typename Pass::Inputs& inputs, const typename Pass::Biases& biases,
-                                    Product& product, typename Pass::State& state, Published& published) {
-  using Cell = typename Pass::Cell;
-  using T = typename Pass::Element;
-  const auto crossing = crossing_at<typename Pass::Units, T>(p, at, time);
-  if (stage == 0 && crossing.is_reset) {
-    for (auto& number : product) number = 0;
-    state.h = 0, state.c = 0;
-  }
-  const auto h = state.h, c = state.c;
-  const auto results = Pass::template step<stage>(biases, inputs, product, state, published);
-  if constexpr (stage == Cell::kStages - 1) published[0] = state.h = rounded<T>(crossing.zoneout_h.mix(h, state.h));
-  if constexpr (kMeetsHiddenWeight<Cell, stage>) published[0] = rounded<T>(published[0] * crossing.mask);
-  if constexpr (kBeginsWithC<Cell, stage>) {
-    state.c = crossing.zoneout_c.mix(c, state.c);
-    if (p.cell_states) write<T>(p.cell_states, c_row_index(p, at, p.shape.first_row(time) + at.column), state.c);
-  }
-  return results;
-}
-
-// What backward reads of the state before a step, where that is another one than the row before has.
-template <class Pass>
-SEQKERNELS_DEVICE void correct_previous(const typename Pass::Problem& p, const UnitCoord& at, int64_t time,
-                                        const Crossing<typename Pass::R>& crossing, typename Pass::Inputs& inputs) {
-  using Units = typename Pass::Units;
-  using T = typename Pass::Element;
-  const bool starts =
-      p.transition.lengths && !has_step(p.shape, p.transition, time_before(at.direction, time), at.column);
-  if (crossing.is_reset) {
+// Mends what backward has read of the state before a step, where that is another one than the row before has.
+template <class Units, class T, class Problem, class Inputs>
+SEQKERNELS_DEVICE void correct_previous(const Problem& p, const UnitCoord& at, int64_t time, bool is_reset,
+                                        Inputs& inputs) {
+  if (is_reset) {
     inputs.prev.h = 0, inputs.prev.c = 0;
-  } else if (starts) {
+  } else if (p.transition.lengths &&
+             !has_step(p.shape, p.transition, time_before(at.direction, time), at.column)) {  // its first step
     if (Units::has_h(p, at)) inputs.prev.h = read<T>(p.h0, Units::h_index(p, at));
     if (p.c0 && Units::has_c(p, at)) inputs.prev.c = read<T>(p.c0, Units::c_index(p, at));
   }
@@ -147,39 +103,182 @@ SEQKERNELS_DEVICE R pass_by(const Zoneout<R>& zoneout, R& grad) {
   return kept;
 }
 
-// A stage of a step of the backward pass, and what happens around it. `state.carried`: what passes by the cell, of h and of c.
-template <class Pass, int stage, class Published>
-SEQKERNELS_DEVICE auto backward_step(const typename Pass::Problem& p, const UnitCoord& at, int64_t time,
-                                     typename Pass::Inputs& inputs, const typename Pass::Biases& biases,
-                                     typename Pass::R (&product)[1], typename Pass::State& state,
-                                     typename Pass::R (&kept)[2], Published& published) {
-  using Cell = typename Pass::Cell;
-  using T = typename Pass::Element;
-  constexpr bool kBeginsWithH = stage == Cell::kStages - 1;
-  constexpr bool kEndsWithH = Cell::kIsProjected ? kBeginsWithH : stage == 0;
-  const auto crossing = crossing_at<typename Pass::Units, T>(p, at, time);
-  correct_previous<Pass>(p, at, time, crossing, inputs);
-  if constexpr (kMeetsHiddenWeight<Cell, stage>) product[0] *= crossing.mask;
-  if constexpr (kBeginsWithH) {
-    auto grad = crossing.is_cut ? 0 : state.h + product[0];
-    grad += inputs.grad_output;
-    kept[0] = pass_by(crossing.zoneout_h, grad);
-    state.h = grad, product[0] = 0, inputs.grad_output = 0;
-  }
-  if constexpr (kBeginsWithC<Cell, stage>) {
-    if (crossing.is_cut) state.c = 0;
-    if (p.grad_cells) state.c += read<T>(p.grad_cells, c_row_index(p, at, p.shape.first_row(time) + at.column));
-    kept[1] = pass_by(crossing.zoneout_c, state.c);
-    if (p.transition.zoneout_c || p.transition.zoneout_c_rate > 0) {
-      typename Pass::V saved[Pass::kSaved];
-      for (int k = 0; k < Pass::kSaved; ++k) saved[k] = inputs.saved[k];
-      inputs.now.c = Cell::next_c(saved, inputs.prev.c);
-    }
-  }
-  const auto results = Pass::template step<stage>(biases, inputs, product, state, published);
-  if constexpr (kEndsWithH) state.h += kept[0];
-  if constexpr (cells::has_c<Cell>(stage) && stage == 0) state.c += kept[1];
-  return results;
+// A number as it is published.
+template <class T>
+SEQKERNELS_DEVICE Real<T> rounded(Real<T> x) {
+  return to_real(from_real<T>(x));
 }
+
+// Whether what a stage makes meets W_hh: h, and what is made of it for a later stage, but not what is projected.
+template <class Cell, int stage>
+constexpr bool kMeetsHiddenWeight = !cells::is_projection<Cell>((stage + 1) % Cell::kStages);
+
+// Of all stages, the first one that backward runs with c.
+template <class Cell, int stage>
+constexpr bool kBeginsWithC =
+    cells::has_c<Cell>(stage) && (stage == Cell::kStages - 1 || !cells::has_c<Cell>(stage + 1));
+
+// The state of a pass, and what else a unit has from one iteration to the next: the factor where it meets W_hh; of backward
+// with several stages, what passes by the cell, of h and of c.
+template <class PassState, class R, bool keeps>
+struct StateBetween : PassState {
+  R mask;
+};
+template <class PassState, class R>
+struct StateBetween<PassState, R, true> : PassState {
+  R mask, kept[2];
+};
+
+template <class Pass>
+struct WithTransition : Pass {
+  using typename Pass::Biases, typename Pass::Cell, typename Pass::Element, typename Pass::Problem, typename Pass::R,
+      typename Pass::Units;
+  using T = Element;
+  using Pass::kIsBackward, Pass::kStages;
+  static constexpr bool kHasTransition = true, kKeeps = kIsBackward && kStages > 1;
+  using State = StateBetween<typename Pass::State, R, kKeeps>;
+
+  struct Inputs : Pass::Inputs {
+    Crossing<R> crossing;
+    R grad_cell_state;  // of backward
+  };
+  struct Results : Pass::Results {
+    bool has_step;
+  };
+
+  static SEQKERNELS_DEVICE State initial(const Problem& p, const UnitCoord& at) {
+    State state{Pass::initial(p, at)};
+    state.mask = mask_at<Units, T>(p, at);
+    return state;
+  }
+  // A state that the iteration before has left in memory.
+  static SEQKERNELS_DEVICE State resumed(const Problem& p, const UnitCoord& at, R h, R c) {
+    State state{};
+    state.h = h, state.c = c, state.mask = mask_at<Units, T>(p, at);
+    return state;
+  }
+
+  class Reader : public Pass::Reader {
+   public:
+    using Pass::Reader::Reader;
+
+    template <int stage>
+    SEQKERNELS_DEVICE Inputs load(const Problem& p, const Walk& walk, const UnitCoord& at, int unit) const {
+      Inputs inputs{Pass::Reader::template load<stage>(p, walk, at, unit)};
+      inputs.crossing = crossing_at<Units, R>(p, at, walk.time());
+      if constexpr (kIsBackward) {
+        correct_previous<Units, T>(p, at, walk.time(), inputs.crossing.is_reset, inputs);
+        if (kBeginsWithC<Cell, stage> && p.grad_cells)
+          inputs.grad_cell_state =
+              read<T>(p.grad_cells, c_row_index(p, at, p.shape.first_row(walk.time()) + at.column));
+      }
+      return inputs;
+    }
+  };
+
+  class Writer : public Pass::Writer {
+   public:
+    SEQKERNELS_DEVICE Writer(const Problem& p, const UnitCoord& at, int64_t time) : Pass::Writer(p, at, time) {
+      if constexpr (kWritesC)
+        cell_states_ = static_cast<T*>(p.cell_states) + c_row_index(p, at, p.shape.first_row(time) + at.column);
+    }
+    SEQKERNELS_DEVICE void move(const Problem& p, int rows) {
+      Pass::Writer::move(p, rows);
+      if constexpr (kWritesC) move_rows(cell_states_, rows, p.shape.directions * p.shape.hidden);
+    }
+    template <int stage>
+    SEQKERNELS_DEVICE void write(const Problem& p, int unit, const State& state, const Results& results) const {
+      if (!results.has_step) return;
+      Pass::Writer::template write<stage>(p, unit, state, results);
+      if constexpr (kWritesC && kBeginsWithC<Cell, stage>)
+        if (p.cell_states) cell_states_[unit] = from_real<T>(state.c);
+    }
+
+   private:
+    static constexpr bool kWritesC = !kIsBackward && Cell::kHasCellState;
+    T* cell_states_ = nullptr;
+  };
+
+  template <int stage, int kProducts, int kPublished>
+  static SEQKERNELS_DEVICE Results step(const Biases& biases, Inputs& inputs, R (&product)[kProducts], State& state,
+                                        R (&published)[kPublished]) {
+    Results results{};
+    results.has_step = inputs.crossing.has_step;
+    if (!results.has_step)
+      idle<stage>(product, state, published);
+    else if constexpr (kIsBackward)
+      static_cast<typename Pass::Results&>(results) = step_back<stage>(biases, inputs, product, state, published);
+    else
+      static_cast<typename Pass::Results&>(results) = step_forward<stage>(biases, inputs, product, state, published);
+    return results;
+  }
+
+  template <int stage, int kProducts, int kPublished>
+  static SEQKERNELS_DEVICE void idle(R (&product)[kProducts], State& state, R (&published)[kPublished]) {
+    constexpr bool kMasked = kMeetsHiddenWeight<Cell, stage>;
+    if constexpr (kMasked && kIsBackward) product[0] *= state.mask;
+    Pass::template idle<stage>(product, state, published);
+    if constexpr (kMasked && !kIsBackward) published[0] = rounded<T>(published[0] * state.mask);
+  }
+
+ private:
+  template <int stage, int kProducts>
+  static SEQKERNELS_DEVICE typename Pass::Results step_forward(const Biases& biases, const Inputs& inputs,
+                                                               R (&product)[kProducts], State& state,
+                                                               R (&published)[1]) {
+    const Crossing<R>& crossing = inputs.crossing;
+    if (crossing.is_reset) {
+      if constexpr (stage == 0) {
+        SEQKERNELS_UNROLL
+        for (R& number : product) number = 0;
+        state.c = 0;
+      }
+      if constexpr (stage == 0 || Cell::kIsProjected)
+        state.h = 0;  // a projected h is of another unit, which has no stage 0
+    }
+    const R h = state.h, c = state.c;
+    const auto results = Pass::template step<stage>(biases, inputs, product, state, published);
+    if constexpr (stage == kStages - 1) published[0] = state.h = rounded<T>(crossing.zoneout_h.mix(h, state.h));
+    if constexpr (kMeetsHiddenWeight<Cell, stage>) published[0] = rounded<T>(published[0] * state.mask);
+    if constexpr (kBeginsWithC<Cell, stage>) state.c = crossing.zoneout_c.mix(c, state.c);
+    return results;
+  }
+
+  template <int stage, int kPublished>
+  static SEQKERNELS_DEVICE typename Pass::Results step_back(const Biases& biases, Inputs& inputs, R (&product)[1],
+                                                            State& state, R (&published)[kPublished]) {
+    constexpr bool kBeginsWithH = stage == kStages - 1;
+    constexpr bool kEndsWithH = Cell::kIsProjected ? kBeginsWithH : stage == 0;
+    const Crossing<R>& crossing = inputs.crossing;
+    R kept[2] = {};  // of h and c
+    if constexpr (kKeeps) kept[0] = state.kept[0], kept[1] = state.kept[1];
+    if constexpr (kMeetsHiddenWeight<Cell, stage>) product[0] *= state.mask;
+    if constexpr (kBeginsWithH) {
+      state.h = state.h + product[0] + inputs.grad_output;
+      kept[0] = pass_by(crossing.zoneout_h, state.h);
+      product[0] = 0, inputs.grad_output = 0;
+    }
+    if constexpr (kBeginsWithC<Cell, stage>) {
+      state.c += inputs.grad_cell_state;
+      kept[1] = pass_by(crossing.zoneout_c, state.c);
+      if (crossing.zoneout_c.kept != 0) {  // what was saved is no more what the cell has made
+        typename Pass::V saved[Pass::kSaved];
+        SEQKERNELS_UNROLL
+        for (int k = 0; k < Pass::kSaved; ++k) saved[k] = inputs.saved[k];
+        inputs.now.c = Cell::next_c(saved, inputs.prev.c);
+      }
+    }
+    const auto results = Pass::template step<stage>(biases, inputs, product, state, published);
+    // To the step before, nothing passes by a reset, by way of the product either.
+    if constexpr (kEndsWithH) state.h = crossing.is_reset ? 0 : state.h + kept[0];
+    if constexpr (StageOf<Cell, stage>::kHasC && stage == 0) state.c = crossing.is_reset ? 0 : state.c + kept[1];
+    if constexpr (stage == 0) {
+      SEQKERNELS_UNROLL
+      for (R& number : published) number = crossing.is_reset ? 0 : number;
+    }
+    if constexpr (kKeeps) state.kept[0] = kept[0], state.kept[1] = kept[1];
+    return results;
+  }
+};
 
 }  // namespace seqkernels::cuda

@@ -43,10 +43,10 @@ DType dtype_named(const std::string& name) {
 std::vector<py::dict> cuda_plans(const std::string& cell, const std::string& dtype, bool backward, int64_t batch,
                                  int64_t hidden, int64_t directions, bool tf32_allowed,
                                  const std::variant<int, std::tuple<int, int, int64_t>>& device, int64_t outputs,
-                                 int64_t seq_len) {
+                                 int64_t seq_len, bool has_transition) {
   CellKind kind;
   if (!find_cell(cell, kind)) fail("unknown cell '", cell, "'");
-  const cuda::CellKernels& kernels = cuda::kernels_of(kind, dtype_named(dtype), tf32_allowed);
+  const cuda::CellKernels& kernels = cuda::kernels_of(kind, dtype_named(dtype), tf32_allowed, has_transition);
   const cuda::PassKernels& pass = backward ? kernels.backward : kernels.forward;
   const cuda::PlanRequest request{cuda::plan_steps(seq_len), batch, hidden, directions, outputs > 0 ? outputs : hidden};
   std::vector<cuda::Candidate> candidates;
@@ -84,7 +84,7 @@ void define_cuda_plans(py::module_& m) {
   py::module_::import("atexit").attr("register")(py::cpp_function([] { set_tf32_query(py::none()), tf32_query = {}; }));
   m.def("cuda_plans", &cuda_plans, py::arg("cell"), py::arg("dtype"), py::arg("backward"), py::arg("batch"),
         py::arg("hidden"), py::arg("directions"), py::arg("tf32_allowed"), py::arg("device"), py::arg("outputs") = 0,
-        py::arg("seq_len") = 256,
+        py::arg("seq_len") = 256, py::arg("has_transition") = false,
         "Every kind of plan for one layer, on the device with this index or on one with these limits.");
 }
 

@@ -52,7 +52,9 @@ def build(headers: Path) -> Path:
         libraries=" ".join([*(f"-L{path}" for path in folders), "-ltorch", "-ltorch_cpu", "-lc10", "-ldl"]),
     )
     lines, names = emulator.emulator_objects()
-    parts = [("launch", HERE / "launch.cpp", ""), emulator.ROWS, *emulator.kernels(list(emulator.registry()))]
+    cells = list(emulator.registry())
+    parts = [("launch", HERE / "launch.cpp", ""), emulator.ROWS]
+    parts += [part for file in ("cell.cu", "cell_transition.cu") for part in emulator.kernels(cells, file=file)]
     kernel_lines, kernel_names = emulator.objects(parts)
     host = [HERE / "cublas.cpp", HERE / "cudart.cpp", HERE / "ops.cpp", *(CSRC / file for file in HOST)]
     host_names = [f"host/{path.parent.name}_{path.stem}.o" for path in host]

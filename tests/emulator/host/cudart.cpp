@@ -59,8 +59,8 @@ std::map<const void*, Call> all_calls() {
   std::map<const void*, Call> calls;
   for (int cell = 0; cell < kCellKinds; ++cell)
     for (int dtype = 0; dtype < 4; ++dtype)
-      for (const bool tf32 : {false, true}) {
-        const CellKernels& kernels = kernels_of(CellKind(cell), DType(dtype), tf32);
+      for (const int choice : {0, 1, 2, 3}) {
+        const CellKernels& kernels = kernels_of(CellKind(cell), DType(dtype), choice % 2 > 0, choice / 2 > 0);
         if (cell_info(CellKind(cell)).is_projected())
           add<Projected<ForwardProblem>>(calls, kernels.forward),
               add<Projected<BackwardProblem>>(calls, kernels.backward);
