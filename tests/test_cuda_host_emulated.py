@@ -173,7 +173,19 @@ with host.loaded() as library:
         before = library.emulated_grids()
         host.problem(cell, (3, 40, 4, 70, 2, True), dtype).check()
         assert library.emulated_grids() - before >= 4, "both passes in one launch a direction at most"
+    for cell, dtype in host.OF_SEVERAL_QUARTERS:
+        for packed in (False, True):
+            asked = [name for name in host.OPTIONS if not packed or name != "lengths"]
+            host.problem(cell, (3, 40, 4, 70, 2, packed), dtype, asked=asked).check()
 """
+# So many sequences and so few multiprocessors make kernels whose warps have several quarters.
+OF_SEVERAL_QUARTERS = [
+    ("lstm", torch.bfloat16),
+    ("gru", torch.float32),
+    ("gru_reset_before", torch.float16),
+    ("lstm_projected", torch.bfloat16),
+    ("rnn_tanh", torch.float16),
+]
 
 
 def test_groups_that_find_no_room_come_in_another_launch(library: Any) -> None:
