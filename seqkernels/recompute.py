@@ -48,8 +48,7 @@ def run(
     spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor], run_layer: Run
 ) -> tuple[Tensor, ...]:
     """`run_layer` for one layer in all its directions, with another backward pass."""
-    # A graph of torch.compile is one of any number of steps; CUDA kernels know no second direction alone.
-    if is_compiling() or (x.is_cuda and spec.bidirectional):
+    if is_compiling():  # whose graph is one of any number of steps
         return _run_again(spec, x, state, weights, run_layer)
     if not spec.bidirectional:
         return _run_direction(spec, x, state, weights, run_layer)

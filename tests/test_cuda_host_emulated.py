@@ -51,7 +51,7 @@ class Emulated(Problem):
         options = [named[name] for name in REGISTRY["lstm"].options if name not in ("batch_sizes", "reverse")]
         options[-1] = bool(options[-1])
         first = (self.x, self.states[0], self._c0(), self.weights)
-        return (*first, self.batch_sizes, self.norm_eps, *options)
+        return (*first, self.batch_sizes, bool(named["reverse"]), self.norm_eps, *options)
 
     def forward(self, save_for_backward: bool | None = None) -> tuple[Tensor, ...]:
         args = self._arguments()
@@ -125,6 +125,7 @@ def test_right(cell: str, shape: tuple, numbers: Any, plan: str, monkeypatch: py
 
 # What is asked of the recurrence, each by itself and together.
 ASKED = [*[(name,) for name in (*OPTIONS, *RATES)], OPTIONS, ("lengths", *RATES)]
+ASKED += [("reverse",), ("reverse", *OPTIONS)]
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -140,7 +141,7 @@ def test_options(
     if plan != "stepwise" and (cell not in PERSISTENT_CELLS or numbers == torch.float64):
         pytest.skip("no persistent kernels")
     monkeypatch.setenv("SEQKERNELS_CUDA_PLAN", plan)
-    shape = (5, 6, 7, 33, 2, packed)
+    shape = (5, 6, 7, 33, 1 if "reverse" in asked else 2, packed)
     asked = [name for name in asked if not packed or name != "lengths"]
     problem(cell, shape, numbers, asked=asked).check("tf32" if numbers == "tf32" else None)
 

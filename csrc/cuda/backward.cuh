@@ -58,7 +58,7 @@ struct Backward {
     return p.shape.time_of(direction, p.shape.seq_len - 1 - step);
   }
   static SEQKERNELS_DEVICE Walk walk(const Problem& p, int direction, int64_t step) {
-    return {p.shape, time_of(p, direction, step), direction == 0 ? -1 : 1, p.shape.seq_len - step};
+    return {p.shape, time_of(p, direction, step), p.shape.is_reverse(direction) ? 1 : -1, p.shape.seq_len - step};
   }
 
   class Reader {

@@ -51,7 +51,8 @@ struct Forward {
   }
   // The steps from `step` on.
   static SEQKERNELS_DEVICE Walk walk(const Problem& p, int direction, int64_t step) {
-    return {p.shape, time_of(p, direction, step), direction == 0 ? 1 : -1, p.first_step + p.steps - step};
+    const int sign = p.shape.is_reverse(direction) ? -1 : 1;
+    return {p.shape, time_of(p, direction, step), sign, p.first_step + p.steps - step};
   }
 
   static SEQKERNELS_DEVICE Biases load_biases(const Problem& p, int direction, int unit) {
@@ -79,7 +80,8 @@ struct Forward {
    public:
     SEQKERNELS_DEVICE Reader(const Problem& p, const UnitCoord& at, int64_t time) {
       // The rows at hand begin with the earliest time of these steps.
-      const int64_t begin = at.direction == 0 ? p.first_step : p.shape.seq_len - p.first_step - p.steps;
+      const int64_t last = p.first_step + p.steps;
+      const int64_t begin = p.shape.is_reverse(at.direction) ? p.shape.seq_len - last : p.first_step;
       const int64_t row = p.shape.first_row(time) - p.shape.first_row(begin) + at.column;
       gates_ = static_cast<const R*>(p.input_gates[at.direction]) + row * Cell::kGates * p.shape.hidden + at.unit;
     }

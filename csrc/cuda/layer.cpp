@@ -19,11 +19,8 @@ using cuda::window;
 
 constexpr int64_t kGatesBytes = int64_t{256} << 20;
 
-// A layer whose rows are those of x. Python does not ask for what these kernels do not know.
-Layer layer_of(const LayerInputs& inputs) {
-  if (inputs.spec.reverse) fail("the CUDA kernels take no reverse");
-  return Layer(inputs, false);
-}
+// A layer whose rows are those of x.
+Layer layer_of(const LayerInputs& inputs) { return Layer(inputs, false); }
 
 std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
   return tensor ? std::optional(as_contiguous(*tensor)) : std::nullopt;
@@ -78,7 +75,8 @@ cuda::Shape shape_of(const Layer& layer, const std::optional<Tensor>& offsets) {
           static_cast<int>(layer.padded_hidden()),
           layer.seq_len(),
           layer.rows(),
-          offsets ? static_cast<const int64_t*>(offsets->data_ptr()) : nullptr};
+          offsets ? static_cast<const int64_t*>(offsets->data_ptr()) : nullptr,
+          layer.spec().reverse};
 }
 
 template <class Problem>
@@ -121,7 +119,8 @@ void run_forward(const Device& device, const Layer& layer, cuda::Projected<cuda:
   do {
     problem.steps = std::min(steps_at_once, steps - problem.first_step);
     for (int64_t d = 0; d < layer.directions(); ++d) {
-      const int64_t begin = d == 0 ? problem.first_step : steps - problem.first_step - problem.steps;
+      const int64_t last = problem.first_step + problem.steps;
+      const int64_t begin = problem.shape.is_reverse(static_cast<int>(d)) ? steps - last : problem.first_step;
       const int64_t first_row = layer.offsets()[size_t(begin)];
       const int64_t rows = layer.offsets()[size_t(begin + problem.steps)] - first_row;
       const Tensor input_gates = window(gates, {rows, wide}, d * most_rows * wide);

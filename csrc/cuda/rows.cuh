@@ -25,7 +25,7 @@ SEQKERNELS_KERNEL copy_previous_states_kernel(const Shape shape, const void* out
                                               const Transition transition) {
   for_units_of_rows(shape, [&](const UnitCoord& at, int64_t time, int64_t place) {
     T* const to = static_cast<T*>(previous) + place;
-    const int64_t before = time_before(at.direction, time), state = state_index(shape, at, shape.hidden, at.unit);
+    const int64_t before = shape.time_before(at.direction, time), state = state_index(shape, at, shape.hidden, at.unit);
     if (is_reset(shape, transition, at.direction, time, at.column))
       *to = from_real<T>(0);
     else if (has_step(shape, transition, before, at.column))
@@ -44,7 +44,7 @@ SEQKERNELS_KERNEL make_operands_kernel(const Shape shape, const void* gates, con
   using R = Real<T>;
   using V = Value<R, is_short<T>>;
   for_units_of_rows(shape, [&](const UnitCoord& at, int64_t time, int64_t place) {
-    const int64_t row = shape.first_row(time) + at.column, before = time_before(at.direction, time);
+    const int64_t row = shape.first_row(time) + at.column, before = shape.time_before(at.direction, time);
     const int64_t row_before = before >= 0 && before < shape.seq_len ? shape.first_row(before) + at.column : 0;
     if (!has_step(shape, transition, time, at.column)) {
       write<T>(operands, place, R(0));

@@ -169,7 +169,8 @@ Tensor TimeLoop::stage_weights(const StageKernels& stage) const {
 int64_t TimeLoop::rows_published(int64_t step) const {
   int64_t rows = 0;
   for (int64_t d = 0; d < layer_.directions(); ++d) {
-    const int64_t time = (d == 0) == is_forward_ ? step : layer_.seq_len() - 1 - step;
+    const bool from_the_end = (d == 1 || layer_.spec().reverse) == is_forward_;
+    const int64_t time = from_the_end ? layer_.seq_len() - 1 - step : step;
     rows = std::max(rows, layer_.offsets()[size_t(time) + 1] - layer_.offsets()[size_t(time)]);
   }
   return rows;

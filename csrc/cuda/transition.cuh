@@ -2,7 +2,7 @@
 // like others (pointwise.cuh): stepwise kernels always run one, persistent kernels are compiled with it and without.
 //
 // A reset between two steps lets nothing pass: the later one starts from zeros. It is said of the later row in time, so in
-// direction 1 it lies between a row and the one that comes before it there. What is asked of memory comes with the inputs of
+// reverse it lies between a row and the one that comes before it there. What is asked of memory comes with the inputs of
 // a step, early, so that nobody who waits for a word waits for that.
 #pragma once
 #include "pointwise.cuh"
@@ -18,7 +18,7 @@ SEQKERNELS_DEVICE bool has_step(const Shape& shape, const Transition& transition
 // Whether a step that a sequence has starts from zeros.
 SEQKERNELS_DEVICE bool is_reset(const Shape& shape, const Transition& transition, int direction, int64_t time,
                                 int column) {
-  const int64_t later = direction == 0 ? time : time + 1;
+  const int64_t later = shape.is_reverse(direction) ? time + 1 : time;
   if (!transition.resets || !has_step(shape, transition, later, column)) return false;
   return transition.resets[shape.first_row(later) + column] != 0;
 }
@@ -49,9 +49,6 @@ template <class R>
 SEQKERNELS_DEVICE Zoneout<R> zoneout(const uint8_t* flags, double rate, int64_t index) {
   return {flags ? R(flags[index] != 0) : static_cast<R>(rate)};
 }
-
-// The time of the step before another one, as forward goes.
-SEQKERNELS_DEVICE int64_t time_before(int direction, int64_t time) { return direction == 0 ? time - 1 : time + 1; }
 
 // What happens to a unit of one sequence around a step.
 template <class R>
@@ -89,7 +86,7 @@ SEQKERNELS_DEVICE void correct_previous(const Problem& p, const UnitCoord& at, i
   if (is_reset) {
     inputs.prev.h = 0, inputs.prev.c = 0;
   } else if (p.transition.lengths &&
-             !has_step(p.shape, p.transition, time_before(at.direction, time), at.column)) {  // its first step
+             !has_step(p.shape, p.transition, p.shape.time_before(at.direction, time), at.column)) {  // its first step
     if (Units::has_h(p, at)) inputs.prev.h = read<T>(p.h0, Units::h_index(p, at));
     if (p.c0 && Units::has_c(p, at)) inputs.prev.c = read<T>(p.c0, Units::c_index(p, at));
   }

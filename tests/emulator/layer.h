@@ -82,7 +82,8 @@ class Host {
               .padded = padded_units(static_cast<int>(in_.integer("hidden"))),
               .seq_len = in_.integer("seq_len"),
               .rows = 0,
-              .offsets = nullptr};
+              .offsets = nullptr,
+              .reverse = false};
     shape_.rows = shape_.seq_len * shape_.batch;
     outputs_ = static_cast<int>(in_.integer("outputs"));
     gate_units_ = cell_.gates * shape_.hidden;

@@ -11,12 +11,12 @@ using OptionalTensor = std::optional<Tensor>;
 
 bool tf32 = false;
 
-LayerSpec spec_of(int64_t cell, const OptionalTensor& batch_sizes, double norm_eps, const OptionalTensor& lengths,
-                  const OptionalTensor& reset_mask, const OptionalTensor& recurrent_mask,
+LayerSpec spec_of(int64_t cell, const OptionalTensor& batch_sizes, bool reverse, double norm_eps,
+                  const OptionalTensor& lengths, const OptionalTensor& reset_mask, const OptionalTensor& recurrent_mask,
                   const OptionalTensor& zoneout_h, double zoneout_h_rate, const OptionalTensor& zoneout_c,
                   double zoneout_c_rate, bool return_cell_states) {
   LayerSpec spec{CellKind(cell), batch_sizes};
-  spec.norm_eps = norm_eps;
+  spec.reverse = reverse, spec.norm_eps = norm_eps;
   spec.lengths = lengths, spec.reset_mask = reset_mask, spec.recurrent_mask = recurrent_mask;
   spec.zoneout_h = zoneout_h, spec.zoneout_h_rate = zoneout_h_rate;
   spec.zoneout_c = zoneout_c, spec.zoneout_c_rate = zoneout_c_rate;
@@ -25,11 +25,11 @@ LayerSpec spec_of(int64_t cell, const OptionalTensor& batch_sizes, double norm_e
 }
 
 std::vector<Tensor> forward(int64_t cell, Tensor x, Tensor h0, OptionalTensor c0, std::vector<Tensor> weights,
-                            OptionalTensor batch_sizes, double norm_eps, OptionalTensor lengths,
+                            OptionalTensor batch_sizes, bool reverse, double norm_eps, OptionalTensor lengths,
                             OptionalTensor reset_mask, OptionalTensor recurrent_mask, OptionalTensor zoneout_h,
                             double zoneout_h_rate, OptionalTensor zoneout_c, double zoneout_c_rate,
                             bool return_cell_states, bool save_for_backward) {
-  const LayerSpec spec = spec_of(cell, batch_sizes, norm_eps, lengths, reset_mask, recurrent_mask, zoneout_h,
+  const LayerSpec spec = spec_of(cell, batch_sizes, reverse, norm_eps, lengths, reset_mask, recurrent_mask, zoneout_h,
                                  zoneout_h_rate, zoneout_c, zoneout_c_rate, return_cell_states);
   const LayerOutputs out = layer_forward_cuda({spec, x, h0, c0, weights}, save_for_backward);
   std::vector<Tensor> results{out.output, out.h_n};
@@ -40,12 +40,12 @@ std::vector<Tensor> forward(int64_t cell, Tensor x, Tensor h0, OptionalTensor c0
 
 std::vector<Tensor> backward(int64_t cell, OptionalTensor grad_output, OptionalTensor grad_h_n, OptionalTensor grad_c_n,
                              OptionalTensor grad_cell_states, Tensor x, Tensor h0, OptionalTensor c0,
-                             std::vector<Tensor> weights, OptionalTensor batch_sizes, double norm_eps,
+                             std::vector<Tensor> weights, OptionalTensor batch_sizes, bool reverse, double norm_eps,
                              OptionalTensor lengths, OptionalTensor reset_mask, OptionalTensor recurrent_mask,
                              OptionalTensor zoneout_h, double zoneout_h_rate, OptionalTensor zoneout_c,
                              double zoneout_c_rate, bool return_cell_states, Tensor output, OptionalTensor gates,
                              OptionalTensor cells, OptionalTensor norms, std::vector<bool> needs_grad) {
-  const LayerSpec spec = spec_of(cell, batch_sizes, norm_eps, lengths, reset_mask, recurrent_mask, zoneout_h,
+  const LayerSpec spec = spec_of(cell, batch_sizes, reverse, norm_eps, lengths, reset_mask, recurrent_mask, zoneout_h,
                                  zoneout_h_rate, zoneout_c, zoneout_c_rate, return_cell_states);
   const InputGradients grads =
       layer_backward_cuda({spec, x, h0, c0, weights}, {grad_output, grad_h_n, grad_c_n, grad_cell_states}, output,
@@ -58,7 +58,8 @@ std::vector<Tensor> backward(int64_t cell, OptionalTensor grad_output, OptionalT
 
 // Of both ops.
 const std::string kLayer =
-    "Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, float norm_eps, Tensor? lengths,"
+    "Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, bool reverse, float norm_eps, Tensor? "
+    "lengths,"
     " Tensor? reset_mask, Tensor? recurrent_mask, Tensor? zoneout_h, float zoneout_h_rate, Tensor? zoneout_c,"
     " float zoneout_c_rate, bool return_cell_states";
 
