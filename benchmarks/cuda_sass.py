@@ -72,10 +72,14 @@ class Instruction:
 
 
 def variant(symbol: str) -> str:
-    """What a persistent kernel exchanges through, how many quarters and tiles a warp has, teams a block."""
+    """What a persistent kernel exchanges through, how many quarters and tiles a warp has, teams a block.
+
+    And whether it has what happens between steps.
+    """
     scope = "cluster" if "ScopeE0E" in symbol else "grid"
     tiles, teams = map(int, re.findall(r"Li(\d)E", symbol)[-2:])
-    return f"{scope}, {('several', 'one tile', 'two tiles')[tiles]}{', two teams' * (teams == 2)}"
+    more = ", two teams" * (teams == 2) + ", transition" * ("14WithTransition" in symbol)
+    return f"{scope}, {('several', 'one tile', 'two tiles')[tiles]}{more}"
 
 
 @dataclass

@@ -72,7 +72,10 @@ def _parse(log: str) -> Iterable[Kernel]:
 
 
 def _describe(symbol: str) -> tuple[str, str, str, str]:
-    kernel = r"\d(persistent|stepwise|normalized)_kernelINS0_\d+(?:Normalized)?(Forward|Backward)INS_5cells"
+    kernel = (
+        r"\d(persistent|stepwise|normalized)_kernelINS0_(?:14WithTransitionINS0_)?"
+        r"\d+(?:Normalized)?(Forward|Backward)INS_5cells"
+    )
     name = re.search(kernel, symbol)
     cell = next((title for key, title in cuda_sass.CELLS.items() if key in symbol), "")
     # What follows the closing E of the cell is the element type.
