@@ -70,7 +70,7 @@ SEQKERNELS_KERNEL make_operands_kernel(const Shape shape, const void* gates, con
           starts ? read<T>(h0, state) : read<T>(output, output_index(shape, at, row_before, shape.hidden, at.unit));
     }
     R operand = Cell::operand(cells::Stage<stage>(), saved, prev, now).v;
-    if (!cells::is_projection<Cell>(stage)) operand *= recurrent_mask<T>(transition, state);
+    if constexpr (!StageOf<Cell, stage>::kIsProjection) operand *= recurrent_mask<T>(transition, state);
     write<T>(operands, place, operand);
   });
 }
