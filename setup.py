@@ -304,7 +304,13 @@ def cuda_units(source: str) -> list[Unit]:
         return [Unit(PRODUCT, "cuda", source, [])]
     snake_case = {cell: re.sub(r"(?<!^)(?=[A-Z])", "_", cell).lower() for cell in cells()}
     return [
-        Unit(PRODUCT, "cuda", source, [f"-DSEQKERNELS_CELL={cell}"], f"csrc_cuda_{snake}{stem[len('cell') :]}.cu")
+        Unit(
+            PRODUCT,
+            "cuda",
+            source,
+            [f"-DSEQKERNELS_CELL={cell}"],
+            f"csrc_cuda_{snake}{stem[len('cell') :]}.cu",
+        )
         for cell, snake in snake_case.items()
     ]
 

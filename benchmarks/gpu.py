@@ -2,7 +2,7 @@
 
     make gpu                    first light, in at most seven minutes: build; every plan against float64, each
                                 in a process of its own; every cut of every plan timed; cases against cuDNN;
-                                tests of the plans
+                                what options of the recurrence cost; tests of the plans
     make gpu LOOK=second        at most four more, with the build that is there: whether a STRICT build gives
                                 the same bits, tests, memcheck, racecheck
     make gpu QUICK=1            fewer tests and cases, in less than three minutes
@@ -12,10 +12,10 @@
 
 Each stage has a limit, and ends there at the latest; one that fails does not stop those after it, but for the
 build. A plan that hangs is skipped by all stages that follow. What is measured is written as it comes:
-GPU.json, GPU-sweep.csv, GPU-smoke.jsonl, GPU.md and GPU.png; all output is in GPU.log, and the last thing
-printed is a summary. `--device cpu` rehearses the stages on a machine without a GPU. This file needs
-nothing but Python; what it runs needs torch, ninja, pybind11, pytest, hypothesis and matplotlib, and is
-faster with pytest-xdist.
+GPU.json, GPU-sweep.csv, GPU-smoke.jsonl, GPU-options.md, GPU.md and GPU.png; all output is in GPU.log, and
+the last thing printed is a summary. `--device cpu` rehearses the stages on a machine without a GPU. This file
+needs nothing but Python; what it runs needs torch, ninja, pybind11, pytest, hypothesis and matplotlib, and is
+faster with pytest-xdist; with TorchRL in the environment, its kernels are measured, too.
 """
 
 from __future__ import annotations
@@ -227,6 +227,11 @@ def stages(
         command += [word for plan in hung for word in ("--without", plan)]
         return [*command, "--until", until(limit), *(["--quick"] if quick else [])]
 
+    def options(limit: float) -> list[str]:
+        command = [sys.executable, "-m", "benchmarks.options", "--device", device]
+        command += ["--output", str(results.with_name(f"{results.stem}-options.md"))]
+        return [*command, "--until", until(limit), *(["--quick"] if not on_gpu else [])]
+
     def built(output: str) -> str:
         logs = sorted((ROOT / "build").glob("temp*/*.o.log"))
         return ptxas_summary(log.read_text(encoding="utf-8", errors="replace") for log in logs)
@@ -315,6 +320,8 @@ def stages(
             resumes_with=results,
         )
     )
+    if not quick:
+        every.append(Stage("options", options, 30, 60, detail=last_line))
     return [
         *every,
         plan_tests,

@@ -31,7 +31,8 @@ def digests(lines: Iterable[str]) -> dict[tuple[Any, ...], str]:
     for line in lines:
         entry = json.loads(line)
         if "digest" in entry:
-            layer = (entry["plan"], entry["cell"], entry["dtype"], entry["pass"], tuple(entry["sizes"]))
+            sizes, asked = tuple(entry["sizes"]), tuple(entry.get("asked", ()))
+            layer = (entry["plan"], entry["cell"], entry["dtype"], entry["pass"], sizes, asked)
             found[layer] = entry["digest"]
     return found
 

@@ -3,19 +3,21 @@
     python -m benchmarks.options                            # some six minutes, to options.md
     python -m benchmarks.options --quick --output FILE.md   # half a minute
     python -m benchmarks.options --only zoneout             # some cases
+    python -m benchmarks.options --device cuda              # on a GPU, float32 as TF32
 
 The cost is the time of our layer with the option over that of the same layer without, interleaved. The peers
 are a Python loop over torch.nn's Cell, with what the option does written between its steps; for `lengths`
 packing, torch.nn and unpacking, and the same with our layer; for `weight_dropout` torch.nn with a W_hh that
-is dropped outside; for `recompute` torch.utils.checkpoint around our layer. torch.nn's layer without the
-option is no peer: it tells what that loop leaves behind. What draws no random numbers is checked against its
-peers before it is timed.
+is dropped outside; for `recompute` torch.utils.checkpoint around our layer; on a GPU for `reset_mask` the
+Triton kernels of TorchRL where it is installed. torch.nn's layer without the option is no peer: it tells what
+that loop leaves behind. What draws no random numbers is checked against its peers before it is timed.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import shlex
 import sys
@@ -35,8 +37,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import seqkernels
 from benchmarks import report
 from benchmarks.conftest import check_held, settings
-from benchmarks.implementations import HELD_BY
-from benchmarks.timing import OURS, Call, InterleavedTiming, quantiles
+from benchmarks.gpu_timing import ceilings, commit, machine
+from benchmarks.implementations import HELD_BY, set_tf32
+from benchmarks.timing import OURS, Call, InterleavedTiming, gpu_clock, quantiles, wall_clock
 
 PLAIN, TORCH, LOOP = f"{OURS} without", "torch.nn without", "loop over a Cell"
 FULL: dict[str, Any] = {"seconds": 3.0, "min_rounds": 7}  # per case
@@ -45,6 +48,9 @@ P = 0.25  # of everything random
 IDLE = ("recurrent_dropout", "weight_dropout", "recompute")  # in inference
 SIZES = ((100, 8, 64), (100, 32, 128), (100, 64, 256))  # T, B, H = I
 FEW = ((500, 1, 64), (500, 4, 128))  # few and long sequences
+ON_GPUS = ((128, 16, 256), (128, 64, 512), (128, 256, 128))
+# rtol and atol between implementations, by device: on GPUs products are of TF32.
+AGREE = {"cpu": {"rtol": 1e-3, "atol": 1e-4}, "cuda": {"rtol": 2e-2, "atol": 2e-2}}
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ class Case:
     seq_len: int
     batch: int
     hidden: int
+    device: str = "cpu"
 
     @property
     def title(self) -> str:
@@ -63,18 +70,19 @@ class Case:
 
     @property
     def quick(self) -> bool:
-        return self.cell == "LSTM" and (self.seq_len, self.batch, self.hidden) == SIZES[0]
+        first = SIZES[0] if self.device == "cpu" else ON_GPUS[0]
+        return self.cell == "LSTM" and (self.seq_len, self.batch, self.hidden) == first
 
 
-def all_cases() -> list[Case]:
+def all_cases(device: str = "cpu") -> list[Case]:
     cases = []
     for option in OPTIONS:
         for cell in ("LSTM",) if option == "return_cell_states" else ("LSTM", "GRU"):
             for work in ("inference", "training"):
                 if work == "inference" and option in IDLE:
                     continue
-                sizes = SIZES + FEW * (option == "reset_mask")
-                cases += [Case(option, cell, work, *size) for size in sizes]
+                sizes = SIZES + FEW * (option == "reset_mask") if device == "cpu" else ON_GPUS
+                cases += [Case(option, cell, work, *size, device) for size in sizes]
     return cases
 
 
@@ -83,7 +91,8 @@ class Loop(nn.Module):
 
     def __init__(self, layer: nn.RNNBase, option: str) -> None:
         super().__init__()
-        self.cell = getattr(nn, f"{layer.mode}Cell")(layer.input_size, layer.hidden_size)
+        device = layer.weight_hh_l0.device
+        self.cell = getattr(nn, f"{layer.mode}Cell")(layer.input_size, layer.hidden_size, device=device)
         for name, parameter in layer.named_parameters():
             setattr(self.cell, name.removesuffix("_l0"), nn.Parameter(parameter.detach().clone()))
         self.option, self.has_c, self.hidden = option, layer.mode == "LSTM", layer.hidden_size
@@ -125,7 +134,7 @@ class Packed(nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
-        packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+        packed = pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False)
         return (pad_packed_sequence(self.layer(packed)[0], total_length=x.size(0))[0],)
 
 
@@ -155,6 +164,31 @@ class Checkpointed(nn.Module):
         return torch.utils.checkpoint.checkpoint(self.layer, x, use_reentrant=False)
 
 
+class Triton(nn.Module):
+    """TorchRL's kernels for a layer with resets, of batch first."""
+
+    def __init__(self, layer: nn.RNNBase) -> None:
+        super().__init__()
+        self.layer, self.run = layer, getattr(_torchrl(), f"{layer.mode.lower()}_triton")
+
+    def forward(self, x: Tensor, reset_mask: Tensor) -> tuple[Tensor, ...]:
+        weights = self.layer._flat_weights
+        x = x.transpose(0, 1)
+        zeros = x.new_zeros(*x.shape[:-1], self.layer.hidden_size)  # what sequences start from at resets
+        states = [zeros] * (2 if self.layer.mode == "LSTM" else 1)
+        resets = reset_mask.t().contiguous()
+        return (self.run(x, *states, *weights, resets, input_precision="tf32")[0].transpose(0, 1),)
+
+
+def _torchrl() -> Any:
+    """The module with TorchRL's Triton kernels; None where it is not installed, or without Triton."""
+    try:
+        module = importlib.import_module("torchrl.modules.tensordict_module._rnn_triton")
+    except ImportError:
+        return None
+    return module if module._has_triton else None
+
+
 @dataclass(frozen=True)
 class Option:
     """How our layer has it, and who else does."""
@@ -170,17 +204,22 @@ def _nothing(case: Case) -> dict[str, Any]:
 
 
 def _resets(case: Case) -> dict[str, Any]:
-    return {"reset_mask": torch.rand(case.seq_len, case.batch) < 0.02}
+    return {"reset_mask": (torch.rand(case.seq_len, case.batch) < 0.02).to(case.device)}
 
 
 def _lengths(case: Case) -> dict[str, Any]:
     lengths = torch.randint(1, case.seq_len + 1, (case.batch,))
     lengths[0] = case.seq_len
-    return {"lengths": lengths}
+    return {"lengths": lengths.to(case.device)}
 
 
 def _loop(option: str) -> Callable[[nn.RNNBase, nn.RNNBase], dict[str, nn.Module]]:
     return lambda ours, theirs: {LOOP: Loop(theirs, option)}
+
+
+def _resetting(ours: nn.RNNBase, theirs: nn.RNNBase) -> dict[str, nn.Module]:
+    has_triton = theirs.weight_hh_l0.is_cuda and _torchrl() is not None
+    return {LOOP: Loop(theirs, "reset_mask")} | ({"TorchRL, Triton": Triton(theirs)} if has_triton else {})
 
 
 def _packed(ours: nn.RNNBase, theirs: nn.RNNBase) -> dict[str, nn.Module]:
@@ -188,7 +227,7 @@ def _packed(ours: nn.RNNBase, theirs: nn.RNNBase) -> dict[str, nn.Module]:
 
 
 OPTIONS = {
-    "reset_mask": Option({}, _resets, _loop("reset_mask")),
+    "reset_mask": Option({}, _resets, _resetting),
     "lengths": Option({}, _lengths, _packed),
     "return_cell_states": Option({"return_cell_states": True}, _nothing, _loop("return_cell_states")),
     "recurrent_dropout": Option({"recurrent_dropout": P}, _nothing, _loop("recurrent_dropout"), True),
@@ -209,11 +248,12 @@ def calls_of(case: Case) -> dict[str, Call]:
     """Whom to time, by name; raises where results differ."""
     torch.manual_seed(0)
     option, training = OPTIONS[case.option], case.work == "training"
-    x = torch.randn(case.seq_len, case.batch, case.hidden, requires_grad=training)
-    theirs = getattr(nn, case.cell)(case.hidden, case.hidden)
+    x = torch.randn(case.seq_len, case.batch, case.hidden, device=case.device, requires_grad=training)
+    sizes, on = (case.hidden, case.hidden), {"device": case.device}
+    theirs = getattr(nn, case.cell)(*sizes, **on)
     given = option.given(case)
     kind = getattr(seqkernels, f"Fused{case.cell}")
-    ours, plain = kind(case.hidden, case.hidden, **option.constructor), kind(case.hidden, case.hidden)
+    ours, plain = kind(*sizes, **on, **option.constructor), kind(*sizes, **on)
     for layer in (ours, plain):
         layer.load_state_dict(theirs.state_dict())
     modules = {OURS: (ours, given), PLAIN: (plain, {}), TORCH: (theirs, {})}
@@ -237,20 +277,26 @@ def calls_of(case: Case) -> dict[str, Call]:
         expected = calls[OURS]()
         for name in modules.keys() - {OURS, PLAIN, TORCH}:
             found = calls[name]()
-            assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4), f"{name} has another result"
+            assert torch.allclose(found, expected, **AGREE[case.device]), f"{name} has another result"
     return calls
 
 
 def measure(case: Case, options: dict[str, Any]) -> report.Info:
     """What the report shows of a case."""
     with contextlib.nullcontext() if case.work == "training" else torch.no_grad():
-        timing = InterleavedTiming(calls_of(case), **options)
+        clock = wall_clock if case.device == "cpu" else gpu_clock
+        timing = InterleavedTiming(calls_of(case), **options, clock=clock)
         for _ in range(timing.rounds):
             timing.round()
     cost = quantiles([1 / ratio for ratio in timing.ratio(PLAIN)])
     speedups = {n: quantiles(timing.ratio(n)) for n in timing.times if n not in (OURS, PLAIN)}
     return {
-        "case": {"work": case.work, "title": case.title, "option": case.option, "dtype": "float32"},
+        "case": {
+            "work": case.work,
+            "title": case.title,
+            "option": case.option,
+            "dtype": "float32" if case.device == "cpu" else "tf32",
+        },
         "seconds": {name: quantiles(times) for name, times in timing.times.items()},
         "cost": cost,
         "speedup": speedups,
@@ -268,13 +314,14 @@ def _span(ratio: dict[str, float]) -> str:
     return f"{ratio['median']:.2f} [{ratio['q25']:.2f}, {ratio['q75']:.2f}]"
 
 
-def markdown(infos: list[report.Info], machine: dict[str, Any], commit: dict[str, Any], command: str) -> str:
+def markdown(infos: list[report.Info], machine_line: str, command: str) -> str:
+    dtype = infos[0]["case"]["dtype"]
     parts = [
-        "# Options of the recurrence on CPUs",
+        f"# Options of the recurrence on {'CPUs' if dtype == 'float32' else 'a GPU'}",
         f"`{command}`",
-        report.machine_line(infos, machine, commit) + ".",
+        machine_line + ".",
         "Cost is our time with the option over that without, speedup a peer's time over ours: medians of all"
-        " rounds [quartiles], interleaved. float32; a case is T steps of B sequences with I = H."
+        f" rounds [quartiles], interleaved. {dtype}; a case is T steps of B sequences with I = H."
         f" Resets fall on 2 % of the rows, lengths are uniform from 1 to T, and probabilities are {P}.",
     ]
     for option in OPTIONS:
@@ -288,13 +335,14 @@ def markdown(infos: list[report.Info], machine: dict[str, Any], commit: dict[str
                 info["case"]["title"].partition(", ")[2],
                 report.milliseconds(info["seconds"][OURS]["median"]),
                 _span(info["cost"]),
-                *(_span(info["speedup"][peer]) for peer in peers),
+                *(_span(info["speedup"][peer]) if peer in info["speedup"] else "" for peer in peers),
             ]
             for info in some
         ]
         means = [f"cost {report.geometric_mean(info['cost']['median'] for info in some):.2f}"]
         for peer in peers:
-            mean = report.geometric_mean(info["speedup"][peer]["median"] for info in some)
+            speedups = [info["speedup"][peer]["median"] for info in some if peer in info["speedup"]]
+            mean = report.geometric_mean(speedups)
             means.append(f"{mean:.1f} times as fast as {peer}")
         parts += [f"## {option}", "Geometric means: " + ", ".join(means) + ".", report.table([head, *rows])]
     return "\n\n".join(parts) + "\n"
@@ -309,25 +357,42 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("options.md"), help="the Markdown file to write")
     parser.add_argument("--only", default="", help="cases whose title has this, such as zoneout")
     parser.add_argument("--threads", type=int, help="of everybody (default: torch's own number)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--until", type=float, help="when to begin no more cases, in seconds since the epoch")
     options = parser.parse_args(arguments)
     if HELD_BY:
         check_held(HELD_BY)
     if options.threads:
         torch.set_num_threads(options.threads)
     load = os.getloadavg()[0]
-    if load > 0.5:
+    if load > 0.5 and options.device == "cpu":
         print(f"WARNING: the load average is {load:.1f}; measure on an idle machine")
-    cases = [c for c in all_cases() if options.only in c.title and (c.quick or not options.quick)]
+    set_tf32(options.device == "cuda")
+    cases = [
+        case
+        for case in all_cases(options.device)
+        if options.only in case.title and (case.quick or not options.quick)
+    ]
     if not cases:
         parser.error(f"--only: there is no case with {options.only!r} in its title")
     started, infos = time.monotonic(), []
+    pace = QUICK if options.quick or options.device == "cuda" else FULL
     for case in cases:
-        infos.append(measure(case, QUICK if options.quick else FULL))
+        if options.until and time.time() > options.until:
+            print(f"{len(cases) - len(infos)} cases left out: no time was left")
+            break
+        infos.append(measure(case, pace))
         print(progress_line(infos[-1]), flush=True)
-    machine = {"cpu": get_cpu_info(), **settings(load, options.quick)}
+    if not infos:
+        return
+    if options.device == "cuda":
+        line = report.gpu_line(machine("cuda", options.quick) | ceilings("cuda"), commit())
+    else:
+        found = {"cpu": get_cpu_info(), **settings(load, options.quick)}
+        line = report.machine_line(infos, found, get_commit_info())
     command = shlex.join(["python", "-m", "benchmarks.options", *arguments])
-    options.output.write_text(markdown(infos, machine, get_commit_info(), command), encoding="utf-8")
-    print(f"wrote {options.output} after {time.monotonic() - started:.0f} s")
+    options.output.write_text(markdown(infos, line, command), encoding="utf-8")
+    print(f"{len(infos)} cases, {options.output}, after {time.monotonic() - started:.0f} s")
 
 
 if __name__ == "__main__":

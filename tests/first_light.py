@@ -1,5 +1,7 @@
 """First light of one plan on a GPU: small layers against float64, then long ones against themselves.
 
+Some of the small ones have all options of the recurrence.
+
     python -m tests.first_light persistent_cluster
 
 A line of JSON for each layer and pass: the largest error of any result, as multiples of the tolerance of its
@@ -24,7 +26,7 @@ from torch import Tensor
 
 from benchmarks.gpu_output import PLANS
 from tests.conftest import TOLERANCES, error_of, set_tf32
-from tests.problems import CELLS, Problem
+from tests.problems import CELLS, OPTIONS, Problem
 
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -115,19 +117,24 @@ def main() -> int:
                 file.write(json.dumps(entry) + "\n")
 
     cells = [cell for cell in CELLS if cell != "rnn_relu"]  # which is as rnn_tanh
-    layers = [(sizes, dtype, cell) for sizes in SMALL for cell in cells for dtype in DTYPES]
+    layers = [(sizes, dtype, cell, ()) for sizes in SMALL for cell in cells for dtype in DTYPES]
+    layers += [(sizes, dtype, cell, OPTIONS) for sizes in SMALL[::3] for cell in cells for dtype in DTYPES]
     layers += [
-        (sizes, dtype, cell) for sizes in LONG for dtype in ("bfloat16", "tf32") for cell in ("lstm", "gru")
+        (sizes, dtype, cell, ())
+        for sizes in LONG
+        for dtype in ("bfloat16", "tf32")
+        for cell in ("lstm", "gru")
     ]
     failed = 0
-    for sizes, dtype, cell in layers:
+    for sizes, dtype, cell, asked in layers:
         if time.time() > options.until:
             say({"plan": options.plan, "left_out": "no time was left"})
             break
         set_tf32(dtype == "tf32")
         for which in ("forward", "backward"):
-            problem = Problem(cell, *sizes, dtype=DTYPES[dtype], device=options.device)
+            problem = Problem(cell, *sizes, dtype=DTYPES[dtype], device=options.device, asked=asked)
             entry = {"plan": options.plan, "cell": cell, "dtype": dtype, "pass": which, "sizes": sizes}
+            entry["asked"] = list(asked)
             say(entry | {"trying": True})
             try:
                 if sizes in LONG:

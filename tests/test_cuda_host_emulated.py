@@ -19,7 +19,16 @@ from torch import Tensor
 
 from benchmarks.gpu import PLANS
 from tests.emulator import host
-from tests.problems import CELLS, NORMALIZED_CELLS, OPTIONS, PERSISTENT_CELLS, RATES, REGISTRY, Problem, lengths_of
+from tests.problems import (
+    CELLS,
+    NORMALIZED_CELLS,
+    OPTIONS,
+    PERSISTENT_CELLS,
+    RATES,
+    REGISTRY,
+    Problem,
+    lengths_of,
+)
 
 pytestmark = pytest.mark.skipif(
     host.cuda_headers() is None or torch.version.cuda is not None,

@@ -65,13 +65,12 @@ def registry(csrc: Path = CSRC) -> dict[str, str]:
     return {re.sub(r"(?<!^)(?=[A-Z])", "_", s.strip()).lower(): s.strip() for s in structs}
 
 
-def kernels(
-    cells: Sequence[str], csrc: Path = CSRC, file: str = "cell.cu"
-) -> list[tuple[str, Path, str]]:
+def kernels(cells: Sequence[str], csrc: Path = CSRC, file: str = "cell.cu") -> list[tuple[str, Path, str]]:
     """(name, source, options) of what is to be compiled of the kernels of some cells: those in a file."""
     structs, name = registry(csrc), file.removesuffix(".cu").removeprefix("cell")
     return [
-        (f"{cell}{name}", csrc / "cuda" / file, f"-DSEQKERNELS_CELL={structs[cell]}") for cell in sorted(cells)
+        (f"{cell}{name}", csrc / "cuda" / file, f"-DSEQKERNELS_CELL={structs[cell]}")
+        for cell in sorted(cells)
     ]
 
 

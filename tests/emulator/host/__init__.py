@@ -54,7 +54,9 @@ def build(headers: Path) -> Path:
     lines, names = emulator.emulator_objects()
     cells = list(emulator.registry())
     parts = [("launch", HERE / "launch.cpp", ""), emulator.ROWS]
-    parts += [part for file in ("cell.cu", "cell_transition.cu") for part in emulator.kernels(cells, file=file)]
+    parts += [
+        part for file in ("cell.cu", "cell_transition.cu") for part in emulator.kernels(cells, file=file)
+    ]
     kernel_lines, kernel_names = emulator.objects(parts)
     host = [HERE / "cublas.cpp", HERE / "cudart.cpp", HERE / "ops.cpp", *(CSRC / file for file in HOST)]
     host_names = [f"host/{path.parent.name}_{path.stem}.o" for path in host]
