@@ -139,13 +139,16 @@ def test_what_hangs_is_given_to_every_program(tmp_path: Path) -> None:
 def test_bits_of_a_strict_build_are_compared() -> None:
     entry = {"plan": "persistent_grid", "cell": "gru", "dtype": "tf32", "pass": "forward", "sizes": [1, 2]}
     usual = [entry | {"digest": "a"}, entry | {"cell": "lstm", "digest": "b"}, entry | {"refused": "x"}]
+    usual.append(entry | {"asked": ["lengths"], "digest": "e"})
     strict = [
         entry | {"digest": "a"},
+        entry | {"asked": ["lengths"], "digest": "f"},
         entry | {"cell": "lstm", "digest": "c"},
         entry | {"pass": "x", "digest": "d"},
     ]
     found = [gpu_strict.digests(json.dumps(line) for line in lines) for lines in (usual, strict)]
-    assert gpu_strict.difference(*found) == (2, ["persistent_grid lstm tf32 forward (1, 2)"])
+    different = ["gru tf32 forward (1, 2) ('lengths',)", "lstm tf32 forward (1, 2) ()"]
+    assert gpu_strict.difference(*found) == (3, [f"persistent_grid {layer}" for layer in different])
 
 
 def test_detail_of_a_first_light(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def test_a_run_writes_a_row_for_each_case(
 ) -> None:
     tiny = [Case(name, "LSTM", "training", 4, 2, 8) for name in OPTIONS]
     tiny.append(Case("zoneout", "GRU", "inference", 4, 2, 8))
-    monkeypatch.setattr(options, "all_cases", lambda: tiny)
+    monkeypatch.setattr(options, "all_cases", lambda device: tiny)
     monkeypatch.setattr(options, "FULL", BRIEF)
     monkeypatch.setattr(options, "get_cpu_info", lambda: {"brand_raw": "Some Processor"})
     path = tmp_path / "options.md"
@@ -36,6 +36,9 @@ def test_a_run_writes_a_row_for_each_case(
     assert capsys.readouterr().out.count(" cost ") == len(tiny)
     with pytest.raises(SystemExit):
         options.main(["--only", "nothing"])
+    path.unlink()
+    options.main(["--output", str(path), "--until", "0"])
+    assert "cases left out" in capsys.readouterr().out and not path.exists()
 
 
 def test_cases() -> None:
@@ -46,6 +49,8 @@ def test_cases() -> None:
     assert {case.option for case in cases if case.work == "inference"} == set(OPTIONS) - idle
     assert len(set(cases)) == len(cases)
     assert any(case.quick for case in cases)
+    on_gpus = all_cases("cuda")
+    assert {case.option for case in on_gpus if case.quick} == set(OPTIONS)
 
 
 @pytest.mark.parametrize("name", [name for name, option in OPTIONS.items() if not option.is_random])
