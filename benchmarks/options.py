@@ -378,7 +378,7 @@ def main(arguments: list[str] | None = None) -> None:
     started, infos = time.monotonic(), []
     pace = QUICK if options.quick or options.device == "cuda" else FULL
     for case in cases:
-        if options.until and time.time() > options.until:
+        if options.until is not None and time.time() > options.until:
             print(f"{len(cases) - len(infos)} cases left out: no time was left")
             break
         infos.append(measure(case, pace))
