@@ -65,4 +65,5 @@ def cuda_plans(
     device: int | tuple[int, int, int],
     outputs: int = 0,
     seq_len: int = 256,
+    has_transition: bool = False,
 ) -> list[dict[str, Any]]: ...

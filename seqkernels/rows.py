@@ -37,12 +37,11 @@ def check(spec: LayerSpec, x: Tensor) -> LayerSpec:
     return spec._replace(reset_mask=mask, lengths=lengths)
 
 
-def without_padding(spec: LayerSpec, x: Tensor) -> Tensor:
+def without_padding(x: Tensor, lengths: Tensor, batch_first: bool) -> Tensor:
     """x with zeros beyond the lengths of its sequences."""
-    time_dim = 1 if spec.batch_first else 0
-    inside = torch.arange(x.size(time_dim), device=x.device).unsqueeze(1) < spec.lengths  # [T, B]
-    inside = inside.t() if spec.batch_first else inside
-    return torch.where(inside.unsqueeze(-1), x, 0)
+    steps = torch.arange(x.size(1 if batch_first else 0), device=x.device)
+    inside = steps.unsqueeze(1) < lengths  # [T, B]
+    return torch.where((inside.t() if batch_first else inside).unsqueeze(-1), x, 0)
 
 
 def check_reset_mask(reset_mask: Any, shape: torch.Size) -> None:
