@@ -38,7 +38,8 @@ def test_a_run_writes_a_row_for_each_case(
         options.main(["--only", "nothing"])
     path.unlink()
     options.main(["--output", str(path), "--until", "0"])
-    assert "cases left out" in capsys.readouterr().out and not path.exists()
+    assert "cases left out" in capsys.readouterr().out
+    assert not path.exists()
 
 
 def test_cases() -> None:
