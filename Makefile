@@ -4,6 +4,7 @@
 #   make test ARGS="tests/test_modules.py -k lstm"    arguments for pytest (and likewise for demo and bench)
 #   make test WORKERS=0                               in one process, as a debugger wants it (default: one a core)
 #   make test TORCH=2.10.0                            another torch in .venv: a version, or anything pip understands
+#   make test INTEGRATIONS=1                          with the packages of seqkernels.integrations, against these, too
 #   make test PYTHON=/opt/env/bin/python              use that environment, install nothing in it
 #   make test PYTHON3=python3.12                      the interpreter that a new .venv is made from
 #   make bench ISA=avx2                               us and torch.nn held to AVX2: docs/performance-cpu-avx2.md
@@ -13,6 +14,7 @@ TORCH ?= 2.13.0
 PYTHON ?=
 PYTHON3 ?= python3
 ARGS ?=
+INTEGRATIONS ?=
 WORKERS ?= auto
 QUICK ?=
 LOOK ?=
@@ -34,7 +36,8 @@ HOLD = $(if $(ISA),$(or $(HOLD_$(ISA)),$(error ISA=$(ISA): avx2 is what there is
 BUILT := build/.built-$(shell printf '%s' '$(PY) $(TORCH_SPEC) $(CXX) $(CXXFLAGS) $(SEQKERNELS_CPU_TARGETS) $(SEQKERNELS_TEST_KERNELS) $(SEQKERNELS_WITH_CUDA) $(SEQKERNELS_CUDA_TARGETS)' | tr -c 'A-Za-z0-9.=' _)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo examples test sanitize mutants bench gpu gpu-report lint format wheel clean env bench-env
+.PHONY: help build demo examples test sanitize mutants bench gpu gpu-report lint format wheel clean env bench-env \
+	integrations-env
 .SILENT: help env build
 
 help:  ## this list
@@ -53,11 +56,11 @@ demo: build  ## train a character language model with torch.nn and with seqkerne
 	@$(call need,numpy matplotlib rich)
 	@$(PY) -m examples.char_lm $(ARGS)
 
-examples: build  ## train all example programs, and collect what they print and draw in docs/gallery.md (ARGS=ner: one)
+examples: build integrations-env  ## train all example programs, and collect what they print and draw in docs/gallery.md (ARGS=ner: one)
 	@$(call need,numpy matplotlib rich safetensors torchmetrics sb3_contrib)
 	$(PY) -m examples.gallery $(ARGS)
 
-test: build  ## run the tests
+test: build $(if $(INTEGRATIONS),integrations-env)  ## run the tests
 	@$(call need,numpy pytest xdist pytest_benchmark hypothesis expecttest)
 	$(PY) -m pytest -n $(WORKERS) $(ARGS)
 
@@ -116,12 +119,13 @@ old_python = import sys; sys.version_info < (3, 10) and sys.exit( \
 	f"seqkernels needs Python 3.10 or newer; {sys.executable} is {sys.version.split()[0]} (choose one with PYTHON3=)")
 
 ifdef PYTHON
-env bench-env:
+env bench-env integrations-env:
 	command -v "$(PYTHON)" >/dev/null || { echo "PYTHON=$(PYTHON): no such program" >&2; exit 1; }
 	$(PYTHON) -c '$(old_python)'
 else
 env: $(READY)
 bench-env: $(READY)-bench
+integrations-env: $(READY)-integrations
 
 $(READY): requirements.txt
 	@command -v $(PYTHON3) >/dev/null || { echo "no '$(PYTHON3)' found: seqkernels needs Python 3.10 or newer" >&2; exit 1; }
@@ -134,7 +138,7 @@ $(READY): requirements.txt
 		|| echo "no CUDA compiler could be installed: the build will be for the CPU alone")
 	@touch $@
 
-$(READY)-bench: $(READY) requirements-bench.txt
-	$(VENV)/bin/python -m pip install --disable-pip-version-check -r requirements-bench.txt
+$(READY)-%: requirements-%.txt $(READY)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -r $< '$(TORCH_SPEC)'
 	@touch $@
 endif
