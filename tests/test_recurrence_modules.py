@@ -248,7 +248,8 @@ def test_gradients(name: str, directions: int, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(recompute, "FEWEST_ROWS", 4)
     for again in (False, True):
         options = {**RANDOM, "recompute": again}
-        case = Case(name, 2, directions, "lengths", resets=True, options=options, seq_len=3, batch=3)
+        layers = 3 - directions
+        case = Case(name, layers, directions, "lengths", resets=True, options=options, seq_len=3, batch=3)
 
         def run(*tensors: Tensor, case: Case = case) -> list[Tensor]:
             torch.manual_seed(1)  # the same masks every time
