@@ -234,6 +234,9 @@ LayerOutputs Layer::new_outputs(bool save_for_backward) const {
 
 LayerBackwardTensors::LayerBackwardTensors(const Layer& layer, const LayerGradients& grads, const Tensor& output_given,
                                            const LayerSaved& saved_given, const std::vector<bool>& needs_grad) {
+  if (layer.info().saved == 0 && layer.spec().zoneout_h_rate > 0)
+    fail("zoneout_h_rate must be 0 where gradients are needed of a cell that saves nothing, got ",
+         layer.spec().zoneout_h_rate);
   const size_t states = layer.info().has_cell_state ? 2 : 1;
   if (needs_grad.size() != 1 + states + layer.weights().size())
     fail("needs_grad must have ", 1 + states + layer.weights().size(), " entries, got ", needs_grad.size());

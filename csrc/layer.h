@@ -19,7 +19,7 @@ struct LayerSpec {
   CellKind cell;
   std::optional<Tensor> batch_sizes;  // [T] of a packed sequence
   bool reverse = false;               // the only direction is the one from the last step to the first
-  std::optional<Tensor> lengths;      // [B] of padded sequences; rows beyond them are neither read nor counted
+  std::optional<Tensor> lengths;      // [B] of padded sequences; what x has beyond reaches no result
   // Bool, a value for each row of x: the state before it is zero, in reverse that before the row before it.
   std::optional<Tensor> reset_mask;
   std::optional<Tensor> recurrent_mask;  // [D, B, P] factors of h where it meets W_hh

@@ -37,13 +37,6 @@ def check(spec: LayerSpec, x: Tensor) -> LayerSpec:
     return spec._replace(reset_mask=mask, lengths=lengths)
 
 
-def without_padding(x: Tensor, lengths: Tensor, batch_first: bool) -> Tensor:
-    """x with zeros beyond the lengths of its sequences."""
-    steps = torch.arange(x.size(1 if batch_first else 0), device=x.device)
-    inside = steps.unsqueeze(1) < lengths  # [T, B]
-    return torch.where((inside.t() if batch_first else inside).unsqueeze(-1), x, 0)
-
-
 def check_reset_mask(reset_mask: Any, shape: torch.Size) -> None:
     """An error for what is no mask of the rows of an input of `shape`, its last dimension left out."""
     if not isinstance(reset_mask, Tensor) or reset_mask.dtype != torch.bool:

@@ -30,8 +30,6 @@ def run(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]) -> 
     """
     if spec.reset_mask is not None or spec.lengths is not None:
         spec = rows.check(spec, x)
-        if spec.lengths is not None and x.is_cuda:  # whose products take all rows
-            x = rows.without_padding(x, spec.lengths, spec.batch_first)
         if resets.are_segments(spec, x, state):
             return resets.run(spec, x, state, weights, run)
     if not is_tracing():

@@ -90,8 +90,7 @@ class Problem:
                 self.extra[name] = self._option(name, generator)
         if "lengths" in self.extra:  # what is beyond them is not read
             beyond = torch.arange(self.seq_len).unsqueeze(1) >= self.extra["lengths"].cpu()
-            padding = float("nan") if self.x.device.type == "cpu" else 0.0  # CUDA's products take all rows
-            self.x = self.x.masked_fill(beyond.unsqueeze(2).to(x.device), padding)
+            self.x = self.x.masked_fill(beyond.unsqueeze(2).to(x.device), float("nan"))
         if "return_cell_states" in self.extra:
             self.grads.append(random(*x.shape[:-1], d * h))
 

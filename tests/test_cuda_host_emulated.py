@@ -51,10 +51,6 @@ class Emulated(Problem):
     def _c0(self) -> Tensor | None:
         return self.states[1] if REGISTRY[self.cell].has_cell_state else None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.x = self.x.nan_to_num(0.0)  # above the kernels, padding is cleared
-
     def _arguments(self) -> tuple[Any, ...]:
         named = dict.fromkeys(REGISTRY["lstm"].options) | dict.fromkeys(RATES, 0.0) | self.named_options
         options = [named[name] for name in REGISTRY["lstm"].options if name not in ("batch_sizes", "reverse")]

@@ -106,9 +106,9 @@ SEQKERNELS_INLINE void BackwardLoop<Cell, S, F>::pointwise(const CellRow& row, i
   // What zoneout lets pass by the cell, which gets the rest.
   const auto split = [&](const ZoneoutRow<T>& zoneout, T* kept, Vectors& whole) {
     for (int i = 0; i < kVectors; ++i) {
-      const V part = zoneout.kept(u + i * kLanes, units - u - i * kLanes) * whole.part[i];
-      store(kept + u + i * kLanes, part);
-      whole.part[i] = whole.part[i] - part;
+      const V before = whole.part[i];
+      whole.part[i] = zoneout.mix(u + i * kLanes, units - u - i * kLanes, V(0), before);
+      store(kept + u + i * kLanes, zoneout.mix(u + i * kLanes, units - u - i * kLanes, before, V(0)));
     }
   };
   if (kBeginsH && zoneout_h_.is_on()) split(row.zoneout_h, row.kept_h, grad.h);

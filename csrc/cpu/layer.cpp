@@ -70,9 +70,6 @@ LayerOutputs layer_forward_cpu(const LayerInputs& inputs, bool save_for_backward
 InputGradients layer_backward_cpu(const LayerInputs& inputs, const LayerGradients& grads, const Tensor& output,
                                   const LayerSaved& saved, const std::vector<bool>& needs_grad) {
   const Layer layer(inputs);
-  if (layer.info().saved == 0 && inputs.spec.zoneout_h_rate > 0)
-    fail("zoneout_h_rate must be 0 where gradients are needed of a cell that saves nothing, got ",
-         inputs.spec.zoneout_h_rate);
   LayerBackwardTensors tensors(layer, grads, output, saved, needs_grad);
   BackwardArguments arguments = arguments_of<BackwardArguments>(layer);
   arguments.output = rows_of(tensors.output, layer.packed());

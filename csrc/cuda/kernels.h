@@ -87,8 +87,12 @@ const CellKernels& transition_kernels_of(DType dtype, bool tf32);
 // The one or the other's.
 const CellKernels& kernels_of(CellKind cell, DType dtype, bool tf32, bool has_transition = false);
 
-// (Shape, output, h0, previous, Transition) of rows.cuh, and (OffsetsPart, offsets)
-const void* previous_states_kernel(DType dtype);
-const void* write_offsets_kernel();
+// Of rows.cuh.
+struct RowKernels {
+  const void* previous_states;  // (Shape, output, h0, previous, Transition)
+  const void* rows_of_steps;    // (Shape, x, copy, Transition)
+};
+RowKernels row_kernels(DType dtype);
+const void* write_offsets_kernel();  // (OffsetsPart, offsets)
 
 }  // namespace seqkernels::cuda

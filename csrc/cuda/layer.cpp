@@ -17,7 +17,10 @@ namespace {
 using cuda::Device;
 using cuda::window;
 
-constexpr int64_t kGatesBytes = int64_t{256} << 20;
+#if !defined(SEQKERNELS_GATES_BYTES)
+#define SEQKERNELS_GATES_BYTES (int64_t{256} << 20)
+#endif
+constexpr int64_t kGatesBytes = SEQKERNELS_GATES_BYTES;
 
 // A layer whose rows are those of x.
 Layer layer_of(const LayerInputs& inputs) { return Layer(inputs, false); }
@@ -143,6 +146,24 @@ Tensor of_direction(const Layer& layer, const Tensor& dgates, int64_t direction)
   return of_direction(layer, dgates, direction, 0, layer.info().gates);
 }
 
+// How many blocks share so many units of rows, of `seq_len` times.
+int blocks_of_rows(const Layer& layer, int64_t units) {
+  constexpr int64_t kUnitsOfBlock = 1024;
+  return static_cast<int>(std::clamp<int64_t>(std::max(layer.seq_len(), units / kUnitsOfBlock), 1, 1 << 16));
+}
+
+// x as rows; where sequences have lengths, with zeros beyond.
+Tensor rows_of_steps(const Device& device, const Layer& layer, cuda::Shape shape, cuda::Transition transition) {
+  const Tensor x = as_rows(layer, layer.x(), layer.input_size());
+  if (!transition.lengths || x.numel() == 0) return x;
+  const Tensor copy = new_tensor({layer.rows(), layer.input_size()}, layer.scalar_type(), layer.x());
+  shape.directions = 1, shape.hidden = static_cast<int>(layer.input_size());
+  void *from = data(x), *to = data(copy);
+  void* arguments[] = {&shape, &from, &to, &transition};
+  device.launch(cuda::row_kernels(layer.dtype()).rows_of_steps, {blocks_of_rows(layer, x.numel()), 256}, arguments);
+  return copy;
+}
+
 // The state that each row's step began with, [D, R, P].
 Tensor previous_states(const Device& device, const Layer& layer, cuda::Shape shape, const Tensor& output,
                        cuda::Transition transition) {
@@ -151,8 +172,8 @@ Tensor previous_states(const Device& device, const Layer& layer, cuda::Shape sha
   shape.hidden = static_cast<int>(layer.output_size());
   void *from = data(output), *h0 = data(layer.h0()), *to = data(previous);
   void* arguments[] = {&shape, &from, &h0, &to, &transition};
-  const int blocks = static_cast<int>(std::clamp<int64_t>(layer.seq_len(), 1, 1 << 16));
-  device.launch(cuda::previous_states_kernel(layer.dtype()), {blocks, 256}, arguments);
+  const int blocks = blocks_of_rows(layer, previous.numel());
+  device.launch(cuda::row_kernels(layer.dtype()).previous_states, {blocks, 256}, arguments);
   return previous;
 }
 
@@ -168,8 +189,7 @@ std::vector<Tensor> operands_of(const Device& device, const Layer& layer, cuda::
     void *gates = data(saved.gates), *states = data(output), *h0 = data(layer.h0()), *cells = data(saved.cells);
     void *c0 = data(layer.c0()), *to = data(operands.back());
     void* arguments[] = {&shape, &gates, &states, &h0, &cells, &c0, &to, &transition};
-    const int blocks = static_cast<int>(std::clamp<int64_t>(layer.seq_len(), 1, 1 << 16));
-    device.launch(kernels.stage[stage].operands, {blocks, 256}, arguments);
+    device.launch(kernels.stage[stage].operands, {blocks_of_rows(layer, operands.back().numel()), 256}, arguments);
   }
   return operands;
 }
@@ -311,9 +331,10 @@ InputGradients layer_backward_cuda(const LayerInputs& inputs, const LayerGradien
   auto problem = problem_of<cuda::BackwardProblem>(layer, offsets);
   const LayerTransition transition(layer.spec());
   problem.transition = transition.pointers;
-  for (const std::optional<Tensor>& dgates :
-       {std::optional(input_dgates), std::optional(hidden_dgates), output_dgates, normalized_dgates})
-    clear_padding(device, layer, dgates);
+  clear_padding(device, layer, input_dgates);
+  if (differ) clear_padding(device, layer, hidden_dgates);
+  clear_padding(device, layer, output_dgates);
+  clear_padding(device, layer, normalized_dgates);
   problem.grad_output = data(grad_output);
   problem.grad_cells = data(grad_cells);
   problem.grad_h_n = data(tensors.grad_h_n);
@@ -329,13 +350,16 @@ InputGradients layer_backward_cuda(const LayerInputs& inputs, const LayerGradien
   if (layer.batch() > 0) cuda::TimeLoop(device, layer, false).run(problem, norms);
 
   if (result_data(tensors.results.x)) input_gradients(layer, input_dgates, tensors.results.x);
-  const Tensor x = as_rows(layer, layer.x(), layer.input_size());
+  std::optional<Tensor> x;
   std::vector<Tensor> operands;
   for (int64_t d = 0; d < layer.directions(); ++d) {
     const auto wants = [&](WeightKind kind) { return tensors.weight(layer, d, kind) != nullptr; };
     const auto result = [&](WeightKind kind) -> const Tensor& { return tensors.weight_tensor(layer, d, kind); };
     const Tensor to_input = of_direction(layer, input_dgates, d), to_hidden = of_direction(layer, hidden_dgates, d);
-    if (wants(kInputWeight)) cuda::multiply(cuda::transposed(to_input), x, result(kInputWeight));
+    if (wants(kInputWeight)) {
+      if (!x) x = rows_of_steps(device, layer, problem.shape, problem.transition);
+      cuda::multiply(cuda::transposed(to_input), *x, result(kInputWeight));
+    }
     if (operands.empty() && (wants(kHiddenWeight) || wants(kProjection)))
       operands = operands_of(device, layer, problem.shape, states, tensors.saved, problem.transition);
     if (wants(kHiddenWeight)) hidden_weight_gradients(layer, hidden_dgates, operands, d, result(kHiddenWeight));

@@ -8,16 +8,22 @@ SEQKERNELS_KERNEL copy_offsets_kernel(const OffsetsPart part, int64_t* offsets) 
   for (int i = thread_index(); i < part.count; i += block_threads()) offsets[part.first + i] = part.values[i];
 }
 
-const void* previous_states_kernel(DType dtype) {
+template <class T>
+RowKernels kernels_of_rows() {
+  return {reinterpret_cast<const void*>(&copy_previous_states_kernel<T>),
+          reinterpret_cast<const void*>(&copy_rows_of_steps_kernel<T>)};
+}
+
+RowKernels row_kernels(DType dtype) {
   switch (dtype) {
     case DType::kFloat32:
-      return reinterpret_cast<const void*>(&copy_previous_states_kernel<float>);
+      return kernels_of_rows<float>();
     case DType::kFloat64:
-      return reinterpret_cast<const void*>(&copy_previous_states_kernel<double>);
+      return kernels_of_rows<double>();
     case DType::kBFloat16:
-      return reinterpret_cast<const void*>(&copy_previous_states_kernel<BFloat16>);
+      return kernels_of_rows<BFloat16>();
     default:
-      return reinterpret_cast<const void*>(&copy_previous_states_kernel<Float16>);
+      return kernels_of_rows<Float16>();
   }
 }
 

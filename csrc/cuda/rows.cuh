@@ -4,13 +4,18 @@
 
 namespace seqkernels::cuda {
 
-// Calls visit(coord, time, place) for the units of all rows, of which [D, R, H] has one at each place; blocks share the times.
+// Calls visit(coord, time, place) for the units of all rows, of which [D, R, H] has one at each place. Blocks share the times, and
+// if there are more of them, as many share each.
 template <class Visit>
 SEQKERNELS_DEVICE void for_units_of_rows(const Shape& shape, const Visit& visit) {
-  for (int64_t time = block_index(); time < shape.seq_len; time += grid_threads() / block_threads()) {
+  if (shape.seq_len == 0) return;
+  const int64_t blocks = grid_threads() / block_threads(), parts = blocks < shape.seq_len ? 1 : blocks / shape.seq_len;
+  const int64_t part = block_index() / shape.seq_len;
+  if (part >= parts) return;
+  for (int64_t time = block_index() % shape.seq_len; time < shape.seq_len; time += blocks) {
     const int64_t first_row = shape.first_row(time), values = static_cast<int64_t>(shape.active(time)) * shape.hidden;
     for (int direction = 0; direction < shape.directions; ++direction)
-      for (int64_t i = thread_index(); i < values; i += block_threads()) {
+      for (int64_t i = part * block_threads() + thread_index(); i < values; i += parts * block_threads()) {
         const int unit = static_cast<int>(i % shape.hidden);
         const UnitCoord at{direction, static_cast<int>(i / shape.hidden), unit, unit};
         visit(at, time, (direction * shape.rows + first_row) * shape.hidden + i);
@@ -26,14 +31,26 @@ SEQKERNELS_KERNEL copy_previous_states_kernel(const Shape shape, const void* out
   for_units_of_rows(shape, [&](const UnitCoord& at, int64_t time, int64_t place) {
     T* const to = static_cast<T*>(previous) + place;
     const int64_t before = shape.time_before(at.direction, time), state = state_index(shape, at, shape.hidden, at.unit);
-    if (is_reset(shape, transition, at.direction, time, at.column))
+    if (!has_step(shape, transition, time, at.column) || is_reset(shape, transition, at.direction, time, at.column)) {
       *to = from_real<T>(0);
-    else if (has_step(shape, transition, before, at.column))
+      return;
+    }
+    if (has_step(shape, transition, before, at.column))
       *to = static_cast<const T*>(
           output)[output_index(shape, at, shape.first_row(before) + at.column, shape.hidden, at.unit)];
     else
       *to = static_cast<const T*>(h0)[state];
     if (transition.recurrent_mask) *to = from_real<T>(to_real(*to) * recurrent_mask<T>(transition, state));
+  });
+}
+
+// x [R, I], with zeros in rows that belong to no sequence: a product over all rows would carry a NaN from there to every weight.
+// The shape's hidden units are its features, in one direction.
+template <class T>
+SEQKERNELS_KERNEL copy_rows_of_steps_kernel(const Shape shape, const void* x, void* copy, const Transition transition) {
+  for_units_of_rows(shape, [&](const UnitCoord& at, int64_t time, int64_t place) {
+    static_cast<T*>(copy)[place] =
+        has_step(shape, transition, time, at.column) ? static_cast<const T*>(x)[place] : from_real<T>(0);
   });
 }
 

@@ -95,7 +95,10 @@ SEQKERNELS_DEVICE void correct_previous(const Problem& p, const UnitCoord& at, i
 // The gradient that arrives at a state, and the part of it that zoneout lets pass by the cell, which is to get the rest.
 template <class R>
 SEQKERNELS_DEVICE R pass_by(const Zoneout<R>& zoneout, R& grad) {
-  const R kept = zoneout.kept * grad;
+  const R whole = grad;
+  if (zoneout.kept == R(0)) return R(0);  // an infinite gradient times zero would be none
+  if (zoneout.kept == R(1)) return grad = 0, whole;
+  const R kept = zoneout.kept * whole;
   grad -= kept;
   return kept;
 }

@@ -357,7 +357,7 @@ class Host {
     const int64_t directions = shape_.directions, rows = shape_.rows, hidden = shape_.hidden;
     const Memory previous = elements(directions * rows * outputs_);
     const auto kernel = function<void(Shape, const void*, const void*, void*, Transition)>(
-        previous_states_kernel(static_cast<DType>(in_.integer("dtype"))));
+        row_kernels(static_cast<DType>(in_.integer("dtype"))).previous_states);
     emulator::launch({.blocks = shape_.seq_len > 1 ? 2 : 1, .threads = kRowThreads, .seed = seed_++}, [&] {
       Shape shape = shape_;
       shape.hidden = outputs_;

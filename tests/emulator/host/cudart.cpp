@@ -66,7 +66,9 @@ std::map<const void*, Call> all_calls() {
               add<Projected<BackwardProblem>>(calls, kernels.backward);
         else
           add<ForwardProblem>(calls, kernels.forward), add<BackwardProblem>(calls, kernels.backward);
-        calls[previous_states_kernel(DType(dtype))] = &call<Shape, const void*, const void*, void*, Transition>;
+        const RowKernels rows = row_kernels(DType(dtype));
+        calls[rows.previous_states] = &call<Shape, const void*, const void*, void*, Transition>;
+        calls[rows.rows_of_steps] = &call<Shape, const void*, void*, Transition>;
       }
   calls[write_offsets_kernel()] = &call<OffsetsPart, int64_t*>;
   return calls;
