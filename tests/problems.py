@@ -275,3 +275,33 @@ def of_inputs(problem: Problem) -> Callable[..., tuple[Tensor, ...]]:
     n = 1 + len(problem.states)
     op = getattr(torch.ops.seqkernels, problem.cell)
     return lambda *t: op(*t[:n], list(t[n:]), *problem.options)[:n]
+
+
+# ---------------------------------------------------------------- what is to leave no trace
+
+
+def with_unread_states(problem: Problem) -> Problem:
+    """NaN in initial states that no step reads: of sequences of length 0, and of those that start anew."""
+    problem.extra["lengths"][0] = 0
+    problem.extra["reset_mask"][0] = True
+    unread = problem.extra["lengths"] == 0
+    for state in problem.states:
+        state[0] = float("nan")  # the forward direction, where the mask's first row is its first step
+        state[:, unread] = float("nan")
+    return problem
+
+
+def with_infinite_gradients(problem: Problem) -> Problem:
+    """Infinite gradients of h of a unit that keeps its own value in every step, so that they pass by all."""
+    unit = slice(0, 1)
+    problem.extra["zoneout_h"][..., unit] = True
+    grad = problem.grads[0]
+    assert grad is not None
+    grad[-1, 0, unit] = float("inf")
+    return problem
+
+
+def assert_finite(results: dict[str, Any], but: Collection[str]) -> None:
+    """Of all results but some."""
+    for name, tensor in results.items():
+        assert name in but or bool(tensor.isfinite().all()), name

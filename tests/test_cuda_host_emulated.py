@@ -27,7 +27,10 @@ from tests.problems import (
     RATES,
     REGISTRY,
     Problem,
+    assert_finite,
     lengths_of,
+    with_infinite_gradients,
+    with_unread_states,
 )
 
 pytestmark = pytest.mark.skipif(
@@ -149,6 +152,28 @@ def test_options(
     shape = (5, 6, 7, 33, 1 if "reverse" in asked else 2, packed)
     asked = [name for name in asked if not packed or name != "lengths"]
     problem(cell, shape, numbers, asked=asked).check("tf32" if numbers == "tf32" else None)
+
+
+@pytest.mark.parametrize("plan", ["stepwise", "persistent_grid"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_what_leaves_no_trace(cell: str, plan: str, library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """States that no step reads; infinite gradients that pass by the cell, or that it stops."""
+    monkeypatch.setenv("SEQKERNELS_CUDA_PLAN", plan if cell in PERSISTENT_CELLS else "stepwise")
+    asked = ("lengths", "reset_mask", "recurrent_mask")
+    unread = with_unread_states(problem(cell, (4, 5, 6, 18, 2, False), torch.float32, asked=asked))
+    assert_finite(unread.run(), ("h_n", "c_n"))
+    kept = problem(cell, (4, 5, 6, 18, 1, False), torch.float32, asked=("zoneout_h",))
+    assert_finite(with_infinite_gradients(kept).run(), ("grad_h0",))
+    if cell == "rnn_relu":
+        stopped = problem(cell, (3, 2, 4, 9, 1, False), torch.float32)
+        stopped.grads[0][1][stopped.run()["output"][1] == 0] = float("inf")
+        assert_finite(stopped.run(), ())
+
+
+def test_lost_states_have_no_gradients(library: Any) -> None:
+    lost = problem("rnn_tanh", (3, 2, 4, 9, 1, False), torch.float32, asked=("zoneout_h_rate",))
+    with pytest.raises(RuntimeError, match="zoneout_h_rate must be 0 where gradients are needed"):
+        lost.run()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -17,7 +17,18 @@ from torch import Tensor
 from torch.library import opcheck
 
 from .conftest import BEST_TARGETS, DTYPES, FOR_BFLOAT16, paired, running_on
-from .problems import CELLS, OPTIONS, RATES, REGISTRY, Problem, lengths_of, tiny
+from .problems import (
+    CELLS,
+    OPTIONS,
+    RATES,
+    REGISTRY,
+    Problem,
+    assert_finite,
+    lengths_of,
+    tiny,
+    with_infinite_gradients,
+    with_unread_states,
+)
 
 EACH = [(name,) for name in (*OPTIONS, *RATES)]
 TOGETHER = [OPTIONS, ("lengths", "reset_mask", "recurrent_mask", *RATES), ("reset_mask", "zoneout_h")]
@@ -173,6 +184,35 @@ def test_padding_is_never_read() -> None:
     assert (results["output"][beyond] == 0).all()
     assert (results["cell_states"][beyond] == 0).all()
     assert (results["grad_x"][beyond] == 0).all()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_states_that_nobody_reads_leave_no_trace(cell: str, target: torch.device) -> None:
+    """But in what a sequence without steps ends with."""
+    problem = Problem(cell, 4, 5, 6, 18, 2, device=target, asked=("lengths", "reset_mask", "recurrent_mask"))
+    results = with_unread_states(problem).run()
+    assert_finite(results, ("h_n", "c_n"))
+    has_steps = problem.extra["lengths"] > 0
+    assert_finite({name: results[name][:, has_steps] for name in ("h_n", "c_n") if name in results}, ())
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_infinite_gradients_pass_by_with_what_is_kept(cell: str, target: torch.device) -> None:
+    problem = with_infinite_gradients(Problem(cell, 4, 5, 6, 18, device=target, asked=("zoneout_h",)))
+    results = problem.run()
+    assert_finite(results, ("grad_h0",))
+    assert bool(results["grad_h0"][0, 0, 0].isinf())
+    results["grad_h0"][0, 0, 0] = 0
+    assert_finite(results, ())
+
+
+def test_an_infinite_gradient_that_the_cell_stops(target: torch.device) -> None:
+    """A unit of ReLU whose output is zero hands nothing on, whatever comes."""
+    problem = Problem("rnn_relu", 3, 2, 4, 9, dtype=torch.float64, device=target)
+    dead = problem.run()["output"][1] == 0
+    assert bool(dead.any())
+    problem.grads[0][1][dead] = float("inf")
+    assert_finite(problem.run(), ())
 
 
 def test_lengths_of_zero_alone(target: torch.device) -> None:
