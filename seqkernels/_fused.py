@@ -90,13 +90,10 @@ class _Fused(torch.nn.Module):
         """Fields of a `LayerSpec` that options of this module set (`_options.py`)."""
         return {}
 
-    def _is_plain(self) -> bool:
-        """Whether no option adds anything to the recurrence of a call."""
+    def _draws_nothing(self) -> bool:
+        """Whether no option wants random numbers in a call, so that the fast path knows them all."""
         options = self.__dict__.get("_options")
-        if not options:
-            return True
-        unread = {"recompute"} if self.training else {"recompute", "recurrent_dropout", "weight_dropout"}
-        return options.keys() <= unread
+        return not options or not self.training or options.keys() <= {"recompute", "return_cell_states"}
 
     qconfig = _tools.QConfig()
 
@@ -174,7 +171,7 @@ class _FusedLayer(_Fused, WeightsAsAttributes):
         return spec._replace(**self._recurrence) if self.__dict__.get("_options") else spec
 
     def _forward(self, input: Any, hx: Any, given: Given) -> Any:
-        if given.lengths is None and self._is_plain() and not self._may_be_segments(given.reset_mask):
+        if given.lengths is None and self._draws_nothing() and not self._may_be_segments(given.reset_mask):
             result = self._fastpath(self._cell, False, input, hx, given.reset_mask)
             if result is not None:
                 return result
@@ -303,8 +300,7 @@ class _FusedCell(_Fused):
 
     def _forward(self, cell: str, input: Tensor, hx: Any, reset_mask: Any = None) -> Any:
         given = Given.of(reset_mask)
-        is_plain = self._is_plain()
-        if is_plain:
+        if self._draws_nothing():
             result = self._fastpath(cell, True, input, hx, reset_mask)
             if result is not None:
                 return result
@@ -334,7 +330,7 @@ class _FusedCell(_Fused):
         own = self.__dict__["_parameters"]
         weights: Any = [own[name] if name in own else getattr(self, name) for name in WEIGHTS]
         spec = _SPECS_OF_CELLS.get((cell, self.backend)) or LayerSpec(cell, backend=self.backend)
-        if given is not NOTHING or not is_plain:
+        if given is not NOTHING or self.__dict__.get("_options"):
             mask = None if reset_mask is None else reset_mask.reshape(-1)
             spec = spec._replace(training=self.training, reset_mask=mask, **self._recurrence)
         final = stack.run_cell(spec, x, states, *weights)

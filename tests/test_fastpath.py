@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import seqkernels
 from seqkernels import _C, dispatch
 
-from .conftest import DTYPES, LAYERS, STEPS, flat, random_state
+from .conftest import DTYPES, LAYERS, STEPS, assert_close, flat, random_state
 
 FUSED_LAYERS = tuple(f"Fused{name}" for name in LAYERS)
 FUSED_STEPS = tuple(f"Fused{name}" for name in STEPS)
@@ -373,14 +373,15 @@ def test_wrong_masks_take_the_long_way(calls: list[bool]) -> None:
 
 
 def test_options_and_the_fast_path(calls: list[bool]) -> None:
-    """It is for what it computes alone: not for zoneout, cell states, or masks that are drawn."""
+    """It is for what it computes alone: not for masks that are drawn, nor for lengths."""
     x = torch.randn(7, 3, I)
     for options, training, is_taken in (
         ({"recurrent_dropout": 0.5}, True, False),
         ({"recurrent_dropout": 0.5, "weight_dropout": 0.5, "recompute": True}, False, True),
         ({"recompute": True}, True, True),
-        ({"zoneout": 0.5}, False, False),
-        ({"return_cell_states": True}, False, False),
+        ({"zoneout": 0.5}, True, False),
+        ({"zoneout": (0.5, 0.25), "return_cell_states": True}, False, True),
+        ({"return_cell_states": True}, True, True),
     ):
         calls.clear()
         layer = seqkernels.FusedLSTM(I, H, **options).train(training)
@@ -388,3 +389,41 @@ def test_options_and_the_fast_path(calls: list[bool]) -> None:
         assert calls == [True] * is_taken, options
         layer(x, lengths=torch.tensor([7, 2, 0]))
         assert calls == [True] * is_taken
+
+
+@pytest.mark.parametrize("layout", ["padded", "batch first", "one step", "one sequence", "unbatched"])
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("LSTM", {"zoneout": (0.5, 0.25), "return_cell_states": True}),
+        ("LSTM", {"zoneout": (0.0, 1.0)}),
+        ("LSTM", {"return_cell_states": True, "proj_size": 3, "zoneout": 0.1}),
+        ("LSTM", {"return_cell_states": True, "norm": "layer"}),
+        ("GRU", {"zoneout": 0.3}),
+        ("RNN", {"zoneout": 0.3}),
+    ],
+)
+def test_options_on_the_fast_path(
+    name: str, options: dict[str, Any], layers: int, layout: str, calls: list[bool]
+) -> None:
+    """The same results, of the same strides, as on the long way."""
+    options = {**options, "bidirectional": layers > 1, "batch_first": layout == "batch first"}
+    layer = getattr(seqkernels, f"Fused{name}")(I, H, layers, **options).eval()
+    sizes = {"one step": (1, 4), "one sequence": (7, 1), "batch first": (4, 7), "unbatched": (7,)}
+    x = torch.randn(*sizes.get(layout, (7, 4)), I)
+    for given in ({}, {"reset_mask": torch.rand(x.shape[:-1]) < 0.2}):
+        calls.clear()
+        short, long = both(layer, x, **given)
+        assert calls == [True]
+        assert_close(short, long)
+        assert [t.stride() for t in short] == [t.stride() for t in long]
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_zoneout_of_a_cell_on_the_fast_path(name: str, calls: list[bool]) -> None:
+    cell = getattr(seqkernels, f"Fused{name}Cell")(I, H, zoneout=0.3).eval()
+    h = torch.randn(3, H)
+    short, long = both(cell, torch.randn(3, I), (h, torch.randn(3, H)) if name == "LSTM" else h)
+    assert calls == [True]
+    assert_close(short, long)

@@ -26,10 +26,13 @@ LayerCall Stack::layer_call(int64_t layer) const {
   const auto rows = [&](char* first) { return RowTensor{first, call_.batch * width_, width_}; };
   const auto buffer = [&](int64_t n) { return rows(between_.get() + n % 2 * buffer_bytes_); };
   const auto state = [&](char* first, int64_t bytes) { return first ? first + layer * bytes : nullptr; };
+  const bool is_last = layer == call_.sizes.layers - 1;
+  const int64_t cell_width = call_.sizes.directions * call_.sizes.hidden_size;
   return {layer,
           layer == 0 ? call_.sizes.input_size : width_,
           layer == 0 ? call_.x : buffer(layer - 1),
-          layer == call_.sizes.layers - 1 ? rows(call_.output) : buffer(layer),
+          is_last ? rows(call_.output) : buffer(layer),
+          is_last ? RowTensor{call_.cell_states, call_.batch * cell_width, cell_width} : RowTensor{},
           state(call_.h0, h_bytes_),
           state(call_.c0, c_bytes_),
           state(call_.h_n, h_bytes_),
@@ -44,7 +47,9 @@ void run_stack(CellKind cell, const StackCall& call, const std::vector<Weights>&
   Stack(call).for_layers([&](const LayerCall& layer) {
     ForwardArguments p{};
     p.shape = {call.seq_len, call.batch, layer.input_size, hidden, outputs, directions, offsets.data(), false};
-    p.x = layer.x, p.output = layer.output, p.norm_eps = call.norm_eps, p.transition.resets = call.resets;
+    p.x = layer.x, p.output = layer.output, p.cell_states = layer.cell_states, p.norm_eps = call.norm_eps;
+    p.transition.resets = call.resets;
+    p.transition.zoneout_h.rate = call.zoneout_h_rate, p.transition.zoneout_c.rate = call.zoneout_c_rate;
     p.h0 = layer.h0, p.c0 = layer.c0, p.h_n = layer.h_n, p.c_n = layer.c_n;
     for (int64_t d = 0; d < directions; ++d) p.weights[d] = weights[static_cast<size_t>(layer.index * directions + d)];
     const double work = work_of(cell, {layer.input_size, hidden, outputs, 1, directions});

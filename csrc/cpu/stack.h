@@ -20,17 +20,19 @@ struct StackCall {
   double norm_eps;  // of a normalised cell
   DType dtype;
   int64_t seq_len, batch;
-  RowTensor x;       // [T, B, I]
-  char *h0, *c0;     // [L D, B, P] and [L D, B, H]; null: zeros
-  char* output;      // [T, B, D P]
-  char *h_n, *c_n;   // as h0 and c0; c_n not used without cell state
-  RowTensor resets;  // bool [T, B], or null: nothing passes from the step before to this one
+  RowTensor x;                            // [T, B, I]
+  char *h0, *c0;                          // [L D, B, P] and [L D, B, H]; null: zeros
+  char* output;                           // [T, B, D P]
+  char *h_n, *c_n;                        // as h0 and c0; c_n not used without cell state
+  RowTensor resets;                       // bool [T, B], or null: nothing passes from the step before to this one
+  double zoneout_h_rate, zoneout_c_rate;  // how much of its value before a step a unit keeps
+  char* cell_states;                      // [T, B, D H] c of every step of the last layer, or null
 };
 
 // One layer's part of a call; the states are those of the layer alone.
 struct LayerCall {
   int64_t index, input_size;
-  RowTensor x, output;
+  RowTensor x, output, cell_states;
   char *h0, *c0, *h_n, *c_n;
 };
 

@@ -56,18 +56,27 @@ void Call::make_results() {
   h_n_ = new_state(sizes.output_size);
   if (form_.has_c()) c_n_ = new_state(sizes.hidden_size);
   if (form_.is_cell) return;
-  const int64_t width = sizes.directions * sizes.output_size;
+  output_ = new_rows(sizes.directions * sizes.output_size);
+  if (form_.cell_states) cell_states_ = new_rows(sizes.directions * sizes.hidden_size);
+}
+
+// One row of so many numbers for each step of each sequence.
+BorrowedTensor Call::new_rows(int64_t width) const {
   const bool no_matter = seq_len_ == 1 || batch_ == 1;  // which of them comes first
-  output_ = !batched_                        ? new_tensor({seq_len_, width}, h_n_)
-            : form_.batch_first && no_matter ? new_tensor({batch_, seq_len_, width}, h_n_)
-                                             : new_tensor({seq_len_, batch_, width}, h_n_);
+  return !batched_                        ? new_tensor({seq_len_, width}, h_n_)
+         : form_.batch_first && no_matter ? new_tensor({batch_, seq_len_, width}, h_n_)
+                                          : new_tensor({seq_len_, batch_, width}, h_n_);
 }
 
 pybind11::object Call::results() {
   pybind11::object state = form_.has_c() ? pybind11::make_tuple(h_n_.owner, c_n_.owner) : h_n_.owner;
   if (form_.is_cell) return state;
-  const bool turn = batched_ && form_.batch_first && seq_len_ > 1 && batch_ > 1;
-  return pybind11::make_tuple(turn ? output_.owner.attr("transpose")(0, 1) : output_.owner, state);
+  const bool is_turned = batched_ && form_.batch_first && seq_len_ > 1 && batch_ > 1;
+  const auto turned = [&](const BorrowedTensor& rows) -> pybind11::object {
+    return is_turned ? pybind11::object(rows.owner.attr("transpose")(0, 1)) : rows.owner;
+  };
+  if (form_.cell_states) return pybind11::make_tuple(turned(output_), state, turned(cell_states_));
+  return pybind11::make_tuple(turned(output_), state);
 }
 
 StackCall Call::stack() const {
@@ -83,7 +92,10 @@ StackCall Call::stack() const {
           form_.is_cell ? h_n : output_.data,
           h_n,
           form_.has_c() ? c_n_.data : nullptr,
-          resets_};
+          resets_,
+          form_.zoneout_h_rate,
+          form_.zoneout_c_rate,
+          form_.cell_states ? cell_states_.data : nullptr};
 }
 
 bool Call::read_states(PyObject* hx, bool gradients) {

@@ -16,6 +16,8 @@ struct Form {
   StackSizes sizes;
   bool batch_first;
   double norm_eps;  // of a normalised cell
+  double zoneout_h_rate = 0, zoneout_c_rate = 0;
+  bool cell_states = false;  // whether c of every step is asked for
 
   bool has_c() const { return cell_info(cell).has_cell_state; }
   WeightSize size_of(WeightKind kind, int64_t layer) const;
@@ -40,6 +42,7 @@ class Call {
  private:
   bool read_resets(PyObject* reset_mask);
   bool read_states(PyObject* hx, bool gradients);
+  BorrowedTensor new_rows(int64_t width) const;
   bool read_state(PyObject* object, int64_t units, bool gradients, BorrowedTensor& state) const;
 
   Form form_;
@@ -47,7 +50,7 @@ class Call {
   bool batched_, has_state_ = false;
   int64_t seq_len_, batch_;
   RowTensor x_rows_, resets_{};
-  BorrowedTensor output_, h_n_, c_n_;
+  BorrowedTensor output_, h_n_, c_n_, cell_states_;
 };
 
 // From this many multiply-adds on, Python's other threads may run meanwhile.

@@ -40,7 +40,8 @@ struct Names {
            *input_size = intern("input_size"), *hidden_size = intern("hidden_size"), *proj_size = intern("proj_size"),
            *num_layers = intern("num_layers"), *bidirectional = intern("bidirectional"),
            *batch_first = intern("batch_first"), *training = intern("training"), *dropout = intern("dropout"),
-           *norm_eps = intern("norm_eps"),
+           *norm_eps = intern("norm_eps"), *options = intern("_options"), *zoneout = intern("zoneout"),
+           *return_cell_states = intern("return_cell_states"),
            *weights_of_a_cell =
                Py_BuildValue("(NNNN)", intern("weight_ih"), intern("weight_hh"), intern("bias_ih"), intern("bias_hh"));
 
@@ -51,10 +52,29 @@ struct Names {
   }
 };
 
+// What options of the recurrence (seqkernels/_options.py) mean for a call that trains nothing.
+bool read_options(PyObject* options, Form& form) {
+  if (!options) return true;
+  if (!PyDict_Check(options)) return false;
+  const Attributes given(options);
+  const auto read_rate = [](PyObject* number, double& rate) {
+    if (!PyFloat_Check(number)) return false;
+    rate = PyFloat_AS_DOUBLE(number);
+    return rate >= 0 && rate <= 1;
+  };
+  if (PyObject* const zoneout = given.get(Names::get().zoneout)) {
+    const bool is_pair = PyTuple_Check(zoneout) && PyTuple_GET_SIZE(zoneout) == 2;
+    if (!read_rate(is_pair ? PyTuple_GET_ITEM(zoneout, 0) : zoneout, form.zoneout_h_rate)) return false;
+    if (form.has_c() && !read_rate(is_pair ? PyTuple_GET_ITEM(zoneout, 1) : zoneout, form.zoneout_c_rate)) return false;
+  }
+  form.cell_states = given.get(Names::get().return_cell_states) == Py_True;
+  return !form.cell_states || (form.has_c() && !form.is_cell);
+}
+
 bool read_form(const Attributes& attributes, const std::string_view cell, bool is_cell, Form& form) {
   const Names& names = Names::get();
   form = {{}, is_cell, {0, 0, 0, 1, 1}, false, 0};
-  if (!find_cell(cell, form.cell)) return false;
+  if (!find_cell(cell, form.cell) || !read_options(attributes.get(Names::get().options), form)) return false;
   StackSizes& sizes = form.sizes;
   if (!attributes.read(names.input_size, sizes.input_size) || !attributes.read(names.hidden_size, sizes.hidden_size))
     return false;
