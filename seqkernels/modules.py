@@ -78,8 +78,9 @@ class FusedLSTM(ForgetBias, Norm, LayerOptions, CellStates, _FusedLayer, torch.n
             count, 0 to T. The state does not advance beyond them, the output (and cell states) there are
             zero, and what the input holds there is not read; h_n and c_n are those at the end of each
             sequence, for a length of 0 those of `hx`; the backward direction starts at that end. The same as
-            packing and unpacking. TypeError for other dtypes, ValueError for another shape and, on the CPU,
-            for lengths that are negative or above T.
+            packing and unpacking. TypeError for other dtypes, ValueError for another shape and for lengths
+            that are negative or above T. Those that lie on a GPU are looked at only if the environment has
+            SEQKERNELS_CHECK_LENGTHS=1, for that waits for it; else they count as 0 and T.
 
     It returns `(output, (h_n, c_n))`, or with `return_cell_states` `(output, (h_n, c_n), cell_states)`, of
     which the last one is [T, B, D*H], or a PackedSequence, as the output; with proj_size, too.
