@@ -79,7 +79,7 @@ cuda::Shape shape_of(const Layer& layer, const std::optional<Tensor>& offsets) {
           layer.seq_len(),
           layer.rows(),
           offsets ? static_cast<const int64_t*>(offsets->data_ptr()) : nullptr,
-          layer.spec().reverse};
+          layer.spec().reverse ? 0 : 1};
 }
 
 template <class Problem>

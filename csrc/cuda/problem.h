@@ -29,14 +29,14 @@ struct Shape {
   int64_t seq_len;
   int64_t rows;
   const int64_t* offsets;  // [T + 1] first row of each time of a packed sequence; null: `batch` rows each
-  bool reverse;            // the only direction goes from the last step to the first
+  int first_reverse;       // directions from this one on go from the last step to the first
 
   SEQKERNELS_HOST_DEVICE int64_t first_row(int64_t time) const { return offsets ? offsets[time] : time * batch; }
   // Sequences that are still there at this time: the first ones.
   SEQKERNELS_HOST_DEVICE int active(int64_t time) const {
     return offsets ? static_cast<int>(offsets[time + 1] - offsets[time]) : batch;
   }
-  SEQKERNELS_HOST_DEVICE bool is_reverse(int direction) const { return direction == 1 || reverse; }
+  SEQKERNELS_HOST_DEVICE bool is_reverse(int direction) const { return direction >= first_reverse; }
   SEQKERNELS_HOST_DEVICE int64_t time_of(int direction, int64_t step) const {
     return is_reverse(direction) ? seq_len - 1 - step : step;
   }

@@ -83,7 +83,7 @@ class Host {
               .seq_len = in_.integer("seq_len"),
               .rows = 0,
               .offsets = nullptr,
-              .reverse = false};
+              .first_reverse = 1};
     shape_.rows = shape_.seq_len * shape_.batch;
     outputs_ = static_cast<int>(in_.integer("outputs"));
     gate_units_ = cell_.gates * shape_.hidden;
