@@ -17,6 +17,7 @@ from torch.jit import is_tracing
 from torch.nn.functional import dropout
 
 from . import _torch_compat as compat
+from ._ops import random_flags
 from .spec import LayerSpec, Masks
 
 __all__ = ["check_probability", "draw", "zoneout_pair"]
@@ -45,17 +46,22 @@ def draw(
 def _flags(x: Tensor, state: Tensor, p: float) -> Tensor:
     """True with probability p, for each unit of a state [D, B, H] and each row: [.., D*H].
 
-    `bernoulli_` takes as long as half of a training step with H = 64. Four flags of each random int64 take a
-    seventh of that; p is rounded to a multiple of 2^-16.
+    Drawn as bits of random words, p rounded to a multiple of 2^-16, where that makes neither 0 nor 1 of it:
+    torch's `bernoulli_` takes as long as half of a training step with H = 64.
     """
     shape = (*x.shape[:-1], state.size(0) * state.size(2))
-    threshold = round(p * 2**16) - 2**15
-    is_edge = abs(threshold) == 2**15
+    threshold = round(p * 2**16)
+    is_edge = threshold in (0, 2**16)
     if is_edge or is_compiling() or is_tracing() or compat.transforms_active():
         return torch.rand(shape, device=x.device) < p
+    if x.device.type == "cpu":
+        flags = torch.empty(shape, dtype=torch.bool, device=x.device)
+        seed = torch.empty((), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        random_flags(flags, seed, p)
+        return flags
     count = prod(shape)
     numbers = torch.empty(-(-count // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
-    return numbers.view(torch.int16)[:count].view(shape) < threshold
+    return numbers.view(torch.int16)[:count].view(shape) < threshold - 2**15
 
 
 def check_probability(name: str, p: Any) -> float:

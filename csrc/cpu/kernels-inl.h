@@ -3,6 +3,7 @@
 #include "../cells/registry.h"
 #include "cell_kernels-inl.h"
 #include "frozen_norm-inl.h"
+#include "random-inl.h"
 
 namespace seqkernels::SEQKERNELS_ISA {
 
@@ -31,6 +32,7 @@ constexpr KernelTable table_of(cells::CellList<Cells...>) {
       {{cell_kernels<Cells, float>(), cell_kernels<Cells, double>(), cell_kernels<Cells, Bf16>(),
         cell_kernels<Cells, Half>()}...},
       {frozen_kernels<Cells>()...},
+      random_flags,
   };
 }
 constexpr KernelTable kTable = table_of(cells::Registry());

@@ -117,6 +117,14 @@ struct FrozenArguments {
   Team* team;
 };
 
+// Flags of which each is true where sixteen random bits are `last` or less.
+struct RandomFlagsArguments {
+  uint64_t seed;
+  uint16_t last;
+  int64_t count;
+  uint8_t* flags;
+};
+
 // One thread of a team, as a kernel sees it.
 struct Member {
   int rank, size;
@@ -143,6 +151,7 @@ struct KernelTable {
   int lanes;  // float32 numbers of a vector
   LayerKernels cells[kCellKinds][int(DType::kCount)];
   FrozenKernels frozen[kCellKinds];
+  void (*random_flags)(const RandomFlagsArguments&, Member);
 };
 
 // What an ISA offers that extends another one for bfloat16 alone.
