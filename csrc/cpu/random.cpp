@@ -29,8 +29,7 @@ void random_flags_cpu(Tensor flags, const Tensor& seed, double p) {
   const RandomFlagsArguments arguments{uint64_t(*static_cast<const int64_t*>(seed.const_data_ptr())),
                                        uint16_t(values - 1), count, first};
   const auto kernel = cpu_kernels().random_flags;
-  run_team(team_threads(kWorkOfFlag * double(count)), 0,
-           [&](Team*, Member member) { kernel(arguments, member); });
+  run_team(team_threads(kWorkOfFlag * double(count)), 0, [&](Team*, Member member) { kernel(arguments, member); });
 }
 
 void boxed(StableIValue* stack, uint64_t, uint64_t) {
