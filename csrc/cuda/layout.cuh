@@ -42,10 +42,11 @@ struct PersistentProduct {
                                         : form == Form::kTwoTeams ? Product::kResidentOfTeams
                                         : kMayBeDeep              ? Product::kResidentOfSeveral
                                                                   : Product::kResident;
-  // What happens between steps wants some registers of those kernels that have none to spare.
+  // What happens between steps wants some registers of those kernels that have none to spare. Not all: a warp that reads all
+  // weights from shared memory has more of them in flight.
   static constexpr bool kIsFull = form == Form::kSeveral || !Product::kOnTensorCores;
-  static constexpr int kFewer = !Pass::kHasTransition || !kIsFull ? 0 : Iteration::kTiles == 1 ? 2 : 1;
-  static constexpr int kResident = std::max(kPlainResident - kFewer, 0);
+  static constexpr int kFewer = !Pass::kHasTransition || !kIsFull ? 0 : Iteration::kTiles == 1 ? 3 : 2;
+  static constexpr int kResident = std::max(kPlainResident - kFewer, std::min(kPlainResident, 1));
   static constexpr int kAhead = kMayBeDeep ? Product::kAheadOfSeveral : Product::kAhead;
   static constexpr int kMaxColumnTiles = kMayBeDeep ? Product::kMaxColumnTiles : std::min(Product::kMaxColumnTiles, 2);
   using Weights = Slice<Operand, Iteration::kTiles, kResident>;
