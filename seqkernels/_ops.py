@@ -395,8 +395,8 @@ def _where(flags: Sequence[bool], tensors: Sequence[Tensor | None]) -> list[Tens
 OPS = {name: _Differentiable(cell) for name, cell in CELLS.items()}
 
 # Fills bool `flags`, contiguous and on the CPU, each True with probability p; `seed` is an int64.
-random_flags = torch.ops.seqkernels._random_flags.default
-torch.library.register_fake("seqkernels::_random_flags", lambda flags, seed, p: None)
+random_flags = torch.ops.seqkernels.random_flags.default
+torch.library.register_fake("seqkernels::random_flags", lambda flags, seed, p: None)
 
 
 # ---------------------------------------------------------------- autocast

@@ -38,8 +38,8 @@ void boxed(StableIValue* stack, uint64_t, uint64_t) {
   random_flags_cpu(flags, seed, to<double>(stack[2]));
 }
 
-STABLE_TORCH_LIBRARY_FRAGMENT(seqkernels, m) { m.def("_random_flags(Tensor(a!) flags, Tensor seed, float p) -> ()"); }
-STABLE_TORCH_LIBRARY_IMPL(seqkernels, CPU, m) { m.impl("_random_flags", &boxed); }
+STABLE_TORCH_LIBRARY_FRAGMENT(seqkernels, m) { m.def("random_flags(Tensor(a!) flags, Tensor seed, float p) -> ()"); }
+STABLE_TORCH_LIBRARY_IMPL(seqkernels, CPU, m) { m.impl("random_flags", &boxed); }
 
 }  // namespace
 }  // namespace seqkernels
