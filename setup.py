@@ -302,15 +302,10 @@ def cuda_units(source: str) -> list[Unit]:
     stem = Path(source).stem
     if not stem.startswith("cell"):
         return [Unit(PRODUCT, "cuda", source, [])]
+    which = stem.removeprefix("cell")
     snake_case = {cell: re.sub(r"(?<!^)(?=[A-Z])", "_", cell).lower() for cell in cells()}
     return [
-        Unit(
-            PRODUCT,
-            "cuda",
-            source,
-            [f"-DSEQKERNELS_CELL={cell}"],
-            f"csrc_cuda_{snake}{stem[len('cell') :]}.cu",
-        )
+        Unit(PRODUCT, "cuda", source, [f"-DSEQKERNELS_CELL={cell}"], f"csrc_cuda_{snake}{which}.cu")
         for cell, snake in snake_case.items()
     ]
 

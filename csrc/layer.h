@@ -128,8 +128,8 @@ class Layer {
   ScalarType compute_type() const { return dtype_ == DType::kFloat64 ? ScalarType::Double : ScalarType::Float; }
   bool packed() const { return packed_; }
   const std::vector<int64_t>& offsets() const { return offsets_; }  // [T + 1] first row of every step
-  // Of sequences with lengths, by length: them, the longest first, so that those of a step are the first ones; else empty. T is the length
-  // of the first one then, or 0.
+  // Of sequences that are sorted by their lengths: them, the longest first, so that those of a step are the first ones; T is
+  // the length of the first one then, or 0. Else empty.
   const std::vector<int64_t>& order() const { return order_; }
   const LayerSpec& spec() const { return spec_; }  // checked, tensors of our own, contiguous in units
   const Tensor& x() const { return x_; }           // rows contiguous

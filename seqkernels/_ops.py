@@ -394,7 +394,8 @@ def _where(flags: Sequence[bool], tensors: Sequence[Tensor | None]) -> list[Tens
 # The op of every cell, by the cell's name.
 OPS = {name: _Differentiable(cell) for name, cell in CELLS.items()}
 
-# Fills bool `flags`, contiguous and on the CPU, each True with probability p; `seed` is an int64.
+# Fills bool `flags`, contiguous and on the CPU, each True with probability p; `seed` is an int64
+# (csrc/cpu/random.cpp).
 random_flags = torch.ops.seqkernels.random_flags.default
 torch.library.register_fake("seqkernels::random_flags", lambda flags, seed, p: None)
 

@@ -1,7 +1,8 @@
 """Random masks inside the recurrence: recurrent dropout, zoneout, weight dropout.
 
-All are drawn from torch's generator of the device, by torch's own functions, so that a seed repeats them and
-checkpointing, torch.compile and CUDA graphs know of them; the kernels read them.
+All are drawn from torch's generator of the device, so that a seed repeats them and checkpointing,
+torch.compile and CUDA graphs know of them: by torch's own functions, but for flags on the CPU, of which torch
+draws the seed. The kernels read them.
 """
 
 from __future__ import annotations

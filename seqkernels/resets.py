@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -36,9 +35,9 @@ def are_segments(spec: LayerSpec, x: Tensor, state: Sequence[Tensor]) -> bool:
         return False
     if is_compiling() or not compat.nobody_transforms():
         return False
-    if type(spec.reset_mask) is not Tensor or x.is_meta:
+    if type(spec.reset_mask) is not Tensor or x.device.type != "cpu":
         return False
-    if x.is_cuda or spec.batch_sizes is not None or spec.reset_mask.dim() != 2:
+    if spec.batch_sizes is not None or spec.reset_mask.dim() != 2:
         return False
     mask = spec.reset_mask.t() if spec.batch_first else spec.reset_mask  # [T, B]
     steps, batch = mask.shape
@@ -63,19 +62,16 @@ def run(
     """`run`, but nothing passes from step t - 1 to t, or back, where `spec.reset_mask` is true at t.
 
     Args:
-        spec: With a mask, one value for each row of x.
+        spec: One of `are_segments`: with a mask, [T, B] or [B, T].
         x, state, weights: As for `seqkernels.stack.run`.
     """
-    mask: Tensor = spec.reset_mask.detach().cpu()  # type: ignore[union-attr]
+    mask: Tensor = spec.reset_mask.detach()  # type: ignore[union-attr]
     plain = spec._replace(reset_mask=None)
     if not bool(mask.any()):
         return run(plain, x, state, weights)
     _check_sizes(spec, x, state)
-    if spec.batch_sizes is not None:
-        rows, first = _rows_of_packed(spec.batch_sizes)
-    else:
-        rows, first = _rows_of_padded(mask.shape, 0 if spec.batch_first else 1)
-    segments = _segments(rows, first, mask.flatten()[rows]).to(x.device)
+    rows, first = _rows_of(mask.shape, 0 if spec.batch_first else 1)
+    segments = _segments(rows, first, mask.flatten()[rows])
     packed = plain._replace(batch_first=False, batch_sizes=segments.batch_sizes)
     initial = tuple(segments.initial(s, spec.directions) for s in state)
     output, *rest = run(packed, x.flatten(0, -2).index_select(0, segments.order), initial, weights)
@@ -94,18 +90,10 @@ class _Segments:
 
     order: Tensor  # [R], the row of the input for each row of the PackedSequence
     position: Tensor  # [R], the other way round
-    batch_sizes: Tensor  # on the CPU
+    batch_sizes: Tensor
     sequence: Tensor  # [N], the sequence that a segment is of
     starts: tuple[Tensor, ...]  # [N], by direction: whether it starts with the sequence's initial state
     ends: tuple[Tensor, ...]  # [B], by direction: the segment that ends with the sequence's final state
-
-    def to(self, device: torch.device) -> _Segments:
-        """All but the batch sizes."""
-        move = partial(Tensor.to, device=device)
-        starts, ends = tuple(map(move, self.starts)), tuple(map(move, self.ends))
-        return _Segments(
-            move(self.order), move(self.position), self.batch_sizes, move(self.sequence), starts, ends
-        )
 
     def initial(self, state: Tensor, directions: int) -> Tensor:
         """[L*D, B, H] to [L*D, N, H]."""
@@ -146,7 +134,7 @@ def _segments(rows: Tensor, first: Tensor, reset: Tensor) -> _Segments:
     )
 
 
-def _rows_of_padded(shape: torch.Size, batch_dim: int) -> tuple[Tensor, Tensor]:
+def _rows_of(shape: torch.Size, batch_dim: int) -> tuple[Tensor, Tensor]:
     """The rows of a [T, B] or [B, T] input, sequence by sequence, and which is the first of its own."""
     rows = torch.arange(shape.numel(), device="cpu").view(shape).movedim(batch_dim, 0)
     first = torch.zeros(rows.shape, dtype=torch.bool, device="cpu")
@@ -154,29 +142,9 @@ def _rows_of_padded(shape: torch.Size, batch_dim: int) -> tuple[Tensor, Tensor]:
     return rows.flatten(), first.flatten()
 
 
-def _rows_of_packed(batch_sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of a packed sequence, sequence by sequence, and which is the first of its own."""
-    step = torch.repeat_interleave(batch_sizes)
-    sequence = torch.arange(len(step), device="cpu") - (batch_sizes.cumsum(0) - batch_sizes)[step]
-    rows = torch.argsort(sequence, stable=True)
-    return rows, step[rows] == 0
-
-
 def _check_sizes(spec: LayerSpec, x: Tensor, state: tuple[Tensor, ...]) -> None:
     """Of what is taken apart into segments, which would hide that it does not fit together."""
-    dims = 3 if spec.batch_sizes is None else 2
-    if x.dim() != dims:
-        raise RuntimeError(f"x must have {dims} dimensions, got {x.dim()}")
     batch = x.size(0 if spec.batch_first else 1)
-    if spec.batch_sizes is not None:
-        sizes = spec.batch_sizes
-        if sizes.dim() != 1 or sizes.dtype != torch.int64 or sizes.device.type != "cpu" or len(sizes) == 0:
-            raise RuntimeError("batch_sizes must be a one-dimensional int64 tensor on the CPU, not empty")
-        if bool((sizes <= 0).any()) or bool((sizes.diff() > 0).any()):
-            raise RuntimeError(f"batch_sizes must be positive and not increasing, got {sizes.tolist()}")
-        if int(sizes.sum()) != x.size(0):
-            raise RuntimeError(f"x must have as many rows as batch_sizes add up to, got {x.size(0)}")
-        batch = int(sizes[0])
     for name, s in zip(("h0", "c0"), state, strict=False):
         layers = spec.num_layers * spec.directions
         if s.dim() != 3 or s.shape[:2] != (layers, batch):

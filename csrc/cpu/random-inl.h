@@ -9,8 +9,8 @@
 namespace seqkernels::SEQKERNELS_ISA {
 
 struct Threefry {
-  static constexpr int kCounters = VecF::kLanes;  // at a time
-  typedef uint32_t Words __attribute__((vector_size(kCounters * sizeof(uint32_t))));
+  static constexpr int kLanes = VecF::kLanes;  // counters at a time
+  typedef uint32_t Words __attribute__((vector_size(kLanes * sizeof(uint32_t))));
 
   // The words of counters from `first` on, a multiple of as many.
   SEQKERNELS_INLINE static void make(uint64_t seed, uint64_t first, Words (&words)[4]) {
@@ -18,7 +18,7 @@ struct Threefry {
     const uint32_t low = uint32_t(seed), high = uint32_t(seed >> 32);
     const uint32_t key[5] = {low, high, 0, 0, low ^ high ^ 0x1BD11BDA};
     words[0] = words[1] = words[2] = words[3] = Words{};
-    for (int i = 0; i < kCounters; ++i) words[0][i] = uint32_t(i);
+    for (int i = 0; i < kLanes; ++i) words[0][i] = uint32_t(i);
     words[0] += uint32_t(first) + key[0], words[1] += uint32_t(first >> 32) + key[1];
 #pragma GCC unroll 20
     for (int round = 0; round < 20; ++round) {
@@ -39,8 +39,8 @@ struct Threefry {
 
 inline void random_flags(const RandomFlagsArguments& p, Member member) {
   constexpr int kCounters = 16, kOfWord = 2 * kCounters, kFlags = 4 * kOfWord;  // of a block
-  constexpr int kAtOnce = 2 * Threefry::kCounters;
-  static_assert(kCounters % Threefry::kCounters == 0);
+  constexpr int kAtOnce = 2 * Threefry::kLanes;
+  static_assert(kCounters % Threefry::kLanes == 0);
   typedef uint16_t Halves __attribute__((vector_size(kAtOnce * sizeof(uint16_t))));
   typedef uint8_t Flags __attribute__((vector_size(kAtOnce)));
   const int64_t blocks = (p.count + kFlags - 1) / kFlags;

@@ -49,10 +49,7 @@ struct LayerTransition {
 
 // Rows that belong to no sequence are zero, where a layer has such rows.
 void clear_padding(const Device& device, const Layer& layer, const std::optional<Tensor>& rows) {
-  if (layer.spec().lengths && rows && rows->numel() > 0)
-    cuda::check(
-        cudaMemsetAsync(data(rows), 0, static_cast<size_t>(rows->numel()) * rows->element_size(), device.stream()),
-        "filling memory");
+  if (layer.spec().lengths && rows && rows->numel() > 0) device.fill(*rows, 0);
 }
 
 // The first row of each time of a packed sequence, [T + 1], on the device.

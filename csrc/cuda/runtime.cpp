@@ -80,6 +80,11 @@ const DeviceLimits& Device::limits() const {
   return known.emplace(index_, limits).first->second;
 }
 
+void Device::fill(const Tensor& tensor, int byte) const {
+  const auto bytes = static_cast<size_t>(tensor.numel()) * tensor.element_size();
+  check(cudaMemsetAsync(tensor.data_ptr(), byte, bytes, stream_), "filling memory");
+}
+
 void Device::launch(const void* kernel, const LaunchShape& shape, void** arguments) const {
   cudaLaunchAttribute attributes[2];
   const cudaLaunchConfig_t config = config_of(shape, stream_, attributes);

@@ -29,6 +29,8 @@ class Device {
     bool cooperative = false;  // all blocks run at once, or the launch fails
   };
   void launch(const void* kernel, const LaunchShape& shape, void** arguments) const;
+  // Sets every byte of a tensor's memory, which has no gaps.
+  void fill(const Tensor& tensor, int byte) const;
   // How many clusters of this launch run at once; none, too, where the device refuses to say.
   int clusters_at_once(const void* kernel, const LaunchShape& shape) const;
   // Whether the device can run this launch at all: the blocks of a cooperative one together, a cluster's together.

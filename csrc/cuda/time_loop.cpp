@@ -110,7 +110,7 @@ void TimeLoop::run_persistent(Problem& problem) const {
     const int64_t bytes = 4 * layout_of(part).ring_words() * part.column_groups * layer_.directions();
     ring = new_tensor({bytes}, ScalarType::Byte, layer_.x());
     part.ring = data(*ring);
-    check(cudaMemsetAsync(part.ring, 0xFF, static_cast<size_t>(bytes), device_.stream()), "filling memory");
+    device_.fill(*ring, 0xFF);
   }
   for (int64_t d = 0; d < layer_.directions(); ++d) {
     problem.weights[d] = weight(d, kHiddenWeight);
@@ -189,9 +189,7 @@ void TimeLoop::run_stepwise(Problem& problem, Norms& norms, int64_t steps) const
   const Tensor h = new_tensor(states, real, layer_.x()), c = new_tensor(states, real, layer_.x());
   const Tensor carried =
       new_tensor({std::max(layer_.info().carried, 2), directions, batch, most_units}, real, layer_.x());
-  check(cudaMemsetAsync(data(product), 0, static_cast<size_t>(product.numel()) * product.element_size(),
-                        device_.stream()),
-        "filling memory");
+  device_.fill(product, 0);
   StepBuffers buffers{data(product), data(published), data(h), data(c), data(carried)};
   std::vector<Tensor> weights;
   for (int s = 0; s < kernels_.stages; ++s) weights.push_back(stage_weights(kernels_.stage[s]));

@@ -74,7 +74,7 @@ bool read_options(PyObject* options, Form& form) {
 bool read_form(const Attributes& attributes, const std::string_view cell, bool is_cell, Form& form) {
   const Names& names = Names::get();
   form = {{}, is_cell, {0, 0, 0, 1, 1}, false, 0};
-  if (!find_cell(cell, form.cell) || !read_options(attributes.get(Names::get().options), form)) return false;
+  if (!find_cell(cell, form.cell) || !read_options(attributes.get(names.options), form)) return false;
   StackSizes& sizes = form.sizes;
   if (!attributes.read(names.input_size, sizes.input_size) || !attributes.read(names.hidden_size, sizes.hidden_size))
     return false;
