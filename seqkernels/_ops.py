@@ -122,29 +122,22 @@ class _Differentiable:
         assert self.arguments[self.n + 1 : -1] == list(cell.options)
         self.defaults = compat.argument_defaults(self.op)[self.n + 1 :]
 
-        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-            return self._backward(ctx, *grads)
-
-        def backward_step(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-            return self._backward_step(ctx, *grads)
-
-        self.function: Any = type(
-            f"{name}_with_derivative",
-            (torch.autograd.Function,),
-            # Compiled autograd traces no bound method.
-            {"forward": staticmethod(self._forward), "backward": staticmethod(backward)},
-        )
-        self.step_function: Any = type(
-            f"{name}_step_with_derivative",
-            (torch.autograd.Function,),
-            {"forward": staticmethod(self._forward_step), "backward": staticmethod(backward_step)},
-        )
+        self.function = self._function("with_derivative", self._forward, self._backward)
+        self.step_function = self._function("step_with_derivative", self._forward_step, self._backward_step)
+        self.anew_function = self._function("computed_anew", self._forward_alone, self._backward_anew)
         _library.impl(name, self._autograd_kernel, "Autograd", with_keyset=True)
         torch.library.register_fake(f"seqkernels::{name}", self._with_defaults(_fake_forward(cell)))
         torch.library.register_autograd(
             f"seqkernels::_{name}_backward", self._double_backward, setup_context=self._setup_double_backward
         )
         torch.library.register_fake(f"seqkernels::_{name}_backward", self._fake_backward)
+
+    def _function(self, suffix: str, forward: Callable[..., Any], backward: Callable[..., Any]) -> Any:
+        def run_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+            return backward(ctx, *grads)  # compiled autograd traces no bound method
+
+        methods = {"forward": staticmethod(forward), "backward": staticmethod(run_backward)}
+        return type(f"{self.info.name}_{suffix}", (torch.autograd.Function,), methods)
 
     def __call__(self, *args: Any) -> tuple[Tensor, ...]:
         """The op where a gradient is needed: differentiable, without the detour through the dispatcher."""
@@ -153,6 +146,12 @@ class _Differentiable:
     def step(self, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The new state of one step where a gradient is needed; x [B, I], states [B, H]."""
         return _apply_untransformed(self.step_function, x, *state, *weights)
+
+    def anew(
+        self, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], options: Sequence[Any]
+    ) -> tuple[Tensor, ...]:
+        """The results of the op where a gradient is needed, for which backward runs the op once more."""
+        return _apply_untransformed(self.anew_function, options, x, *state, *weights)
 
     def _all(self, args: Sequence[Any]) -> list[Any]:
         """All arguments of the op: the dispatcher leaves out those at their default."""
@@ -228,6 +227,23 @@ class _Differentiable:
             if needs_grad[i]:
                 found[i] = found[i].squeeze(0)
         return tuple(_where(needs_grad, found))
+
+    def _forward_alone(self, ctx: Any, options: Sequence[Any], *tensors: Tensor) -> Any:
+        n = self.n
+        with compat.below_autograd():
+            results = self.op(*tensors[:n], tensors[n:], *options, False)
+        ctx.save_for_backward(*keep(ctx, options), *tensors)
+        ctx.set_materialize_grads(False)
+        return results[: self.n_results]
+
+    def _backward_anew(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        n, (options, tensors) = self.n, kept(ctx)
+        inputs = (*tensors[:n], tensors[n:], *options)
+        with compat.below_autograd():
+            output, *results = self.op(*inputs, True)
+        needs_grad = compat.wanted_by_engine(ctx, ctx.needs_input_grad[1:])
+        args = (*grads, *inputs, output, *results[self.n_results - 1 :], needs_grad)
+        return None, *_where(needs_grad, self._run_backward(args))
 
     def _inputs(self, ctx: Any, saved: Sequence[Any]) -> list[Tensor]:
         """All tensors that a forward pass had got, from those that were saved and those that were not."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,14 @@ from .spec import LayerSpec
 
 State = tuple[Tensor, ...]
 Run = Callable[[LayerSpec, Tensor, State, Sequence[Tensor]], tuple[Tensor, ...]]
+
+
+class Runs(NamedTuple):
+    """What runs a layer whose backward finds saved what it reads, and one whose backward runs it anew."""
+
+    saving: Run
+    anew: Run
+
 
 # Chunks, and rows of each at least if there are more than the fewest: beside the products of so many, packing
 # the weights anew costs little.
@@ -45,13 +53,18 @@ def applies(spec: LayerSpec, implementation: str, tensors: Sequence[Tensor]) -> 
 
 
 def run(
-    spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor], run_layer: Run
+    spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor], runs: Runs
 ) -> tuple[Tensor, ...]:
-    """`run_layer` for one layer in all its directions, with another backward pass."""
+    """One layer in all its directions, whose backward runs most of it anew."""
     if is_compiling():  # whose graph is one of any number of steps
-        return _run_again(spec, x, state, weights, run_layer)
+
+        def run_all(x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+            return runs.saving(spec, x, tensors[: len(state)], tensors[len(state) :])
+
+        args: Any = (run_all, x, *state, *weights)
+        return tuple(checkpoint(*args, use_reentrant=False, preserve_rng_state=False))
     if not spec.bidirectional:
-        return _run_direction(spec, x, state, weights, run_layer)
+        return _run_direction(spec, x, state, weights, runs)
     results = []
     for d in range(2):
         own = tuple(s[d : d + 1] for s in state)
@@ -63,7 +76,7 @@ def run(
             *(None if flags is None else flags.chunk(2, dim=-1)[d] for flags in (zoneout_h, zoneout_c)),
         )
         one = spec._replace(bidirectional=False, reverse=d == 1, masks=type(spec.masks)(*masks))
-        results.append(_run_direction(one, x, own, mine, run_layer))
+        results.append(_run_direction(one, x, own, mine, runs))
     n = 1 + len(state)
     return tuple(
         torch.cat(both, dim=0 if 0 < i < n else -1) for i, both in enumerate(zip(*results, strict=True))
@@ -97,7 +110,7 @@ def _chunks(x: Tensor, batch_sizes: Tensor | None, batch: int) -> Iterator[_Chun
 
 
 def _run_direction(
-    spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor], run_layer: Run
+    spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor], runs: Runs
 ) -> tuple[Tensor, ...]:
     chunks = list(_chunks(x, spec.batch_sizes, state[0].size(1)))
     sizes = [chunk.size for chunk in chunks]
@@ -111,9 +124,10 @@ def _run_direction(
             state = _reset(spec, state, chunks[i + 1], masks[0][i + 1])
         recurrent = None if spec.masks.recurrent is None else spec.masks.recurrent[:, : chunk.batch]
         own = spec._replace(reset_mask=resets, masks=type(spec.masks)(recurrent, zoneout_h, zoneout_c))
-        given = tuple(s[:, : chunk.batch] for s in state)
-        keeps = n > 1 and i == (0 if spec.reverse else n - 1)
-        output, *rest = _run_chunk(own, chunk, parts[i], given, weights, run_layer, keeps)
+        given = tuple(_first(s, chunk.batch) for s in state)
+        is_derived_first = n > 1 and i == (0 if spec.reverse else n - 1)
+        run_chunk = runs.saving if is_derived_first else runs.anew
+        output, *rest = run_chunk(_of_chunk(own, chunk), parts[i], given, weights)
         state = tuple(
             new if chunk.batch == s.size(1) else torch.cat([new, s[:, chunk.batch :]], dim=1)
             for new, s in zip(rest[:n_states], state, strict=True)
@@ -121,6 +135,10 @@ def _run_direction(
         rows[i] = (output, *rest[n_states:])
     output, *cell_states = (torch.cat(r) for r in zip(*rows, strict=True))
     return output, *state, *cell_states
+
+
+def _first(state: Tensor, batch: int) -> Tensor:
+    return state if state.size(1) == batch else state[:, :batch]
 
 
 def _split(mask: Tensor | None, sizes: list[int], n: int) -> Sequence[Tensor | None]:
@@ -137,44 +155,32 @@ def _reset(spec: LayerSpec, state: State, later: _Chunk, mask: Any) -> State:
     return tuple(torch.where(reset.unsqueeze(1), 0, s) for s in state)
 
 
-def _run_chunk(
-    spec: LayerSpec,
-    chunk: _Chunk,
-    x: Tensor,
-    state: State,
-    weights: Sequence[Tensor],
-    run_layer: Run,
-    keeps: bool = False,  # what it has saved
-) -> tuple[Tensor, ...]:
+def _of_chunk(spec: LayerSpec, chunk: _Chunk) -> LayerSpec:
+    """`spec` with the sequences' ends as these steps see them."""
     if spec.batch_sizes is not None:
         spec = spec._replace(batch_sizes=spec.batch_sizes[chunk.begin : chunk.begin + chunk.steps])
     if spec.lengths is not None:
         spec = spec._replace(lengths=(spec.lengths - chunk.begin).clamp(0, chunk.steps))
-
-    if keeps:
-        return run_layer(spec, x, state, weights)
-    return _run_again(spec, x, state, weights, run_layer)
+    return spec
 
 
-def _run_again(
-    spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor], run_layer: Run
-) -> tuple[Tensor, ...]:
-    """`run_layer`, of which autograd keeps no more than the inputs."""
+def anew(run_layer: Run) -> Run:
+    """`run_layer` of which autograd keeps no more than the inputs: backward runs and derives it by autograd."""
 
-    def run(given: Sequence[Any], *tensors: Tensor) -> tuple[Tensor, ...]:
-        n, (batch_sizes, lengths, mask, *masks) = 1 + len(state), given
-        own = spec._replace(
-            batch_sizes=batch_sizes, lengths=lengths, reset_mask=mask, masks=type(spec.masks)(*masks)
-        )
-        return run_layer(own, tensors[0], tensors[1:n], tensors[n:])
+    def run_anew(
+        spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        def run(given: Sequence[Any], *tensors: Tensor) -> tuple[Tensor, ...]:
+            n, (batch_sizes, lengths, mask, *masks) = 1 + len(state), given
+            own = spec._replace(
+                batch_sizes=batch_sizes, lengths=lengths, reset_mask=mask, masks=type(spec.masks)(*masks)
+            )
+            return run_layer(own, tensors[0], tensors[1:n], tensors[n:])
 
-    given = (spec.batch_sizes, spec.lengths, spec.reset_mask, *spec.masks)
-    if is_compiling():
-        tensors = (x, *state, *weights)
-        results: Any = checkpoint(run, given, *tensors, use_reentrant=False, preserve_rng_state=False)
-    else:
-        results = _Recomputed.apply(run, given, x, *state, *weights)
-    return tuple(results)
+        given = (spec.batch_sizes, spec.lengths, spec.reset_mask, *spec.masks)
+        return tuple(_Recomputed.apply(run, given, x, *state, *weights))
+
+    return run_anew
 
 
 class _Recomputed(torch.autograd.Function):

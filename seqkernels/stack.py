@@ -76,12 +76,12 @@ def _run_layers(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tens
         if spec.draws:
             layer, own_weights = regularization.draw(layer, x, own, own_weights)
         if again:
-            x, *final = recompute.run(layer, x, own, own_weights, run_layer)
+            x, *final = recompute.run(layer, x, own, own_weights, RECOMPUTING[implementation])
         else:
             x, *final = run_layer(layer, x, own, own_weights)
         cell_states = final[len(state) :]
         layers.append(final[: len(state)])
-    together = (torch.cat(f) for f in zip(*layers, strict=True))
+    together = layers[0] if len(layers) == 1 else [torch.cat(f) for f in zip(*layers, strict=True)]
     return x if again else _callers_own(x, implementation), *together, *cell_states
 
 
@@ -151,6 +151,14 @@ def _run_native(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tens
     return tuple(results[: 1 + len(state) + spec.return_cell_states])
 
 
+def _run_native_anew(
+    spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """One layer by its op, whose backward runs that once more."""
+    results = _ops.OPS[spec.cell].anew(x, state, weights, spec.of_op)
+    return tuple(results[: 1 + len(state) + spec.return_cell_states])
+
+
 def _run_reference(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
     options = dict(zip(spec.info.options, spec.of_op, strict=True))
     return reference.layer(spec.cell, x, state, weights, **options)
@@ -178,6 +186,10 @@ LAYERS: dict[str, Run] = {
     "torch": _run_torch,
     "reference": _run_reference,
     "cudnn": _cudnn.run,
+}
+RECOMPUTING = {
+    "native": recompute.Runs(_run_native, _run_native_anew),
+    "reference": recompute.Runs(_run_reference, recompute.anew(_run_reference)),
 }
 
 
