@@ -249,6 +249,7 @@ def calls_of(case: Case) -> dict[str, Call]:
     torch.manual_seed(0)
     option, training = OPTIONS[case.option], case.work == "training"
     x = torch.randn(case.seq_len, case.batch, case.hidden, device=case.device, requires_grad=training)
+    gradient = torch.randn(case.seq_len, case.batch, case.hidden, device=case.device)
     sizes, on = (case.hidden, case.hidden), {"device": case.device}
     theirs = getattr(nn, case.cell)(*sizes, **on)
     given = option.given(case)
@@ -265,9 +266,9 @@ def calls_of(case: Case) -> dict[str, Call]:
     def call(module: nn.Module, given: dict[str, Any]) -> Call:
         def run() -> Any:
             results = [t for t in module(x, **given) if isinstance(t, Tensor)]
-            if training:  # h_n and c_n are not in the loss
+            if training:  # h_n and c_n are not in the loss, which itself is not timed
                 rows = [t for t in results if t.dim() == 3 and t.size(0) == case.seq_len]
-                torch.stack([t.sum() for t in rows]).sum().backward()
+                torch.autograd.backward(rows, [gradient] * len(rows))
             return results[0]
 
         return run

@@ -351,7 +351,7 @@ class ForwardLoop {
     ResetRow resets;                  // of the next step
     const E *h_prev, *masked_h_prev;  // [B][h_stride]
     E *h, *masked_h;                  // [B][h_stride]
-    S* output;                        // rows of p_.output, as sequences follow each other there
+    S *output, *cell_states;          // rows of the results, as sequences follow each other there; these or null
     S* gates;                         // [B][saved][padded] or null
     T* cells;                         // [B][padded] or null
     T* norms;                         // [B][norms] or null
@@ -371,6 +371,7 @@ class ForwardLoop {
             buffers.h[(i + 1) % 2],
             buffers.masked_h[(i + 1) % 2],
             first_row_of<S>(p_.output, shape_, t) + slice.direction * size_.outputs,
+            p_.cell_states.data ? first_row_of<S>(p_.cell_states, shape_, t) + slice.direction * size_.hidden : nullptr,
             p_.gates ? reinterpret_cast<S*>(p_.gates) + reserve * kReserved : nullptr,
             p_.cells ? reinterpret_cast<T*>(p_.cells) + reserve : nullptr,
             p_.norms ? reinterpret_cast<T*>(p_.norms) + reserve_row * kNormsOfRow : nullptr};
@@ -436,7 +437,10 @@ class ForwardLoop {
 #pragma GCC unroll 16
         for (int i = 0; i < Product<stage>::kPanelWidth; i += kLine) __builtin_prefetch(row + i);
       }
-      if constexpr (cells::has_c<Cell>(stage)) __builtin_prefetch(buffers.c + b * size_.padded + unit);
+      if constexpr (cells::has_c<Cell>(stage)) {
+        __builtin_prefetch(buffers.c + b * size_.padded + unit);
+        if (step.cell_states) __builtin_prefetch(cell_states_row(step, b) + unit, 1);
+      }
       if constexpr (stage == kStages - 1) __builtin_prefetch(output_row(step, b) + unit, 1);
     }
   }
@@ -448,11 +452,13 @@ class ForwardLoop {
     int64_t b;                   // sequence
     const T *input, *hidden;     // gates [panel width]
     const Scaling<T>* scalings;  // of its groups of gates, where they are normalised
-    S* output;
+    S *output, *cell_states;     // the latter null where nobody asks for c of every step
     bool restarts;  // whether its next step starts from zeros
   };
   CellRow row_at(const Step& step, int64_t b, const T* input, const T* hidden, const Scaling<T>* scalings) const {
-    return {b, input, hidden, scalings, output_row(step, b), b < step.ending && is_reset(step.resets, shape_, b)};
+    S* const cell_states = step.cell_states ? cell_states_row(step, b) : nullptr;
+    const bool restarts = b < step.ending && is_reset(step.resets, shape_, b);
+    return {b, input, hidden, scalings, output_row(step, b), cell_states, restarts};
   }
 
   template <int stage, int kRows = kSideBySide, class Row>
@@ -463,11 +469,14 @@ class ForwardLoop {
   S* output_row(const Step& step, int64_t b) const {
     return step.output + sequence_of(shape_, b) * p_.output.batch_stride;
   }
+  S* cell_states_row(const Step& step, int64_t b) const {
+    return step.cell_states + sequence_of(shape_, b) * p_.cell_states.batch_stride;
+  }
   template <class Vectors>
   void zone(const Step& step, const ZoneoutOf<T>& zoneout, int64_t units, int64_t u, const CellRow* rows,
             const Vectors& before, Vectors& made) const;
   void finish_h(const Step& step, const CellRow& row, int64_t u, V h) const;
-  void finish_c(const Step& step, int64_t b, int64_t u, V c) const;
+  void finish_c(const Step& step, const CellRow& row, int64_t u, V c) const;
   template <class P>
   void save(P* row, int64_t u, V value) const;
 

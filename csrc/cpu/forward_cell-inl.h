@@ -93,7 +93,7 @@ SEQKERNELS_INLINE void ForwardLoop<Cell, S, F>::pointwise(const Step& step, int6
       }
       if constexpr (kHasC) {
         store(c(i), kMakesC && rows[i].restarts ? V(0) : made.c.part[i]);
-        if constexpr (kMakesC) finish_c(step, b, u, made.c.part[i]);
+        if constexpr (kMakesC) finish_c(step, rows[i], u, made.c.part[i]);
       }
     }
   }
@@ -128,10 +128,10 @@ SEQKERNELS_INLINE void ForwardLoop<Cell, S, F>::finish_h(const Step& step, const
   if (b >= step.ending) store(state_row(p_.h_n, size_.outputs, step.direction, b) + u, h, valid);
 }
 template <class Cell, class S, class F>
-SEQKERNELS_INLINE void ForwardLoop<Cell, S, F>::finish_c(const Step& step, int64_t b, int64_t u, V c) const {
+SEQKERNELS_INLINE void ForwardLoop<Cell, S, F>::finish_c(const Step& step, const CellRow& row, int64_t u, V c) const {
+  const int64_t b = row.b;
   if (step.cells) save(step.cells + b * size_.padded, u, c);
-  if (p_.cell_states.data)
-    store(row_of<S>(p_.cell_states, shape_, step.time, b) + step.direction * size_.hidden + u, c, size_.hidden - u);
+  if (row.cell_states) store(row.cell_states + u, c, size_.hidden - u);
   if (b >= step.ending) store(state_row(p_.c_n, size_.hidden, step.direction, b) + u, c, size_.hidden - u);
 }
 

@@ -41,6 +41,11 @@ Arguments arguments_of(const Layer& layer) {
   return arguments;
 }
 
+// For results, which are most of what a call allocates.
+void want_huge_pages(const std::optional<Tensor>& tensor) {
+  if (tensor) seqkernels::want_huge_pages(data(*tensor), tensor->numel() * int64_t(tensor->element_size()));
+}
+
 const LayerKernels& kernels_of(const Layer& layer) {
   return cpu_kernels().cells[int(layer.cell())][int(layer.dtype())];
 }
@@ -55,9 +60,9 @@ LayerOutputs layer_forward_cpu(const LayerInputs& inputs, bool save_for_backward
   arguments.h_n = data(out.h_n);
   arguments.c_n = data(out.c_n);
   if (layer.spec().return_cell_states) arguments.cell_states = rows_of(out.cell_states, layer.packed());
+  want_huge_pages(out.output), want_huge_pages(out.cell_states);
   if (save_for_backward) {
-    for (const auto& saved : {out.saved.gates, out.saved.cells})  // most of what a training step allocates
-      if (saved) want_huge_pages(data(saved), saved->numel() * int64_t(saved->element_size()));
+    want_huge_pages(out.saved.gates), want_huge_pages(out.saved.cells);
     arguments.gates = data(out.saved.gates);
     arguments.cells = data(out.saved.cells);
     arguments.norms = data(out.saved.norms);
@@ -80,6 +85,7 @@ InputGradients layer_backward_cpu(const LayerInputs& inputs, const LayerGradient
   arguments.gates = data(tensors.saved.gates);
   arguments.cells = data(tensors.saved.cells);
   arguments.norms = data(tensors.saved.norms);
+  want_huge_pages(tensors.results.x);
   arguments.grad_x = result_data(tensors.results.x);
   arguments.grad_h0 = result_data(tensors.results.h0);
   if (tensors.results.c0) arguments.grad_c0 = result_data(*tensors.results.c0);

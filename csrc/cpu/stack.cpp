@@ -44,6 +44,8 @@ void run_stack(CellKind cell, const StackCall& call, const std::vector<Weights>&
   std::vector<int64_t> offsets(static_cast<size_t>(call.seq_len) + 1);
   for (size_t t = 0; t < offsets.size(); ++t) offsets[t] = static_cast<int64_t>(t) * call.batch;
   const LayerKernels& kernels = cpu_kernels().cells[int(cell)][int(call.dtype)];
+  for (const auto& [result, units] : {std::pair(call.output, outputs), std::pair(call.cell_states, hidden)})
+    if (result) want_huge_pages(result, call.seq_len * call.batch * directions * units * bytes_of(call.dtype));
   Stack(call).for_layers([&](const LayerCall& layer) {
     ForwardArguments p{};
     p.shape = {call.seq_len, call.batch, layer.input_size, hidden, outputs, directions, offsets.data(), false};
