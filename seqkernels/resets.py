@@ -31,17 +31,17 @@ UNITS_FOR_EACH, FEWEST_STEPS = 128, 256
 
 def are_segments(spec: LayerSpec, x: Tensor, state: Sequence[Tensor]) -> bool:
     """Whether to run segments side by side. That reads the mask, so nobody may trace it."""
-    if spec.reset_mask is None or spec.lengths is not None or spec.draws or spec.backend == "reference":
+    mask = spec.reset_mask
+    if mask is None or spec.lengths is not None or spec.batch_sizes is not None or is_compiling():
         return False
-    if is_compiling() or not compat.nobody_transforms():
+    if type(mask) is not Tensor or mask.dim() != 2 or x.device.type != "cpu":
         return False
-    if type(spec.reset_mask) is not Tensor or x.device.type != "cpu":
-        return False
-    if spec.batch_sizes is not None or spec.reset_mask.dim() != 2:
-        return False
-    mask = spec.reset_mask.t() if spec.batch_first else spec.reset_mask  # [T, B]
+    if spec.batch_first:
+        mask = mask.t()
     steps, batch = mask.shape
-    return may_be_segments(steps, batch, state[0].size(2)) and 2 * _longest(mask) <= steps
+    if not may_be_segments(steps, batch, state[0].size(2)) or spec.draws or spec.backend == "reference":
+        return False
+    return compat.nobody_transforms() and 2 * _longest(mask) <= steps
 
 
 def may_be_segments(steps: int, batch: int, hidden_size: int) -> bool:

@@ -27,14 +27,16 @@ def check(spec: LayerSpec, x: Tensor) -> LayerSpec:
     mask, lengths = spec.reset_mask, spec.lengths
     if mask is not None:
         check_reset_mask(mask, x.shape[:-1])
-        mask = mask.to(x.device)
+        if mask.device != x.device:
+            mask = mask.to(x.device)
     if lengths is not None:
         if spec.batch_sizes is not None:
             raise ValueError("lengths are those of padded input: a packed sequence has batch sizes")
         batch_dim = 0 if spec.batch_first else 1
         lengths = check_lengths(lengths, x.shape[batch_dim : batch_dim + 1], x.size(1 - batch_dim))
         lengths = lengths.to(device=x.device, dtype=torch.int64)
-    return spec._replace(reset_mask=mask, lengths=lengths)
+    is_same = mask is spec.reset_mask and lengths is spec.lengths
+    return spec if is_same else spec._replace(reset_mask=mask, lengths=lengths)
 
 
 def check_reset_mask(reset_mask: Any, shape: torch.Size) -> None:
