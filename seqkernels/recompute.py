@@ -165,11 +165,9 @@ def _of_chunk(spec: LayerSpec, chunk: _Chunk) -> LayerSpec:
 
 
 def anew(run_layer: Run) -> Run:
-    """`run_layer` of which autograd keeps no more than the inputs: backward runs and derives it by autograd."""
+    """`run_layer` of which autograd keeps the inputs alone: backward runs it once more, and derives it."""
 
-    def run_anew(
-        spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]
-    ) -> tuple[Tensor, ...]:
+    def run_anew(spec: LayerSpec, x: Tensor, state: State, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
         def run(given: Sequence[Any], *tensors: Tensor) -> tuple[Tensor, ...]:
             n, (batch_sizes, lengths, mask, *masks) = 1 + len(state), given
             own = spec._replace(

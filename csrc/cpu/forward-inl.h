@@ -423,28 +423,6 @@ class ForwardLoop {
     }
   }
 
-  // What the cells of a tile will read and write, which its product leaves the time to fetch.
-  template <int stage>
-  SEQKERNELS_INLINE void prefetch(const Step& step, const Chunk& chunk, const ThreadSlice& slice, int64_t panel,
-                                  Range rows) const {
-    const Buffers& buffers = buffers_[step.direction];
-    constexpr int kLine = 64 / sizeof(T);
-    const int64_t unit = panel * Product<stage>::kUnitVectors * kLanes;
-    for (int64_t r = rows.begin; r < rows.end; ++r) {
-      const int64_t b = slice.sequence(r);
-      if constexpr (stage < kInputStages) {
-        const T* const row = input_gates<stage>(step.direction, chunk, panel, step.chunk_row + b);
-#pragma GCC unroll 16
-        for (int i = 0; i < Product<stage>::kPanelWidth; i += kLine) __builtin_prefetch(row + i);
-      }
-      if constexpr (cells::has_c<Cell>(stage)) {
-        __builtin_prefetch(buffers.c + b * size_.padded + unit);
-        if (step.cell_states) __builtin_prefetch(cell_states_row(step, b) + unit, 1);
-      }
-      if constexpr (stage == kStages - 1) __builtin_prefetch(output_row(step, b) + unit, 1);
-    }
-  }
-
   // ---- the cell (forward_cell-inl.h) ----
 
   // What the cell reads of one row of a tile.
@@ -453,7 +431,7 @@ class ForwardLoop {
     const T *input, *hidden;     // gates [panel width]
     const Scaling<T>* scalings;  // of its groups of gates, where they are normalised
     S *output, *cell_states;     // the latter null where nobody asks for c of every step
-    bool restarts;  // whether its next step starts from zeros
+    bool restarts;               // whether its next step starts from zeros
   };
   CellRow row_at(const Step& step, int64_t b, const T* input, const T* hidden, const Scaling<T>* scalings) const {
     S* const cell_states = step.cell_states ? cell_states_row(step, b) : nullptr;
@@ -461,6 +439,8 @@ class ForwardLoop {
     return {b, input, hidden, scalings, output_row(step, b), cell_states, restarts};
   }
 
+  template <int stage>
+  void prefetch(const Step& step, const Chunk& chunk, const ThreadSlice& slice, int64_t panel, Range rows) const;
   template <int stage, int kRows = kSideBySide, class Row>
   void pointwise_rows(const Step& step, int64_t panel, Range range, const Row& cell_row) const;
   template <int stage, int kRows>

@@ -6,6 +6,29 @@
 
 namespace seqkernels::SEQKERNELS_ISA {
 
+// What the cells of a tile will read and write, which its product leaves the time to fetch.
+template <class Cell, class S, class F>
+template <int stage>
+SEQKERNELS_INLINE void ForwardLoop<Cell, S, F>::prefetch(const Step& step, const Chunk& chunk, const ThreadSlice& slice,
+                                                         int64_t panel, Range rows) const {
+  const Buffers& buffers = buffers_[step.direction];
+  constexpr int kLine = 64 / sizeof(T);
+  const int64_t unit = panel * Product<stage>::kUnitVectors * kLanes;
+  for (int64_t r = rows.begin; r < rows.end; ++r) {
+    const int64_t b = slice.sequence(r);
+    if constexpr (stage < kInputStages) {
+      const T* const row = input_gates<stage>(step.direction, chunk, panel, step.chunk_row + b);
+#pragma GCC unroll 16
+      for (int i = 0; i < Product<stage>::kPanelWidth; i += kLine) __builtin_prefetch(row + i);
+    }
+    if constexpr (cells::has_c<Cell>(stage)) {
+      __builtin_prefetch(buffers.c + b * size_.padded + unit);
+      if (step.cell_states) __builtin_prefetch(cell_states_row(step, b) + unit, 1);
+    }
+    if constexpr (stage == kStages - 1) __builtin_prefetch(output_row(step, b) + unit, 1);
+  }
+}
+
 // A stage of the cell for the units of one panel of the rows [range) of a tile, kRows of them side by side while there are.
 template <class Cell, class S, class F>
 template <int stage, int kRows, class Row>
