@@ -337,6 +337,37 @@ def test_options_of_a_second_fuse() -> None:
     assert torchrl.unfuse(module).recurrent_backend == "pad"
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_recomputation(name: str) -> None:
+    module = make(name)
+    data = data_for(module, starts_in(3, 7), "anything")
+    expected = run(module, data)
+    recomputing = make(name, recurrent_backend="scan", recurrent_recompute="full")
+    recomputing.load_state_dict(module.state_dict())
+    torchrl.fuse(recomputing, "native")
+    assert layer_of(recomputing).recompute
+    assert_close(run(recomputing, data), expected)
+    torchrl.unfuse(recomputing)
+    assert recomputing.recurrent_recompute == "full"
+    assert recomputing.recurrent_backend == "scan"
+
+
+@pytest.mark.parametrize("states", torchrl.STATES)
+@pytest.mark.parametrize("name", KINDS)
+def test_compiled(name: str, states: str) -> None:
+    """Graphs break where starts are looked at; results are the same."""
+    torch._dynamo.reset()
+    module = torchrl.fuse(make(name), "native", states)
+    data = data_for(module, starts_in(3, 7))
+    compiled = torch.compile(module, backend="aot_eager")
+    with set_recurrent_mode(True):
+        expected, found = module(data.copy()), compiled(data.copy())
+    for key in module.out_keys:
+        assert_close(found[key], expected[key])
+    single = TensorDict({"x": torch.randn(3, I, dtype=torch.float64), "is_init": torch.rand(3, 1) < 0.5}, [3])
+    assert_close(compiled(single.copy())["y"], module(single.copy())["y"])
+
+
 def test_dropout() -> None:
     """Drawn in training alone, between layers."""
     module = torchrl.fuse(make("LSTM", num_layers=2, dropout=0.5))
@@ -419,8 +450,16 @@ class OwnLayer(nn.LSTM):
             lambda: theirs.LSTMModule(lstm=OwnLayer(I, H, batch_first=True), in_key="x", out_key="y"),
             "the lstm of LSTMModule cannot be fused: the forward of OwnLayer computes by itself",
         ),
+        (
+            lambda: theirs.LSTMModule(
+                lstm=seqkernels.FusedLSTM(I, H, batch_first=True, return_cell_states=True),
+                in_key="x",
+                out_key="y",
+            ),
+            "the lstm of LSTMModule has return_cell_states=True, for which there is no key",
+        ),
     ],
-    ids=["own forward", "python-based LSTM", "python-based GRU", "own layer"],
+    ids=["own forward", "python-based LSTM", "python-based GRU", "own layer", "cell states"],
 )
 def test_modules_that_cannot_be_fused(make_module: Callable[[], Any], error: str) -> None:
     """Nor is any other in the same model then."""
@@ -429,14 +468,6 @@ def test_modules_that_cannot_be_fused(make_module: Callable[[], Any], error: str
         torchrl.fuse(nn.ModuleList([other, module]))
     assert unchanged(other)
     assert module.recurrent_backend == "pad"
-
-
-def test_recomputation_is_refused() -> None:
-    module = make("LSTM")
-    module.recurrent_recompute = "full"
-    with pytest.raises(ValueError, match="recurrent_recompute='full'"):
-        torchrl.fuse(module)
-    assert unchanged(module)
 
 
 def test_docstrings() -> None:

@@ -78,7 +78,8 @@ def fuse(model: Model, backend: str = "auto", states: str = "ends") -> Model:
     Single steps and whole rows compute what they did with TorchRL's `recurrent_backend="pad"`, to rounding:
     outputs, states and gradients, with layers of any number, dropout, projections and two directions.
     Parameters stay the objects that they are, `state_dict` keeps its keys. Meanwhile the modules' attribute
-    `recurrent_backend` is "scan", through which TorchRL hands over rows with starts inside.
+    `recurrent_backend` is "scan", through which TorchRL hands over rows with starts inside. With
+    `recurrent_recompute="full"` their layers become ones with `recompute=True`.
 
     With `shape = [*, T]` of the tensordict, L layers and D directions, a module reads in recurrent mode the
     input [*, T, I], `is_init` [*, T, 1] and the stored states [*, T, L*D, H]. It writes the output
@@ -100,7 +101,7 @@ def fuse(model: Model, backend: str = "auto", states: str = "ends") -> Model:
             others; nothing has changed then.
         TypeError: `model` has no such module inside.
         ValueError: An unknown `backend` or `states`; a module that cannot be fused, for it is `python_based`,
-            recomputes (`recurrent_recompute`), or its class or layer computes in its own way.
+            its layer returns cell states, or its class or layer computes in its own way.
 
     Example:
         >>> from tensordict import TensorDict
@@ -125,7 +126,8 @@ def fuse(model: Model, backend: str = "auto", states: str = "ends") -> Model:
     for module, kind in found:
         _check(module, kind)
     for module, kind in found:
-        fusion.fuse(getattr(module, kind.layer), backend)
+        recomputes = getattr(module, "recurrent_recompute", "none") != "none"
+        fusion.fuse(getattr(module, kind.layer), backend, **({"recompute": True} if recomputes else {}))
         own = module.__dict__.get(kind.method)
         before = own.recurrent_backend if isinstance(own, _Rows) else module.recurrent_backend
         module.__dict__[kind.method] = _Rows(module, kind.layer, states, before)
@@ -175,10 +177,6 @@ def _check(module: Any, kind: _Kind) -> None:
     for method in ("forward", f"_{kind.layer}", kind.method):
         if getattr(type(module), method) is not getattr(theirs, method):
             raise ValueError(f"{name} has a {method} of its own, which may not do what fuse relies on")
-    if getattr(module, "recurrent_recompute", "none") != "none":
-        raise ValueError(
-            f"{name} has recurrent_recompute={module.recurrent_recompute!r}: kernels recompute nothing"
-        )
     layer = getattr(module, kind.layer)
     if not isinstance(layer, kind.like):
         raise ValueError(
@@ -186,6 +184,8 @@ def _check(module: Any, kind: _Kind) -> None:
         )
     if not isinstance(layer, kind.fused) and (reason := why_not_fused(layer)):
         raise ValueError(f"the {kind.layer} of {name} cannot be fused: {reason}")
+    if getattr(layer, "return_cell_states", False):
+        raise ValueError(f"the {kind.layer} of {name} has return_cell_states=True, for which there is no key")
 
 
 class _Rows:
