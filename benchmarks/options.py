@@ -323,7 +323,8 @@ def markdown(infos: list[report.Info], machine_line: str, command: str) -> str:
         machine_line + ".",
         "Cost is our time with the option over that without, speedup a peer's time over ours: medians of all"
         f" rounds [quartiles], interleaved. {dtype}; a case is T steps of B sequences with I = H."
-        f" Resets fall on 2 % of the rows, lengths are uniform from 1 to T, and probabilities are {P}.",
+        f" Resets fall on 2 % of the rows, lengths are uniform from 1 to T, and probabilities are {P}."
+        " Training is forward and backward, from gradients that are given: no loss is timed.",
     ]
     for option in OPTIONS:
         some = [info for info in infos if info["case"]["option"] == option]

@@ -87,20 +87,13 @@ Layer::Layer(const LayerInputs& inputs, bool by_length)
   }
   input_size_ = x_.size(x_dim - 1);
   if (packed_ && spec_.lengths) fail("lengths are those of padded sequences; packed ones have batch_sizes");
+  if (spec_.lengths) take_lengths(by_length);
   if (packed_)
     offsets_of(*inputs.spec.batch_sizes);
   else if (spec_.lengths && by_length)
     offsets_of_lengths(*spec_.lengths);
   else
     offsets_of(x_.size(0), x_.size(1));
-  if (spec_.lengths && !by_length) {
-    spec_.lengths = alias_of(*spec_.lengths);
-    check_sizes(*spec_.lengths, Sizes{x_.size(1)}, "lengths");
-    check_dtype(*spec_.lengths, ScalarType::Long, "lengths");
-    check_device(*spec_.lengths, x_, "lengths");
-    check_memory(*spec_.lengths, "lengths");
-    spec_.lengths = as_contiguous(*spec_.lengths);
-  }
 
   if (!packed_) check_sizes(inputs.h0, Sizes{directions_, x_.size(1), output_size_}, "h0");
   h0_ = alias_of(inputs.h0);
@@ -142,13 +135,20 @@ void Layer::offsets_of(int64_t seq_len, int64_t batch) {
   for (int64_t t = 0; t <= seq_len; ++t) offsets_[static_cast<size_t>(t)] = t * batch;
 }
 
-void Layer::offsets_of_lengths(const Tensor& given) {
-  if (!given.is_cpu() || given.scalar_type() != ScalarType::Long) fail("lengths must be an int64 tensor on the CPU");
-  check_sizes(given, Sizes{x_.size(1)}, "lengths");
-  check_memory(given, "lengths");
-  const Tensor contiguous = as_contiguous(given);
-  const auto* const data = static_cast<const int64_t*>(contiguous.data_ptr());
-  const std::vector<int64_t> lengths(data, data + contiguous.numel());
+void Layer::take_lengths(bool are_read) {
+  const Tensor lengths = alias_of(*spec_.lengths);
+  if (are_read && (!lengths.is_cpu() || lengths.scalar_type() != ScalarType::Long))
+    fail("lengths must be an int64 tensor on the CPU");
+  check_sizes(lengths, Sizes{x_.size(1)}, "lengths");
+  check_dtype(lengths, ScalarType::Long, "lengths");
+  check_device(lengths, x_, "lengths");
+  check_memory(lengths, "lengths");
+  spec_.lengths = as_contiguous(lengths);
+}
+
+void Layer::offsets_of_lengths(const Tensor& taken) {
+  const auto* const data = static_cast<const int64_t*>(taken.data_ptr());
+  const std::vector<int64_t> lengths(data, data + taken.numel());
   for (size_t b = 0; b < lengths.size(); ++b)
     if (lengths[b] < 0 || lengths[b] > x_.size(0))
       fail("lengths must be between 0 and the steps of x (", x_.size(0), "), got ", lengths[b], " of sequence ", b);

@@ -159,6 +159,7 @@ class Layer {
   }
   void offsets_of(const Tensor& batch_sizes);
   void offsets_of(int64_t seq_len, int64_t batch);
+  void take_lengths(bool are_read);
   void offsets_of_lengths(const Tensor& lengths);
   void take_transition();
   void take_weights(const std::vector<Tensor>& weights);

@@ -124,7 +124,7 @@ def _run_direction(
             state = _reset(spec, state, chunks[i + 1], masks[0][i + 1])
         recurrent = None if spec.masks.recurrent is None else spec.masks.recurrent[:, : chunk.batch]
         own = spec._replace(reset_mask=resets, masks=type(spec.masks)(recurrent, zoneout_h, zoneout_c))
-        given = tuple(_first(s, chunk.batch) for s in state)
+        given = tuple(_of_first(s, chunk.batch) for s in state)
         is_derived_first = n > 1 and i == (0 if spec.reverse else n - 1)
         run_chunk = runs.saving if is_derived_first else runs.anew
         output, *rest = run_chunk(_of_chunk(own, chunk), parts[i], given, weights)
@@ -137,7 +137,8 @@ def _run_direction(
     return output, *state, *cell_states
 
 
-def _first(state: Tensor, batch: int) -> Tensor:
+def _of_first(state: Tensor, batch: int) -> Tensor:
+    """The state [D, B, H] of so many first sequences; itself, without a node of autograd, if that is all."""
     return state if state.size(1) == batch else state[:, :batch]
 
 

@@ -351,7 +351,7 @@ class ForwardLoop {
     ResetRow resets;                  // of the next step
     const E *h_prev, *masked_h_prev;  // [B][h_stride]
     E *h, *masked_h;                  // [B][h_stride]
-    S *output, *cell_states;          // rows of the results, as sequences follow each other there; these or null
+    S *output, *cell_states;          // rows of the results, as sequences follow each other there; the latter or null
     S* gates;                         // [B][saved][padded] or null
     T* cells;                         // [B][padded] or null
     T* norms;                         // [B][norms] or null

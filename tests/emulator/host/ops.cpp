@@ -59,9 +59,8 @@ std::vector<Tensor> backward(int64_t cell, OptionalTensor grad_output, OptionalT
 // Of both ops.
 const std::string kLayer =
     "Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, bool reverse, float norm_eps,"
-    " Tensor? lengths, Tensor? reset_mask, Tensor? recurrent_mask, Tensor? zoneout_h, float zoneout_h_rate, Tensor? "
-    "zoneout_c,"
-    " float zoneout_c_rate, bool return_cell_states";
+    " Tensor? lengths, Tensor? reset_mask, Tensor? recurrent_mask, Tensor? zoneout_h, float zoneout_h_rate,"
+    " Tensor? zoneout_c, float zoneout_c_rate, bool return_cell_states";
 
 }  // namespace
 }  // namespace seqkernels
