@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from . import distributed, layers, terminal
+from . import distributed, layers, results, seeds, terminal
 from .data import write_generated
 from .errors import InputError
 from .train import Diverged, History, Recipe
@@ -54,6 +54,30 @@ def device(text: str) -> torch.device:
     return made
 
 
+def cosine(text: str) -> float:
+    """A number from -1 to 1, as an argument."""
+    number = float(text)
+    if not -1 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from -1 to 1")
+    return number
+
+
+def above_zero(text: str) -> float:
+    """A finite number above 0, as an argument."""
+    number = not_negative(text)
+    if not number:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
+    return number
+
+
+def folder(text: str) -> Path:
+    """A folder, or what may become one, as an argument."""
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a file, not a folder")
+    return path
+
+
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """Descriptions as they are written, and the default of every option that says what it does."""
 
@@ -73,18 +97,26 @@ class CommandLine:
         )
         self._commands = self.parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(self, name: str, function: Callable[[argparse.Namespace], Any]) -> argparse.ArgumentParser:
-        """Add a command; its help is the docstring of the function that it calls with the options."""
+    def command(
+        self, name: str, function: Callable[[argparse.Namespace], Any], *, of_seeds: bool = False
+    ) -> argparse.ArgumentParser:
+        """Add a command; its help is the docstring of the function that it calls with the options.
+
+        Args:
+            of_seeds: Whether it makes sense for each seed that was trained, and gets --all-seeds.
+        """
         text = inspect.getdoc(function) or ""
-        parser = self._commands.add_parser(
-            name, help=text.splitlines()[0], description=text, formatter_class=_Help
-        )
-        parser.set_defaults(function=function, comparison=False, cells_of=lambda options: ())
-        folder = Path("out") / self.name
-        parser.add_argument("--out", type=Path, default=folder, metavar="DIR", help="checkpoint and pictures")
+        first = " ".join(text.split("\n\n")[0].split()).split(". ")[0].removesuffix(".")
+        parser = self._commands.add_parser(name, help=first, description=text, formatter_class=_Help)
+        parser.set_defaults(function=function, training=False, all_seeds=False, cells_of=lambda options: ())
+        out = Path("out") / self.name
+        parser.add_argument("--out", type=folder, default=out, metavar="DIR", help="checkpoints and pictures")
         parser.add_argument("--device", type=device, default="cpu", help="cpu, cuda, cuda:1, …")
         threads = "CPU threads; networks this small are fastest on one"
         parser.add_argument("--threads", type=positive, default=1, metavar="N", help=threads)
+        if of_seeds:
+            help = "of each seed of `train --seeds`, with medians and spreads"
+            parser.add_argument("--all-seeds", action="store_true", help=help)
         return parser
 
     def training(
@@ -97,14 +129,20 @@ class CommandLine:
         cell: str | None = "lstm",
         cells: Callable[[argparse.Namespace], Iterable[str]] = lambda options: [options.cell],
         clip: float = 1.0,
+        name: str = "train",
+        draw_seeds: Callable[[dict[int, Path], Path], Any] | None = None,
     ) -> argparse.ArgumentParser:
         """Add `train` with the options of all trainings at these defaults; cell=None: no --cell.
 
-        `cells` tells from the options which cells will be trained, so that what --backend does not have is
-        refused before anything is trained.
+        Args:
+            cells: Tells from the options which cells will be trained, so that what --backend does not have is
+                refused before anything is trained.
+            name: Of the command.
+            draw_seeds: Draws one picture of several seeds' trainings: from the folder of each seed, and the
+                folder that the picture goes to.
         """
-        parser = self.command("train", function)
-        parser.set_defaults(comparison=True, cells_of=cells)
+        parser = self.command(name, function)
+        parser.set_defaults(training=True, cells_of=cells, draw_seeds=draw_seeds)
         add = parser.add_argument
         if cell is not None:
             help = "the recurrent layer; gru-before: GRU with the reset gate before the product"
@@ -129,29 +167,74 @@ class CommandLine:
             metavar="X",
             help="largest norm of the gradient; 0: any",
         )
-        add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same training")
+        seeding(parser)
         add("--resume", action="store_true", help="go on from the checkpoint in --out")
         return parser
 
     def run(self, arguments: list[str] | None = None) -> int:
         """Parse and obey; the exit status. What the user has to put right is one line on stderr."""
-        options = self.parser.parse_args(arguments)
+        given = sys.argv[1:] if arguments is None else arguments
+        options = self.parser.parse_args(given)
         torch.set_num_threads(options.threads)
         try:
-            for cell in options.cells_of(options):
-                layers.check(cell, options.backend)
-            with distributed.session(options.device) as options.device:
-                if options.comparison and options.backend == "both":
-                    _compare(options)
-                else:
-                    options.function(options)
+            if options.training:
+                self._train(options, given)
+            else:
+                with distributed.session(options.device) as options.device:
+                    self._use(options)
         except (InputError, Diverged) as error:
             print(f"error: {error}", file=sys.stderr)
+            return 2
+        except OSError as error:
+            if error.filename is None:
+                raise
+            print(f"error: {error.filename}: {(error.strerror or str(error)).lower()}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted; `train --resume` goes on from the last full epoch", file=sys.stderr)
             return 130
         return 0
+
+    def _use(self, options: argparse.Namespace) -> None:
+        """A command on what was trained, or on what was trained from each seed."""
+        if not options.all_seeds:
+            options.function(options)
+            return
+        folders = seeds.trained(options.out)
+        for seed, out in folders.items():
+            terminal.console().rule(f"seed {seed}")
+            options.function(argparse.Namespace(**{**vars(options), "out": out}))
+        seeds.write(options.out, folders)
+
+    def _train(self, options: argparse.Namespace, arguments: list[str]) -> None:
+        """One training, or that of several seeds or on both backends."""
+        for cell in options.cells_of(options):
+            layers.check(cell, options.backend)
+        options.out.mkdir(parents=True, exist_ok=True)
+        if options.seeds > 1:
+            folders = seeds.train(self.name, arguments, options)
+            if options.draw_seeds is not None:
+                terminal.console().print(f"picture: {options.draw_seeds(folders, options.out)}")
+            return
+        with distributed.session(options.device) as options.device:
+            world = distributed.world_size()
+            if options.batch < world:
+                raise InputError(
+                    "--batch", None, f"{world} or more, one for each process", f"{options.batch}"
+                )
+            if options.backend == "both":
+                _compare(options)
+            else:
+                options.function(options)
+
+
+def seeding(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `seeds.train`."""
+    add = parser.add_argument
+    add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same training")
+    help = "train with N seeds from --seed on, side by side, and show medians and spreads"
+    add("--seeds", type=positive, default=1, metavar="N", help=help)
+    add("--jobs", type=positive, metavar="N", help="trainings at a time with --seeds; None: one a core")
 
 
 def recipe(options: argparse.Namespace, **changes: Any) -> Recipe:
@@ -176,11 +259,14 @@ def announce_generated(path: Path) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    """The same training on torch.nn and on seqkernels: last epoch's numbers, side by side."""
+    """The same training on torch.nn and on seqkernels: last epoch's numbers, side by side.
+
+    What seqkernels has trained is where it would be without the comparison, for `evaluate` and `predict`.
+    """
     rows = {}
     for backend in ("torch", "fused"):
         own = argparse.Namespace(**vars(options))
-        own.backend, own.out = backend, options.out / backend
+        own.backend, own.out = backend, options.out / "torch" if backend == "torch" else options.out
         terminal.console().rule(f"backend {backend}")
         rows[backend] = options.function(own).epochs[-1]
-    terminal.console().print(terminal.table("last epoch, by backend", rows))
+    results.show(options.out, "backends", "last epoch, by backend", rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +36,7 @@ def train_each(
     loss: Callable[[Any, Any], Loss],
     batches: Callable[[int], Iterable[Any]],
     evaluate: Callable[[nn.Module], Metrics],
+    changes: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> dict[str, Trained]:
     """Train a model for each configuration, all from the same seed.
 
@@ -46,6 +48,7 @@ def train_each(
         configs: By name; a checkpoint NAME.safetensors goes to `options.out`.
         loss, batches: As for `train.fit`.
         evaluate: The metrics of a model, after each epoch.
+        changes: Of the recipe, for some of the models.
 
     Raises:
         InputError: Nothing to resume, or the checkpoint of another model.
@@ -62,10 +65,10 @@ def train_each(
             model,
             loss,
             batches,
-            cli.recipe(options),
+            cli.recipe(options, **changes.get(name, {})),
             evaluate=partial(evaluate, model),
             path=paths[name],
-            config=config,
+            config={"seed": options.seed, **config},
             resume=options.resume and paths[name].exists(),
         )
         trained[name] = Trained(model, config, history)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from . import distributed
 
-__all__ = ["COLOURS", "new", "save"]
+__all__ = ["COLOURS", "band", "new", "save", "smooth"]
 
 COLOURS = (
     "#0072b2",
@@ -42,6 +45,34 @@ def new(
     )
     size = (width or 5.5 * columns, height or 3.6 * rows)
     return pyplot.subplots(rows, columns, figsize=size, layout="constrained", **kwargs)
+
+
+def band(
+    axes: Any, x: Sequence[float], curves: Sequence[Sequence[float]], *, color: str, label: str, **style: Any
+) -> None:
+    """The median of curves as a line, and from the lowest to the highest as a band.
+
+    Args:
+        x: [N].
+        curves: Of each seed, N numbers or more.
+    """
+    columns = [sorted(values) for values in zip(*(curve[: len(x)] for curve in curves), strict=True)]
+    x = x[: len(columns)]
+    axes.plot(x, [statistics.median(values) for values in columns], color=color, label=label, **style)
+    if len(curves) > 1:
+        low, high = ([values[n] for values in columns] for n in (0, -1))
+        axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+
+
+def smooth(values: Sequence[float], window: int) -> list[float]:
+    """Means of the last `window` values, or of as many as there are.
+
+    Example:
+        >>> smooth([4.0, 2.0, 6.0], 2)
+        [4.0, 3.0, 4.0]
+    """
+    sums = [0.0, *accumulate(values)]
+    return [(sums[i] - sums[max(0, i - window)]) / min(i, window) for i in range(1, len(sums))]
 
 
 def save(figure: Any, path: Path) -> Path:

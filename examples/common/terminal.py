@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -34,17 +35,24 @@ def progress(unit: str) -> Progress:
     return Progress(*columns, console=output, transient=True, disable=not output.is_terminal)
 
 
-def number(value: float) -> str:
-    """Four digits, or all before the point."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+def number(value: float, digits: int = 4) -> str:
+    """As many digits, or all before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
 
 
-def table(title: str, rows: Mapping[str, Mapping[str, float]]) -> Table:
-    """Rows of numbers with the same names, which head the columns; a dash where a row lacks one."""
+def table(title: str, rows: Mapping[str, Mapping[str, float | NamedTuple]]) -> Table:
+    """Rows of numbers with the same names, which head the columns; a dash where a row lacks one.
+
+    What is not a number is shown as the text that it is.
+    """
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     made = Table("", title=title, title_justify="left")
     for name in names:
         made.add_column(name, justify="right")
     for label, row in rows.items():
-        made.add_row(label, *(number(row[name]) if name in row else "–" for name in names))
+        made.add_row(label, *(_cell(row[name]) if name in row else "–" for name in names))
     return made
+
+
+def _cell(value: float | NamedTuple) -> str:
+    return str(value) if isinstance(value, tuple) else number(value)

@@ -49,12 +49,15 @@ class Recipe:
         clip: Largest norm of the gradient of all parameters together; longer ones are scaled down to it
             (Pascanu, Mikolov, Bengio 2013, arXiv:1211.5063). 0 leaves them as they are.
         seed: Decides about dropout; the model and the batches have seeds of their own.
+        clip_value: Largest absolute value of each element of the gradient; larger ones are cut to it (Mikolov
+            2012), each by itself, which turns the direction of the step. 0 leaves them as they are.
     """
 
     epochs: int = 10
     rate: float = 1e-3
     clip: float = 1.0
     seed: int = 0
+    clip_value: float = 0.0
 
 
 @dataclass
@@ -170,6 +173,8 @@ def _epoch(
             # DistributedDataParallel takes the mean of the processes' gradients, where their sum is wanted.
             (part.sum * (distributed.world_size() / count)).backward()
             history.norms.append(float(nn.utils.clip_grad_norm_(parameters, limit)))
+            if recipe.clip_value:
+                nn.utils.clip_grad_value_(parameters, recipe.clip_value)
             optimizer.step()
             history.losses.append(loss_sum / count)
             sums, counts, tokens = sums + loss_sum, counts + int(count), tokens + int(read)
@@ -187,7 +192,7 @@ def _resume(
     for name, value in (config or {}).items():
         if data["config"].get(name) != value:
             there = str(data["config"].get(name))
-            raise InputError(path, None, f"a model with {name} = {value!s:.60}", f"one with {there:.60}")
+            raise InputError(path, None, f"a training with {name} = {value!s:.60}", f"one with {there:.60}")
     model.load_state_dict(tensors["model"])
     checkpoint.load_optimizer(optimizer, tensors.get("optimizer", {}))
     return History(**data["history"])

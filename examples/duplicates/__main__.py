@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from examples.common import cli, terminal
+from examples.common import cli, results, terminal
 from examples.common.contest import load_each, train_each
 from examples.common.data import InputError, split
 from examples.common.train import History
@@ -66,7 +66,8 @@ def train(options: argparse.Namespace) -> History:
         lambda model: metrics(task, model, valid),
     )
     histories = {name: own.history for name, own in trained.items()}
-    console.print(terminal.table("validation pairs", {name: h.epochs[-1] for name, h in histories.items()}))
+    last = {name: history.epochs[-1] for name, history in histories.items()}
+    results.show(options.out, "train", "validation pairs", last)
     similarity = {name: similarities(task, own.model, valid) for name, own in trained.items()}
     duplicate = torch.tensor([pair.duplicate for pair in valid])
     path = picture.draw(options.out / "duplicates.png", histories, similarity, duplicate)
@@ -92,7 +93,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     for name in MODELS:
         task, model, threshold = load(options, name)
         scores[name] = {**metrics(task, model, pairs, threshold), **oneshot.accuracy(task, model, pairs)}
-    terminal.console().print(terminal.table(f"{len(pairs):,} pairs", scores))
+    results.show(options.out, "evaluate", f"{len(pairs):,} pairs", scores)
     return scores
 
 
@@ -152,11 +153,13 @@ def source(options: argparse.Namespace, part: str) -> Path:
 def main(arguments: list[str] | None = None) -> int:
     line = cli.CommandLine("duplicates", __doc__)
     training = line.training(train, epochs=20, batch=64, rate=5e-3)
-    for parser in (training, line.command("evaluate", evaluate)):
+    for parser in (training, line.command("evaluate", evaluate, of_seeds=True)):
         help = "columns question1, question2, is_duplicate; None generates questions"
         parser.add_argument("--data", type=Path, metavar="TSV", help=help)
     training.add_argument("--valid", type=Path, metavar="TSV", help="None: a tenth of --data")
-    training.add_argument("--margin", type=float, default=0.3, metavar="α", help="of the triplet loss")
+    training.add_argument(
+        "--margin", type=cli.not_negative, default=0.3, metavar="α", help="of the triplet loss"
+    )
     predicting = line.command("predict", compare)
     predicting.add_argument("first", metavar="FIRST", help="a question")
     predicting.add_argument("second", metavar="SECOND", help="another")
@@ -166,7 +169,7 @@ def main(arguments: list[str] | None = None) -> int:
     recognising = line.command("recognise", recognise)
     recognising.add_argument("question", metavar="QUESTION", help="a question to recognise")
     recognising.add_argument(
-        "--threshold", type=float, metavar="X", help="None: that of the validation pairs"
+        "--threshold", type=cli.cosine, metavar="X", help="None: that of the validation pairs"
     )
     return line.run(arguments)
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from ..common import checkpoint, cli, distributed, layers, terminal
+from ..common import checkpoint, cli, distributed, layers, results, terminal
 from ..common.data import InputError
 from ..common.train import Diverged, History, fit
 from .model import VARIANTS, Network, gradient_norms, trial_loss
@@ -105,20 +105,21 @@ def train(options: argparse.Namespace) -> History:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Measure all trained networks on new trials, and how far gradients reach in them; draw the picture."""
-    results = [measure(path, options.device) for path in trained(options.out)]
+    measured = [measure(path, options.device) for path in trained(options.out)]
     order = list(VARIANTS)
-    results.sort(key=lambda r: (r.task, order.index(r.model), r.length, r.clip))
+    measured.sort(key=lambda r: (r.task, order.index(r.model), r.length, r.clip))
     rows: dict[str, dict[str, float]] = {}
-    for r in results:
+    for r in measured:
         row = rows.setdefault(VARIANTS[r.model].label + ("" if r.clip else ", no clipping"), {})
         row[f"{r.task} {r.length}"] = r.loss
-    columns = sorted({(r.task, r.length) for r in results})
+    columns = sorted({(r.task, r.length) for r in measured})
     ordered = {
         n: {f"{t} {l}": row[f"{t} {l}"] for t, l in columns if f"{t} {l}" in row} for n, row in rows.items()
     }
-    terminal.console().print(terminal.table("loss / chance: 1 is nothing learned, 0 everything", ordered))
+    title = "loss / chance: 1 is nothing learned, 0 everything"
+    results.show(options.out, "evaluate", title, ordered)
     if distributed.rank() == 0:
-        terminal.console().print(f"picture: {draw(results, options.out / 'gradients.png')}")
+        terminal.console().print(f"picture: {draw(measured, options.out / 'gradients.png')}")
 
 
 def trained(folder: Path) -> list[Path]:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from rich.markup import escape
 
-from ..common import checkpoint, cli, distributed, layers, terminal
+from ..common import checkpoint, cli, distributed, layers, results, terminal
 from ..common.contest import load_each, train_each
 from ..common.data import InputError, write_generated
 from ..common.text import Vocabulary
@@ -49,10 +49,12 @@ def load(options: argparse.Namespace) -> tuple[dict[str, Any], Models]:
     return config, models | {cell.upper(): own.model for cell, own in networks.items()}
 
 
-def compare(config: dict[str, Any], models: Models, lines: list[list[str]], title: str) -> report.Comparison:
+def compare(
+    out: Path, table: str, config: dict[str, Any], models: Models, lines: list[list[str]], title: str
+) -> report.Comparison:
     """Print what all models do on some text, and on the probes that belong to the training."""
     made = report.compare(models, lines, read_probes(config), config)
-    terminal.console().print(terminal.table(title, made.rows))
+    results.show(out, table, title, made.rows)
     return made
 
 
@@ -106,7 +108,7 @@ def train(options: argparse.Namespace) -> History:
         lambda model: {"perplexity": perplexity(model, held_out)},
     )
     models |= {cell.upper(): own.model for cell, own in trained.items()}
-    made = compare(config, models, test, "on the held-out text")
+    made = compare(options.out, "train", config, models, test, "on the held-out text")
     if distributed.rank() == 0:
         losses = {cell.upper(): own.history.losses for cell, own in trained.items()}
         console.print(f"picture: {report.draw(made, losses, options.out / 'language_model.png')}")
@@ -122,7 +124,7 @@ def evaluate(options: argparse.Namespace) -> None:
     lines = data.read_text(options.data or Path(config["data"]), config["level"])
     if options.data is None:
         lines = data.split_lines(lines)[1]
-    compare(config, models, lines, f"on {options.data or 'the held-out text'}")
+    compare(options.out, "evaluate", config, models, lines, f"on {options.data or 'the held-out text'}")
 
 
 def predict(options: argparse.Namespace) -> None:
@@ -165,7 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--min-count", type=cli.positive, default=1, metavar="N", help="rarer tokens become <UNK>")
     add("--max-size", type=cli.positive, default=10_000, metavar="N", help="of the vocabulary")
     add("--sentences", type=cli.positive, default=10_000, metavar="N", help="to generate without --data")
-    add = line.command("evaluate", evaluate).add_argument
+    add = line.command("evaluate", evaluate, of_seeds=True).add_argument
     add("--data", type=Path, metavar="FILE", help="UTF-8 text; without it, the lines held out by train")
     add = line.command("predict", predict).add_argument
     add("text", metavar="TEXT", help="a beginning")

@@ -106,9 +106,9 @@ def draw(made: Comparison, losses: dict[str, list[float]], path: Path) -> Path:
     axes[0].margins(x=0.2)
 
     for name, own in losses.items():
-        axes[1].plot(_smooth(own), label=name, color=colours[name])
+        axes[1].plot(plot.smooth(own, 20), label=name, color=colours[name])
     axes[1].set(title="Training", xlabel="step", ylabel="loss (nats per token)")
-    late = [loss for own in losses.values() for loss in _smooth(own)[len(own) // 10 :]]
+    late = [loss for own in losses.values() for loss in plot.smooth(own, 20)[len(own) // 10 :]]
     axes[1].set_ylim(min(late) - 0.02, max(late) + 0.02)  # what the first steps learn is the same for all
     axes[1].legend()
 
@@ -121,11 +121,3 @@ def draw(made: Comparison, losses: dict[str, list[float]], path: Path) -> Path:
         axes[2].set(ylabel="right form preferred")
         axes[2].legend(loc="lower left", fontsize=8)
     return plot.save(figure, path)
-
-
-def _smooth(values: list[float], window: int = 20) -> list[float]:
-    """Means of the last `window` values."""
-    sums = [0.0]
-    for value in values:
-        sums.append(sums[-1] + value)
-    return [(sums[i] - sums[max(0, i - window)]) / min(i, window) for i in range(1, len(sums))]

@@ -18,7 +18,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..common import cli, terminal
+from ..common import cli, results, terminal
 from ..common.errors import InputError
 from . import picture
 
@@ -74,7 +74,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, dict[str, float]]:
         for backend, rounds in histories.items()
     }
     console = terminal.console()
-    console.print(terminal.table("the last round's answers, and medians of the speeds", rows))
+    results.show(options.out, "train", "the last round's answers, and medians of the speeds", rows)
     path = options.out / "memory_task.png"
     per_round = recipe.envs * recipe.steps
     drawn = picture.draw(path, histories, per_round, 1 / recipe.cues, by_delay, recipe.delay)

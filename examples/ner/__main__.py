@@ -19,7 +19,7 @@ import re
 import sys
 from pathlib import Path
 
-from examples.common import cli, terminal
+from examples.common import cli, results, terminal
 from examples.common.contest import Trained, load_each, train_each
 from examples.common.data import Batches, InputError, split
 from examples.common.train import History
@@ -54,7 +54,7 @@ def train(options: argparse.Namespace) -> History:
         batches,
         lambda model: metrics(model_scores(model, task, held_out)),
     )
-    scores = compare(task, memory, trained, held_out, "held-out sentences")
+    scores = compare(options, "train", task, memory, trained, held_out, "held-out sentences")
     histories = {name: own.history for name, own in trained.items()}
     console.print(f"picture: {picture.draw(options.out / 'ner.png', histories, scores)}")
     return histories["two-way"]
@@ -74,7 +74,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, dict[str, Score]]:
     """Precision, recall and F1 of both taggers, and of the memory of words, on the sentences of a file."""
     task, memory, trained = load(options)
     sentences = data.read(source(options, "test"), task.types)
-    return compare(task, memory, trained, sentences, f"{len(sentences):,} sentences")
+    return compare(options, "evaluate", task, memory, trained, sentences, f"{len(sentences):,} sentences")
 
 
 def tag(options: argparse.Namespace) -> list[tuple[str, str]]:
@@ -95,7 +95,13 @@ def tag(options: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def compare(
-    task: Task, memory: Memory, trained: dict[str, Trained], sentences: list[Sentence], title: str
+    options: argparse.Namespace,
+    table: str,
+    task: Task,
+    memory: Memory,
+    trained: dict[str, Trained],
+    sentences: list[Sentence],
+    title: str,
 ) -> dict[str, dict[str, Score]]:
     """The scores of the baseline and of the taggers, which are printed, too: in all, then F1 by type."""
     scores = {BASELINE: memory.scores(sentences)}
@@ -104,7 +110,7 @@ def compare(
         name: metrics(own) | {f"F1 {type}": score.f1 for type, score in own.items() if type != "all"}
         for name, own in scores.items()
     }
-    terminal.console().print(terminal.table(title, rows))
+    results.show(options.out, table, title, rows)
     return scores
 
 
@@ -124,7 +130,7 @@ def source(options: argparse.Namespace, part: str) -> Path:
 def main(arguments: list[str] | None = None) -> int:
     line = cli.CommandLine("ner", __doc__)
     training = line.training(train, epochs=8, batch=32, rate=5e-3)
-    for parser in (training, line.command("evaluate", evaluate)):
+    for parser in (training, line.command("evaluate", evaluate, of_seeds=True)):
         help = "columns, token first, tag last; None generates sentences"
         parser.add_argument("--data", type=Path, metavar="CONLL", help=help)
     training.add_argument(

@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from examples.common import cli, terminal
+from examples.common import cli, results, terminal
 from examples.common.contest import load_each, train_each
 from examples.common.data import Batches, InputError, split
 from examples.common.train import History
@@ -50,7 +50,7 @@ def train(options: argparse.Namespace) -> History:
         lambda model: accuracy(model, examples),
     )
     last = {kind: own.history.epochs[-1] for kind, own in trained.items()}
-    console.print(terminal.table("held-out tweets", last))
+    results.show(options.out, "train", "held-out tweets", last)
     console.print(f"picture: {picture.draw(options.out / 'sentiment.png', task, trained, held_out)}")
     return trained["recurrent"].history
 
@@ -61,7 +61,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     task = Task.from_config(trained["recurrent"].config)
     examples = task.encode(data.read(source(options, "test"), task.feelings))
     scores = {kind: accuracy(own.model, examples) for kind, own in trained.items()}
-    terminal.console().print(terminal.table(f"{len(examples):,} tweets", scores))
+    results.show(options.out, "evaluate", f"{len(examples):,} tweets", scores)
     return scores
 
 
@@ -96,7 +96,7 @@ def source(options: argparse.Namespace, part: str) -> Path:
 def main(arguments: list[str] | None = None) -> int:
     line = cli.CommandLine("sentiment", __doc__)
     training = line.training(train, epochs=8, batch=64, rate=5e-3, cell="gru")
-    for parser in (training, line.command("evaluate", evaluate)):
+    for parser in (training, line.command("evaluate", evaluate, of_seeds=True)):
         help = "polarity first, text last; None generates tweets"
         parser.add_argument("--data", type=Path, metavar="CSV", help=help)
     line.command("predict", classify).add_argument("text", metavar="TEXT", help="a tweet")

@@ -167,7 +167,7 @@ def test_resume_equals_uninterrupted(tmp_path: Path) -> None:
 def test_resume_refuses_another_model(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
     checkpoint.save(path, {"model": {}}, {"config": {"hidden": 9}})
-    with pytest.raises(InputError, match="expected a model with hidden = 8, found one with 9"):
+    with pytest.raises(InputError, match="expected a training with hidden = 8, found one with 9"):
         fit(path=path, resume=True)
 
 
@@ -278,7 +278,7 @@ def test_options_reach_the_training_and_backends_are_compared(capsys: pytest.Cap
         return History(epochs=[{"loss": 0.125}])
 
     assert program(run)(["train", "--clip", "0.5", "--seed", "7", "--backend", "both", "--out", "there"]) == 0
-    assert seen == [("torch", Path("there/torch")), ("fused", Path("there/fused"))]
+    assert seen == [("torch", Path("there/torch")), ("fused", Path("there"))]
     assert capsys.readouterr().out.count("0.125") == 2
 
 

@@ -83,7 +83,7 @@ def test_resume_equals_uninterrupted(program: Program) -> None:
 def test_backends_train_alike(program: Program) -> None:
     train(program, "out", "--epochs", "1", "--backend", "both")
     for name in program.models:
-        losses, theirs = trained("out/fused", name)[1], trained("out/torch", name)[1]
+        losses, theirs = trained("out", name)[1], trained("out/torch", name)[1]
         assert losses == pytest.approx(theirs, rel=1e-4)
 
 
