@@ -36,8 +36,8 @@ def progress(unit: str) -> Progress:
 
 
 def number(value: float, digits: int = 4) -> str:
-    """As many digits, or all before the point."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+    """As many digits, or all before the point up to a thousand million."""
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.{digits}g}"
 
 
 def table(title: str, rows: Mapping[str, Mapping[str, float | NamedTuple]]) -> Table:

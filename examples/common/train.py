@@ -70,7 +70,16 @@ class History:
 
 
 class Diverged(ArithmeticError):
-    """The loss is no longer a number."""
+    """The loss is no longer a number.
+
+    Args:
+        message: At which step.
+        history: What the training went through before.
+    """
+
+    def __init__(self, message: str, history: History | None = None) -> None:
+        super().__init__(message)
+        self.history = history or History()
 
 
 class _Objective(nn.Module):
@@ -168,7 +177,8 @@ def _epoch(
             own = torch.tensor([part.sum.item(), part.terms, part.tokens], dtype=torch.float64)
             loss_sum, count, read = distributed.total(own.to(device)).tolist()
             if not math.isfinite(loss_sum):
-                raise Diverged(f"the loss became {loss_sum} at step {len(history.losses) + 1}")
+                where = f"the loss became {loss_sum} at step {len(history.losses) + 1}"
+                raise Diverged(where, history)
             optimizer.zero_grad()
             # DistributedDataParallel takes the mean of the processes' gradients, where their sum is wanted.
             (part.sum * (distributed.world_size() / count)).backward()

@@ -28,11 +28,13 @@ class Variant:
     identity: bool = False  # recurrent weights at the start, with zero biases
     depth: int = 1
     skip: str | None = None
+    rate: float = 1.0  # of learning, relative to the others': those that take none so large get less
+    explodes: bool = False  # whether its gradients do, so that ways of clipping are tried on it
 
 
 VARIANTS = {
     "tanh": Variant("tanh RNN", "rnn", "tanh"),
-    "identity": Variant("identity ReLU RNN", "rnn", "relu", identity=True),
+    "identity": Variant("identity ReLU RNN", "rnn", "relu", identity=True, rate=0.3, explodes=True),
     "gru": Variant("GRU", "gru"),
     "lstm": Variant("LSTM", "lstm"),
     "deep": Variant("6 layers", "rnn", "tanh", depth=6),

@@ -1,128 +1,173 @@
-"""The picture: how far gradients reach, and what each network has learned."""
+"""The picture: how far gradients reach, where they explode, and what each network has learned."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import statistics
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ..common import plot
+from ..common.results import Rows
 from .model import VARIANTS
+from .runs import CLIPPING, Result
 
-__all__ = ["Result", "draw"]
+__all__ = ["clipping_table", "draw", "loss_table"]
+
+HIGHEST = 1.2  # loss / chance that is drawn; what is above has learned nothing either
+SMOOTHED = 25  # training steps that a point of a curve is the mean of
 
 
-@dataclass
-class Result:
-    """One training and what came of it."""
+def loss_table(results: Sequence[Result]) -> Rows:
+    """The loss of each network at each length."""
+    usual = [r for r in _ordered(results) if r.run.clipping == _usual(results)]
+    columns = dict.fromkeys(f"{r.run.task} {r.run.length}" for r in sorted(usual, key=_place))
+    rows: dict[str, dict[str, float]] = {r.run.variant.label: dict.fromkeys(columns, -1.0) for r in usual}
+    for r in usual:
+        rows[r.run.variant.label][f"{r.run.task} {r.run.length}"] = r.loss
+    return {label: {name: v for name, v in row.items() if v >= 0} for label, row in rows.items()}
 
-    task: str
-    length: int
-    model: str
-    clip: float
-    loss: (
-        float  # on new trials, relative to chance: 1 is nothing learned, 0 everything; inf where it diverged
-    )
-    before: Tensor  # gradient norm at each step at the start of training, [T - 1]
-    after: Tensor | None = None  # and at its end
-    losses: list[float] = field(default_factory=list)  # in training, relative to chance
-    norms: list[float] = field(default_factory=list)  # of the whole gradient at each training step
 
-    @property
-    def name(self) -> str:
-        return (
-            f"{self.task} {self.length}, {VARIANTS[self.model].label}{'' if self.clip else ', no clipping'}"
-        )
+def clipping_table(results: Sequence[Result]) -> Rows:
+    """The trainings that were repeated with other ways of clipping: their losses and gradients."""
+    return {
+        f"{r.run.variant.label}, {r.run.task} {r.run.length}, clipped {CLIPPING[r.run.clipping]}": {
+            "loss / chance": r.loss,
+            "largest norm": max(r.norms),
+            "median norm": statistics.median(r.norms),
+        }
+        for r in _repeated(results)
+        if r.norms
+    }
 
 
 def draw(results: Sequence[Result], path: Path) -> Path:
-    """Gradients by time step before and after training, losses by length, clipping, depth."""
+    """Gradients by time step before and after training, losses by length; exploding gradients, what clipping
+    makes of them, depth. All of the first task; each line a median over seeds, its band from the lowest to
+    the highest."""
     figure, axes = plot.new(2, 3)
-    clipped = [r for r in results if r.clip]
-    shallow = [r for r in clipped if VARIANTS[r.model].depth == 1]
-    task = shallow[0].task if shallow else ""
-    longest = [
-        r for r in shallow if r.task == task and r.length == max(s.length for s in shallow if s.task == task)
-    ]
-    _reach(axes[0, 0], longest, "before", "Gradients before training")
-    _reach(axes[0, 1], longest, "after", "Gradients after training")
-    _clipping(axes[0, 2], results)
-    _by_length(axes[1, 0], [r for r in shallow if r.task == "adding"], "Adding problem")
-    _by_length(axes[1, 1], [r for r in shallow if r.task == "copy"], "Copy task")
-    _depth(axes[1, 2], [r for r in clipped if VARIANTS[r.model].depth > 1])
+    results = [r for r in _ordered(results) if r.run.task == results[0].run.task]
+    usual = [r for r in results if r.run.clipping == _usual(results)]
+    shallow = [r for r in usual if r.run.variant.depth == 1]
+    longest = [r for r in shallow if r.run.length == max(s.run.length for s in shallow)]
+    repeated = _repeated(results)
+    _reach(axes[0, 0], longest, lambda r: r.before, "Gradients before training")
+    _reach(axes[0, 1], longest, lambda r: r.after, "Gradients after training")
+    _by_length(axes[0, 2], shallow)
+    _exploding(axes[1, 0], repeated)
+    _clipped(axes[1, 1], repeated)
+    _depth(axes[1, 2], [r for r in usual if r.run.variant.depth > 1])
     for unused in (ax for ax in axes.flat if not ax.has_data()):
         unused.set_axis_off()
     return plot.save(figure, path)
 
 
+def _place(result: Result) -> tuple[str, int]:
+    return result.run.task, result.run.length
+
+
+def _ordered(results: Iterable[Result]) -> list[Result]:
+    """As VARIANTS and CLIPPING are."""
+    models, ways = list(VARIANTS), list(CLIPPING)
+    return sorted(
+        results, key=lambda r: (models.index(r.run.model), r.run.length, ways.index(r.run.clipping))
+    )
+
+
+def _usual(results: Sequence[Result]) -> str:
+    """How most trainings clip: by norm, unless none does."""
+    return "norm" if any(r.run.clipping == "norm" for r in results) else "none"
+
+
+def _repeated(results: Sequence[Result]) -> list[Result]:
+    """The trainings that there are with several ways of clipping."""
+    again = {(r.run.task, r.run.length, r.run.model) for r in results if r.run.clipping != _usual(results)}
+    return [r for r in _ordered(results) if (r.run.task, r.run.length, r.run.model) in again]
+
+
+def _groups(results: Sequence[Result], by: Callable[[Result], str]) -> dict[str, list[Result]]:
+    """The same training from all seeds."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(by(result), []).append(result)
+    return groups
+
+
 def _style(result: Result) -> dict[str, Any]:
     """The same colour for the same model, everywhere."""
-    return {"label": VARIANTS[result.model].label, "color": plot.COLOURS[list(VARIANTS).index(result.model)]}
+    colour = plot.COLOURS[list(VARIANTS).index(result.run.model)]
+    return {"label": result.run.variant.label, "color": colour}
 
 
-def _reach(ax: Any, results: Sequence[Result], when: str, title: str) -> None:
-    for result in results:
-        norms = getattr(result, when)
-        if norms is None:
-            continue
-        back = range(len(norms), 0, -1)  # steps between the state and the end
-        ax.semilogy(back, (norms / norms[-1]).clamp(min=1e-12), **_style(result))
+def _reach(ax: Any, results: Sequence[Result], when: Callable[[Result], Any], title: str) -> None:
+    for own in _groups(results, lambda r: r.run.model).values():
+        norms = [n for n in map(when, own) if n is not None]
+        if norms:
+            relative = [(n / n[-1]).clamp(min=1e-12).tolist() for n in norms]
+            plot.band(ax, range(len(norms[0]), 0, -1), relative, **_style(own[0]))
     if results:
         ax.invert_xaxis()
-        ax.set(title=f"{title} ({results[0].task} {results[0].length})", xlabel="steps before the end")
+        run = results[0].run
+        ax.set(title=f"{title} ({run.task} {run.length})", xlabel="steps before the end", yscale="log")
         ax.set(ylabel="norm of dL/ds, relative to the end")
         ax.legend(fontsize=8)
 
 
-def _by_length(ax: Any, results: Sequence[Result], title: str) -> None:
-    for model in dict.fromkeys(result.model for result in results):
-        own = sorted((r for r in results if r.model == model), key=lambda r: r.length)
-        ax.plot([r.length for r in own], [min(r.loss, 1.2) for r in own], "o-", **_style(own[0]))
+def _by_length(ax: Any, results: Sequence[Result]) -> None:
+    for own in _groups(results, lambda r: r.run.model).values():
+        lengths = sorted({r.run.length for r in own})
+        seeds = _groups(own, lambda r: str(r.run.seed)).values()
+        curves = [[min(r.loss, HIGHEST) for r in sorted(seed, key=_place)] for seed in seeds]
+        plot.band(ax, lengths, curves, marker="o", **_style(own[0]))
     if results:
         ax.axhline(1, color="black", lw=0.8, ls=":")
+        title = f"Who learns it ({results[0].run.task})"
         ax.set(title=title, xlabel="steps to remember", ylabel="final loss / chance", ylim=(-0.03, 1.23))
         ax.legend(fontsize=8)
 
 
-def _clipping(ax: Any, results: Sequence[Result]) -> None:
-    """Losses of the model that clipping helped most, with and without."""
-    pairs = [
-        (with_, without)
-        for without in results
-        for with_ in results
-        if not without.clip and with_.clip and without.norms and with_.norms
-        if (with_.task, with_.length, with_.model) == (without.task, without.length, without.model)
-    ]
-    if not pairs:
-        return
-    pair = max(pairs, key=lambda both: both[1].loss - both[0].loss)
-    for result, colour in zip(pair, (plot.COLOURS[2], plot.COLOURS[1]), strict=True):
-        label = (
-            f"clipped at {result.clip:g}"
-            if result.clip
-            else f"not clipped, largest norm {max(result.norms):.2g}"
-        )
-        _training(ax, result, label=label, color=colour)
-    ax.set(title=f"Clipping ({pair[0].name})", yscale="log")
-    ax.legend(fontsize=8)
+def _exploding(ax: Any, results: Sequence[Result]) -> None:
+    """The norm of the whole gradient at each training step, before it is clipped."""
+    for way, own in _groups(results, lambda r: r.run.clipping).items():
+        largest = [[max(r.norms[max(0, n - SMOOTHED) : n + 1]) for n in range(len(r.norms))] for r in own]
+        shown = min(map(len, largest))  # a training that diverged is shorter
+        plot.band(ax, range(shown), largest, color=_colour(way), label=f"clipped {CLIPPING[way]}")
+    if results:
+        run = results[0].run
+        title = f"Exploding gradients ({run.variant.label}, {run.task} {run.length})"
+        ax.set(title=title, xlabel="training step", yscale="log")
+        ax.set(ylabel=f"gradient's norm before clipping\n(largest of {SMOOTHED} steps)")
+        ax.legend(fontsize=8)
+
+
+def _clipped(ax: Any, results: Sequence[Result]) -> None:
+    """Losses with each way of clipping."""
+    for way, own in _groups(results, lambda r: r.run.clipping).items():
+        label = f"clipped {CLIPPING[way]}" + (f", {own[0].run.limit:g}" if own[0].run.limit else "")
+        _training(ax, own, label=label, color=_colour(way))
+    if results:
+        ax.set(title="What clipping makes of it", yscale="log", ylim=(0.01, 100))
+        ax.legend(fontsize=8)
+
+
+def _colour(way: str) -> str:
+    return dict(zip(CLIPPING, (plot.COLOURS[2], plot.COLOURS[4], plot.COLOURS[1]), strict=True))[way]
 
 
 def _depth(ax: Any, results: Sequence[Result]) -> None:
     """Losses of deep stacks in training."""
-    for result in results:
-        _training(ax, result, **_style(result))
+    for own in _groups(results, lambda r: r.run.model).values():
+        _training(ax, own, **_style(own[0]))
     if results:
-        ax.set(title=f"Depth and skip connections ({results[0].task} {results[0].length})", ylim=(0, 2))
+        run = results[0].run
+        ax.set(title=f"Depth and skip connections ({run.task} {run.length})", ylim=(0, 2))
         ax.legend(fontsize=8)
 
 
-def _training(ax: Any, result: Result, **style: Any) -> None:
-    """The loss by training step, each point the mean of a few."""
-    size = max(1, len(result.losses) // 25)
-    ends = range(size, len(result.losses) + 1, size)
-    ax.plot(ends, [sum(result.losses[n - size : n]) / size for n in ends], **style)
+def _training(ax: Any, results: Sequence[Result], **style: Any) -> None:
+    """The loss by training step."""
+    curves = [plot.smooth(r.losses, SMOOTHED) for r in results]
+    shown = min(map(len, curves))
+    plot.band(ax, range(1, shown + 1), curves, **style)
     ax.axhline(1, color="black", lw=0.8, ls=":")
     ax.set(xlabel="training step", ylabel="loss / chance")

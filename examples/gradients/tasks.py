@@ -72,7 +72,7 @@ class Adding(Task):
     """
 
     inputs, outputs, steps, chance = 2, 1, 1, 1 / 6
-    lengths = (10, 25, 50)
+    lengths = (10, 25, 50, 100)
 
     def draw(self, count: int, generator: torch.Generator) -> Trials:
         numbers = torch.rand(self.length, count, generator=generator)

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from examples.common import checkpoint
+from examples.common import checkpoint, results
 from examples.common.layers import SHARED_CELLS
 from examples.common.train import History, Loss
 from examples.gradients import model, tasks
-from examples.gradients.__main__ import build, main, measure, trained
+from examples.gradients.__main__ import draw_seeds, main
 from examples.gradients.model import VARIANTS, Network, gradient_norms, trial_loss
+from examples.gradients.runs import Run, measure, trained
 from examples.gradients.tasks import Adding, Copy, Stream, Trials
 from tests.conftest import assert_close
 
@@ -171,17 +172,27 @@ def test_reset_before_is_another_network() -> None:
 
 @pytest.mark.slow
 def test_the_lesson(capsys: pytest.CaptureFixture[str]) -> None:
-    """Over 10 steps a GRU and the identity learn to add, a tanh RNN hardly anything; with 6 layers it learns
-    with skip connections and not without."""
-    models = ["tanh", "identity", "gru", "deep", "deep-concat"]
-    assert main(["train", "--tasks", "adding", "--lengths", "10", "--models", *models]) == 0
-    loss = {r.model: r.loss for r in (measure(path, torch.device("cpu")) for path in trained(OUT)) if r.clip}
-    assert min(loss["tanh"], loss["deep"]) > 0.7
-    assert max(loss["identity"], loss["gru"], loss["deep-concat"]) < 0.15
+    """Over 50 steps a GRU and the identity learn to add, the identity not without clipping, and a tanh RNN
+    nothing; six layers learn it over 10 steps with skip connections and not without."""
+
+    def losses(*models: str) -> dict[str, float]:
+        measured = [measure(path, run, torch.device("cpu")) for path, run in trained(OUT).items()]
+        found = {(r.run.model, r.run.clipping): r.loss for r in measured}
+        return {model: found[model, "norm"] for model in models} | {"none": found.get((models[0], "none"), 0)}
+
+    options = ["train", "--epochs", "5"]
+    assert main([*options, "--lengths", "50", "--models", "identity", "gru", "tanh"]) == 0
+    loss = losses("identity", "gru", "tanh")
+    assert max(loss["identity"], loss["gru"]) < 0.2
+    assert min(loss["tanh"], loss["none"]) > 0.6
     assert (OUT / "gradients.png").stat().st_size > 0
     capsys.readouterr()
     assert main(["predict", "0.1 0.3* 0.9 0.2 0.4 0.8 0.5* 0.6 0.7 0.3"]) == 0
-    assert capsys.readouterr().out.count("adding") == 8  # 5, 3 of them also without clipping
+    assert capsys.readouterr().out.count("adding") == 5  # one of them clipped in three ways
+    assert main([*options, "--lengths", "10", "--models", "deep", "deep-concat", "--out", "deep"]) == 0
+    rows = results.read(Path("deep"), "evaluate")[1]
+    assert rows["6 layers, concatenating"]["adding 10"] < 0.2
+    assert rows["6 layers"]["adding 10"] > 0.7
 
 
 SMALL = ["train", "--steps", "6", "--epochs", "2", "--lengths", "4", "--hidden", "8", "--batch", "6"]
@@ -202,13 +213,12 @@ def test_resume_goes_on_and_leaves_what_is_done(capsys: pytest.CaptureFixture[st
 
 
 def test_two_processes_train_like_one(two_processes: Callable[..., None]) -> None:
-    arguments = [*SMALL, "--models", "gru", "deep-concat"]
+    arguments = [*SMALL, "--tasks", "adding", "copy", "--models", "gru", "identity", "deep-concat"]
     assert main([*arguments, "--out", "one"]) == 0
     two_processes(main, [*arguments, "--out", "two"])
     paths = trained(Path("one"))
-    assert (
-        len(paths) == len(trained(Path("two"))) == 4
-    )  # GRU: two tasks, one also without clipping; and the deep one
+    # GRU and identity on two tasks, the latter on one in three ways of clipping; and the deep one
+    assert len(paths) == len(trained(Path("two"))) == 7
     for path in paths:
         one, two = (checkpoint.load(Path(folder, path.name))[1]["history"] for folder in ("one", "two"))
         assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
@@ -223,20 +233,21 @@ def test_reset_before(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     capsys.readouterr()
     losses = {}
     for folder in (Path("whole"), OUT):
-        _, saved = checkpoint.load(folder / "copy-4-gru-before-0.0.safetensors")
+        _, saved = checkpoint.load(folder / "copy-4-gru-before-none.safetensors")
         assert saved["config"]["model"] == "gru-before"
         losses[folder] = saved["history"]["losses"]
     assert losses[OUT] == losses[Path("whole")]
-    assert losses[OUT] != checkpoint.load(OUT / "copy-4-gru-0.0.safetensors")[1]["history"]["losses"]
+    assert losses[OUT] != checkpoint.load(OUT / "copy-4-gru-none.safetensors")[1]["history"]["losses"]
 
     forms = []
 
-    def building(*arguments: Any) -> tuple[tasks.Task, Network]:
-        task, network = build(*arguments)
+    def building(run: Run, *arguments: Any) -> tuple[tasks.Task, Network]:
+        task, network = build(run, *arguments)
         forms.append(network.recurrent.layers[0].reset_after)
         return task, network
 
-    monkeypatch.setattr("examples.gradients.__main__.build", building)
+    build = Run.build
+    monkeypatch.setattr(Run, "build", building)
     assert main(["predict", "abd"]) == 0
     assert "GRU, reset before" in capsys.readouterr().out
     assert sorted(forms) == [False, True]
@@ -259,11 +270,53 @@ def test_default_networks_train_on_both_backends(monkeypatch: pytest.MonkeyPatch
 
 def test_divergence_is_a_result(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("examples.gradients.__main__.trial_loss", exploding)
-    arguments = [*SMALL, "--tasks", "adding", "--models", "identity", "--clip", "0"]
+    arguments = [*SMALL, "--models", "identity", "--clip", "0", "--clip-value", "0"]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
     assert "diverged" in printed
     assert "inf" in printed
+    assert main([*arguments, "--resume"]) == 0
+    assert "diverged" not in capsys.readouterr().out
+
+
+def test_ways_of_clipping() -> None:
+    """The same gradient at the first step, another step; what a limit of by-value clipping is, is known."""
+    assert main([*SMALL, "--models", "identity", "gru", "--clip", "0.01", "--clip-value", "0.002"]) == 0
+    found = {run.clipping: path for path, run in trained(OUT).items() if run.model == "identity"}
+    assert found.keys() == {"norm", "value", "none"}
+    ended = {way: checkpoint.load(path) for way, path in found.items()}
+    norms = {way: data["history"]["norms"] for way, (_, data) in ended.items()}
+    assert norms["norm"][0] == norms["value"][0] == norms["none"][0]
+    assert len({own[-1] for own in norms.values()}) == 3
+    assert {way: data["config"]["limit"] for way, (_, data) in ended.items()} == {
+        "norm": 0.01,
+        "value": 0.002,
+        "none": 0.0,
+    }
+    table = results.read(OUT, "clipping")[1]
+    assert len(table) == 3
+    assert not any("GRU" in row for row in table)
+
+
+def test_several_seeds_in_one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    folders = {seed: Path(f"seed-{seed}") for seed in (3, 4)}
+    for seed, folder in folders.items():
+        assert main([*SMALL, "--models", "lstm", "--seed", str(seed), "--out", str(folder)]) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr("examples.gradients.__main__.draw", lambda found, path: drawn.append(found))
+        draw_seeds(folders, OUT)
+    assert [result.run.seed for result in drawn[0]] == [3, 4]
+    assert draw_seeds(folders, OUT).stat().st_size > 0
+
+
+def test_checkpoints_of_another_program(capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint.save(OUT / "gru.safetensors", {"model": {"a": torch.ones(1)}}, {"config": {"task": "adding"}})
+    for command in (["evaluate"], ["predict", "abd"]):
+        assert main(command) == 2
+        assert "gru.safetensors: expected a checkpoint of this program, found one of another" in (
+            capsys.readouterr().err
+        )
 
 
 def exploding(network: nn.Module, trials: Trials) -> Loss:
