@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from rich.markup import escape
 
-from ..common import checkpoint, cli, distributed, layers, results, terminal
+from ..common import books, checkpoint, cli, distributed, layers, results, terminal
 from ..common.contest import load_each, train_each
 from ..common.data import InputError, write_generated
-from ..common.text import Vocabulary
+from ..common.text import UNK, Vocabulary
 from ..common.train import History
 from . import data, generator, report
-from .model import RecurrentLM, TruncatedBackpropagation, perplexity, sample
+from .model import RecurrentLM, TruncatedBackpropagation, log_probabilities, perplexity, sample
 from .ngram import NGram
 
 Models = dict[str, report.Model]
@@ -49,15 +49,6 @@ def load(options: argparse.Namespace) -> tuple[dict[str, Any], Models]:
     return config, models | {cell.upper(): own.model for cell, own in networks.items()}
 
 
-def compare(
-    out: Path, table: str, config: dict[str, Any], models: Models, lines: list[list[str]], title: str
-) -> report.Comparison:
-    """Print what all models do on some text, and on the probes that belong to the training."""
-    made = report.compare(models, lines, read_probes(config), config)
-    results.show(out, table, title, made.rows)
-    return made
-
-
 def read_probes(config: dict[str, Any]) -> list[data.Probe]:
     return data.read_probes(Path(config["probes"])) if config["probes"] else []
 
@@ -70,6 +61,9 @@ def train(options: argparse.Namespace) -> History:
     distance.
     """
     console = terminal.console()
+    if options.book:
+        options.data = write_generated(options.out / "language-reference.txt", books.language_reference())
+        console.print(f"Python's own language reference, written to {options.data}")
     if options.data is None:
         text = generator.text(options.sentences, options.seed)
         probes = data.write_probes(generator.probes(40, options.seed))
@@ -91,8 +85,10 @@ def train(options: argparse.Namespace) -> History:
     # Networks learn in the midst of a text, their state never empty; so that is where they are asked, too.
     config["opening"] = ids[max(0, len(ids) - 50) :].tolist()
     read_probes(config)  # if something is wrong with them, now is the time to say so
+    unknown = [float((part == vocabulary.index[UNK]).double().mean()) for part in (ids, held_out)]
     console.print(
-        f"{len(ids):,} tokens to learn from, {len(held_out):,} held out, {len(vocabulary):,} different"
+        f"{len(ids):,} tokens to learn from, {len(held_out):,} held out, {len(vocabulary):,} different;"
+        f" unknown and counted as one, {UNK}: {unknown[0]:.2%} and {unknown[1]:.2%}"
     )
 
     models: Models = {f"{n}-gram": NGram.count(ids.tolist(), n, len(vocabulary)) for n in options.orders}
@@ -105,13 +101,16 @@ def train(options: argparse.Namespace) -> History:
         {cell: shared | {"cell": cell} for cell in options.cells},
         TruncatedBackpropagation(),
         lambda epoch: parts,
-        lambda model: {"perplexity": perplexity(model, held_out)},
+        lambda model: {"perplexity": perplexity(log_probabilities(model, held_out))},
     )
     models |= {cell.upper(): own.model for cell, own in trained.items()}
-    made = compare(options.out, "train", config, models, test, "on the held-out text")
+    rows = report.compare(models, test, read_probes(config), config)
+    for cell, own in trained.items():
+        rows[cell.upper()] |= report.costs(own.model, parts[0], own.history.epochs)
+    results.show(options.out, "train", "on the held-out text", rows)
     if distributed.rank() == 0:
-        losses = {cell.upper(): own.history.losses for cell, own in trained.items()}
-        console.print(f"picture: {report.draw(made, losses, options.out / 'language_model.png')}")
+        picture = report.draw([options.out], options.cells, options.out / "language_model.png")
+        console.print(f"picture: {picture}")
     last = {cell: own.history.epochs[-1] for cell, own in trained.items()}
     return History(
         epochs=[{f"{cell} {name}": value for cell, own in last.items() for name, value in own.items()}]
@@ -124,7 +123,14 @@ def evaluate(options: argparse.Namespace) -> None:
     lines = data.read_text(options.data or Path(config["data"]), config["level"])
     if options.data is None:
         lines = data.split_lines(lines)[1]
-    compare(options.out, "evaluate", config, models, lines, f"on {options.data or 'the held-out text'}")
+    rows = report.compare(models, lines, read_probes(config), config)
+    results.show(options.out, "evaluate", f"on {options.data or 'the held-out text'}", rows)
+
+
+def draw_seeds(folders: dict[int, Path], out: Path) -> Path:
+    """The picture of the trainings from several seeds."""
+    config = checkpoint.load(out / "ngram.safetensors", "cpu", "no tensors")[1]["config"]
+    return report.draw(list(folders.values()), config["cells"], out / "language_model.png")
 
 
 def predict(options: argparse.Namespace) -> None:
@@ -145,9 +151,20 @@ def predict(options: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     line = cli.CommandLine("language_model", __doc__)
-    made = line.training(train, epochs=6, batch=16, rate=5e-3, cell=None, cells=lambda options: options.cells)
+    made = line.training(
+        train,
+        epochs=6,
+        batch=16,
+        rate=5e-3,
+        cell=None,
+        cells=lambda options: options.cells,
+        draw_seeds=draw_seeds,
+    )
+    texts = made.add_mutually_exclusive_group()
+    texts.add_argument("--data", type=Path, metavar="FILE", help="UTF-8 text; without it, text is generated")
+    help = "learn Python's own language reference, which this Python has with it"
+    texts.add_argument("--book", action="store_true", help=help)
     add = made.add_argument
-    add("--data", type=Path, metavar="FILE", help="UTF-8 text; without it, text is generated")
     add("--probes", type=Path, metavar="TSV", help="beginning, right word, wrong word, distance")
     add("--level", choices=("word", "char"), default="word", help="what a token is")
     help = "networks to train; gru-before: GRU with the reset gate before the product"
@@ -164,7 +181,8 @@ def main(arguments: list[str] | None = None) -> int:
     add("--depth", type=cli.positive, default=1, metavar="N", help="recurrent layers")
     add("--dropout", type=cli.probability, default=0.0, metavar="P", help="between the layers")
     add("--length", type=cli.positive, default=35, metavar="N", help="tokens that gradients go back")
-    add("--min-count", type=cli.positive, default=1, metavar="N", help="rarer tokens become <UNK>")
+    help = "rarer tokens become <UNK>; with 1, training has none, and the networks do not expect any"
+    add("--min-count", type=cli.positive, default=2, metavar="N", help=help)
     add("--max-size", type=cli.positive, default=10_000, metavar="N", help="of the vocabulary")
     add("--sentences", type=cli.positive, default=10_000, metavar="N", help="to generate without --data")
     add = line.command("evaluate", evaluate, of_seeds=True).add_argument

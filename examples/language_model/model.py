@@ -13,7 +13,7 @@ from ..common.train import Loss
 from .data import Part
 from .ngram import NGram
 
-__all__ = ["RecurrentLM", "TruncatedBackpropagation", "perplexity", "sample"]
+__all__ = ["RecurrentLM", "TruncatedBackpropagation", "log_probabilities", "perplexity", "sample"]
 
 
 class RecurrentLM(nn.Module):
@@ -78,15 +78,30 @@ class TruncatedBackpropagation:
 
 
 @torch.inference_mode()
-def perplexity(model: nn.Module, ids: Tensor, length: int = 512) -> float:
-    """exp of the mean of -log p over all tokens [N] but the first, each given all those before it."""
+def log_probabilities(model: NGram | nn.Module, ids: Tensor, length: int = 512) -> Tensor:
+    """log p of each of N tokens but the first, given all those before it.
+
+    Args:
+        ids: The tokens, [N].
+        length: How many a network reads at a time, its state carried on.
+
+    Returns:
+        float64 [N - 1], on the CPU.
+    """
+    if isinstance(model, NGram):
+        return model.log_probabilities(ids.tolist())
     device = next(model.parameters()).device
-    total, state = 0.0, None
+    pieces, state = [], None
     for start in range(0, len(ids) - 1, length):
         piece = ids[start : start + length + 1].to(device)
         scores, state = model(piece[:-1, None], state)
-        total -= scores[:, 0].gather(1, piece[1:, None]).double().sum().item()
-    return math.exp(total / (len(ids) - 1))
+        pieces.append(scores[:, 0].gather(1, piece[1:, None])[:, 0].double().cpu())
+    return torch.cat(pieces)
+
+
+def perplexity(log_p: Tensor) -> float:
+    """exp of the mean of -log p; NaN of no tokens."""
+    return math.exp(-log_p.mean())
 
 
 @torch.inference_mode()

@@ -90,13 +90,13 @@ class NGram:
             ends.append((length, h))
         return ends
 
-    def perplexity(self, tokens: Sequence[int]) -> float:
-        """exp of the mean of -log p over all tokens but the first, each given those before it."""
+    def log_probabilities(self, tokens: Sequence[int]) -> Tensor:
+        """log p of each of N tokens but the first, given those before it, float64 [N - 1]."""
         logs = [
             math.log(self.probability(tokens[max(0, i - self.order + 1) : i], tokens[i]))
             for i in range(1, len(tokens))
         ]
-        return math.exp(-sum(logs) / len(logs))
+        return torch.tensor(logs, dtype=torch.float64)
 
     def tensors(self) -> dict[str, Tensor]:
         """All there is to store: for each order n its n-grams with their counts, int32 [N, n + 1]."""

@@ -25,7 +25,7 @@ from ..common.data import InputError, split, write_generated
 from ..common.text import Vocabulary
 from ..common.train import History
 from ..language_model.data import parts
-from ..language_model.model import RecurrentLM, TruncatedBackpropagation, perplexity
+from ..language_model.model import RecurrentLM, TruncatedBackpropagation, log_probabilities, perplexity
 from ..language_model.ngram import NGram
 from . import data, generator, report, sound
 from .abc import parse
@@ -93,7 +93,10 @@ def train(options: argparse.Namespace) -> History:
 
     def judge(model: Any) -> dict[str, float]:
         written = report.samples(model, config, options.samples, options.seed)
-        return {"perplexity": perplexity(model, unseen), "valid bars": measure(written)["valid bars"]}
+        return {
+            "perplexity": perplexity(log_probabilities(model, unseen)),
+            "valid bars": measure(written)["valid bars"],
+        }
 
     trained = train_each(
         options,

@@ -8,8 +8,7 @@ from typing import Any
 
 from ..common import plot
 from ..common.text import Vocabulary
-from ..language_model.model import perplexity
-from ..language_model.ngram import NGram
+from ..language_model.model import log_probabilities, perplexity
 from .abc import parse
 from .data import TUNE, encode, stream
 from .keys import Key
@@ -37,7 +36,7 @@ def compare(
     ids = stream(encode(Vocabulary.from_json(config["vocabulary"]), texts))
     rows: Rows = {}
     for name, model in models.items():
-        p = model.perplexity(ids.tolist()) if isinstance(model, NGram) else perplexity(model, ids)
+        p = perplexity(log_probabilities(model, ids))
         rows[name] = {"perplexity": p, **measure(samples(model, config, count, seed))}
     return {**rows, "the tunes": measure(texts)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,16 +13,23 @@ from typing import Any
 import pytest
 import torch
 
-from examples.common import checkpoint
+from examples.common import books, checkpoint, results
 from examples.common.errors import InputError
 from examples.common.layers import CELLS
 from examples.common.text import Vocabulary
 from examples.language_model import data, generator, report
-from examples.language_model.__main__ import compare, load, main, read_probes
-from examples.language_model.model import RecurrentLM, TruncatedBackpropagation, perplexity, sample
+from examples.language_model.__main__ import load, main, read_probes
+from examples.language_model.model import (
+    RecurrentLM,
+    TruncatedBackpropagation,
+    log_probabilities,
+    perplexity,
+    sample,
+)
 from examples.language_model.ngram import NGram
 from tests.conftest import assert_close
 
+BOOK = ["--book", "--hidden", "128", "--dropout", "0.3"]
 SMALL = ["--sentences", "300", "--orders", "2", "3", "--hidden", "16", "--cells", "lstm", "--batch", "8"]
 TRAINED = argparse.Namespace(out=Path("out/language_model"), device=torch.device("cpu"))
 A, B, C = 0, 1, 2
@@ -71,15 +79,73 @@ def test_perplexity_of_both_kinds_by_hand() -> None:
     ids = [A, B, B, C]
     model = NGram.count([A, B, A, C, A, B], order=2, vocabulary=3)
     p = model.probability([A], B) * model.probability([B], B) * model.probability([B], C)
-    assert model.perplexity(ids) == pytest.approx(p ** (-1 / 3))
+    assert perplexity(log_probabilities(model, torch.tensor(ids))) == pytest.approx(p ** (-1 / 3))
     network = RecurrentLM(3, 8, "gru").eval()
     scores, _ = network(torch.tensor(ids[:-1])[:, None])
     expected = scores[range(3), 0, ids[1:]].mean().neg().exp().item()
-    assert perplexity(network, torch.tensor(ids)) == pytest.approx(expected, rel=1e-5)
-    assert perplexity(network, torch.tensor(ids), length=2) == pytest.approx(expected, rel=1e-5)
+    for length in (512, 2):
+        log_p = log_probabilities(network, torch.tensor(ids), length)
+        assert perplexity(log_p) == pytest.approx(expected, rel=1e-5)
+
+
+def test_known_words_and_all() -> None:
+    """Two tokens of five are unknown; the places where they are to be told do not count among the known."""
+    lines = [["a", "?", "b", "!", "a", "b"]]
+    config = {"vocabulary": ["<PAD>", "<UNK>", "a", "b"], "level": "word"}
+    ids = [2, 1, 3, 1, 2, 3]
+    models = {"2-gram": NGram.count(ids, 2, 4), "GRU": RecurrentLM(4, 8, "gru").eval()}
+    rows = report.compare(models, lines, [], config)
+    for name, model in models.items():
+        log_p = log_probabilities(model, torch.tensor(ids)).tolist()
+        assert rows[name]["perplexity"] == pytest.approx(math.exp(-sum(log_p) / 5))
+        assert rows[name]["known words"] == pytest.approx(math.exp(-(log_p[1] + log_p[3] + log_p[4]) / 3))
+    all_known = report.compare(models, [["a", "b"]], [], config)
+    assert all("known words" not in row for row in all_known.values())
+
+
+def test_what_training_takes() -> None:
+    """More gates keep more for the backward pass; of parameters nothing counts, twice the rows keep twice."""
+
+    def kept(cell: str, batch: int) -> float:
+        part = data.parts(torch.arange(48 * batch + 1) % 5, batch, 48)[0]
+        model = RecurrentLM(5, 64, cell).train()
+        found = report.costs(model, part, [{"tokens/s": 3.0}, {"tokens/s": 5.0}])
+        assert found["tokens/s"] == 4.0
+        assert not model.training
+        return found["kB for backward"]
+
+    rnn, gru, lstm = (kept(cell, 4) for cell in ("rnn", "gru", "lstm"))
+    assert rnn < gru < lstm
+    assert kept("lstm", 8) == pytest.approx(2 * lstm, rel=0.02)
+    assert rnn * 1000 > 4 * 48 * 4 * 64 * 2  # at least embedded tokens and states
 
 
 # ---------------------------------------------------------------- text
+
+
+def test_every_paragraph_of_the_book_is_there_once() -> None:
+    text = books.language_reference()
+    paragraphs = text.strip("\n").split("\n\n")
+    assert len(set(paragraphs)) == len(paragraphs) > 1000
+    assert len(text.split()) > 30_000
+
+
+def test_a_python_without_its_reference(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    assert main(["train", "--book"]) == 2
+    assert "--book: expected a Python with the module pydoc_data" in capsys.readouterr().err
+
+
+def test_unknown_words_are_expected() -> None:
+    """By default a word that training has once is unknown, so that what is new later has been seen, too."""
+    Path("text.txt").write_text("the dog barks\n" * 20 + "the cat sleeps\n" + "the dog sings\n" * 3)
+    assert main(["train", "--data", "text.txt", *SMALL, "--epochs", "1", "--batch", "2"]) == 0
+    vocabulary = checkpoint.load(TRAINED.out / "ngram.safetensors")[1]["config"]["vocabulary"]
+    assert set(vocabulary) == {"<PAD>", "<UNK>", "the", "dog", "barks", "\n"}
+    rows = results.read(TRAINED.out, "train")[1]
+    assert all(row["known words"] != row["perplexity"] for row in rows.values())
 
 
 def test_tokens_and_back() -> None:
@@ -189,11 +255,10 @@ def test_network_sees_what_ngrams_cannot(capsys: pytest.CaptureFixture[str]) -> 
     assert Path("out/language_model/language_model.png").stat().st_size > 0
     config, models = load(TRAINED)
     _, lines = data.split_lines(data.read_text(Path(config["data"]), "word"))
-    made = compare(Path("out"), "train", config, models, lines, "")
-    far = {name: own["17+"] for name, own in made.agreement.items()}
+    rows = report.compare(models, lines, read_probes(config), config)
+    far = {name: own["agree 17+"] for name, own in rows.items()}
     assert far["GRU"] >= 0.95
     assert max(far[f"{n}-gram"] for n in (2, 3, 5)) <= 0.65
-    rows = made.rows
     assert rows["GRU"]["perplexity"] < 0.9 * min(rows[f"{n}-gram"]["perplexity"] for n in (2, 3, 5))
     assert rows["GRU"]["kB"] < rows["5-gram"]["kB"]
 
@@ -337,10 +402,25 @@ def test_nothing_to_go_on_from(capsys: pytest.CaptureFixture[str]) -> None:
     assert "a beginning to go on from" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_network_beats_ngrams_on_a_book() -> None:
+    """On words that are known and on all, though it was not made for the text."""
+    assert main(["train", *BOOK, "--epochs", "4", "--cells", "lstm", "--orders", "3", "5"]) == 0
+    rows = results.read(TRAINED.out, "train")[1]
+    for column in ("perplexity", "known words"):
+        assert rows["LSTM"][column] < 0.97 * min(rows["3-gram"][column], rows["5-gram"][column])
+
+
 def test_evaluate_and_predict(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *SMALL, "--epochs", "1"]) == 0
-    trained = capsys.readouterr().out.split("held-out text\n")[1].split("picture")[0]
+    trained = results.read(TRAINED.out, "train")[1]
     assert main(["evaluate"]) == 0
-    assert trained in capsys.readouterr().out  # the same models, the same numbers
+    found = results.read(TRAINED.out, "evaluate")[1]
+    costs = {"tokens/s", "kB for backward"}  # of training
+    assert found == {
+        name: {column: value for column, value in row.items() if column not in costs}
+        for name, row in trained.items()
+    }
+    capsys.readouterr()
     assert main(["predict", "the singers near the tower", "--count", "5"]) == 0
     assert "the singers near the tower" in capsys.readouterr().out
