@@ -6,19 +6,21 @@ import argparse
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from . import distributed, layers, results, seeds, terminal
-from .data import write_generated
+from .data import Batches, write_generated
 from .errors import InputError
 from .train import Diverged, History, Recipe
 
-__all__ = ["CommandLine", "announce_generated", "given_or_generated", "recipe"]
+__all__ = ["CommandLine", "announce_generated", "batches", "given_or_generated", "recipe"]
+
+Item = TypeVar("Item")
 
 
 def positive(text: str) -> int:
@@ -241,6 +243,20 @@ def recipe(options: argparse.Namespace, **changes: Any) -> Recipe:
     """The options of a training as `train.fit` takes them."""
     made = Recipe(epochs=options.epochs, rate=options.rate, clip=options.clip, seed=options.seed)
     return replace(made, **changes)
+
+
+def batches(
+    options: argparse.Namespace, items: Sequence[Item], *, length: Callable[[Item], int] | None = None
+) -> Batches[Item]:
+    """The items as the batches of a training with these options.
+
+    Raises:
+        InputError: There are fewer items than processes.
+    """
+    try:
+        return Batches(items, options.batch, length=length, seed=options.seed)
+    except ValueError as error:
+        raise InputError(options.data, None, "data for every process", str(error)) from None
 
 
 def given_or_generated(options: argparse.Namespace, file: str, text: Callable[[], str]) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from examples.common.train import Loss
 
 from .data import Sentence
 from .model import Tagger
-from .spans import Score, score
+from .spans import OUTSIDE, Score, score
 
 NO_TAG = -1  # what a target has at padding: the number of no tag, so that no model can predict it
 
@@ -47,10 +47,10 @@ class Task(NamedTuple):
         number = {tag: i for i, tag in enumerate(self.tags)}
         return [Example(self.vocabulary.ids(s.tokens), [number[tag] for tag in s.tags]) for s in sentences]
 
-    def config(self, bidirectional: bool, cell: str) -> dict[str, Any]:
+    def config(self, bidirectional: bool, cell: str, length: int | None = None) -> dict[str, Any]:
         """What a checkpoint has to tell."""
         own = {"tags": self.tags, "vocabulary": self.vocabulary.to_json()}
-        return {"bidirectional": bidirectional, "cell": cell, **own}
+        return {"bidirectional": bidirectional, "cell": cell, "length": length, **own}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Task:
@@ -60,7 +60,38 @@ class Task(NamedTuple):
 def build(config: dict[str, Any], backend: str = "fused") -> Tagger:
     """A new model of a configuration."""
     sizes = len(config["vocabulary"]), len(config["tags"])
-    return Tagger(*sizes, bidirectional=config["bidirectional"], cell=config["cell"], backend=backend)
+    options = {name: config[name] for name in ("bidirectional", "cell", "length")}
+    return Tagger(*sizes, **options, backend=backend)
+
+
+def reads(model: nn.Module) -> int | None:
+    """How many tokens of each sentence a model of `build` reads; None is all of them."""
+    return cast(Tagger, model).length
+
+
+def pad(
+    rows: Sequence[list[int]], length: int | None, *, fill: int = 0, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Lists of ids side by side, all of one length: longer ones are cut, shorter ones filled up.
+
+    Args:
+        rows: B lists of ids, none of them empty.
+        length: N; None is that of the longest list.
+        fill: What goes after the end of the shorter ones.
+
+    Returns:
+        ids, int64 [B, N] on `device`; and how many of each row are real, int64 [B] on the CPU.
+
+    Example:
+        >>> pad([[5, 6, 7], [8]], 2)
+        (tensor([[5, 6],
+                [8, 0]]), tensor([2, 1]))
+        >>> pad([[8]], 2)
+        (tensor([[8, 0]]), tensor([1]))
+    """
+    ids, lengths = pad_batch([row[:length] for row in rows], fill=fill, device=device)
+    missing = (length or ids.size(1)) - ids.size(1)
+    return nn.functional.pad(ids, (0, missing), value=fill), lengths
 
 
 def masked_nll(log_p: Tensor, tags: Tensor) -> Tensor:
@@ -78,10 +109,10 @@ def masked_nll(log_p: Tensor, tags: Tensor) -> Tensor:
 
 
 def loss(model: nn.Module, batch: Sequence[Example]) -> Loss:
-    """The masked loss of a batch, to be divided by its number of real tokens."""
+    """The masked loss of a batch, to be divided by the number of real tokens that the model reads of it."""
     device = next(model.parameters()).device
-    ids, lengths = pad_batch([example.ids for example in batch], device=device)
-    tags, _ = pad_batch([example.tags for example in batch], fill=NO_TAG, device=device)
+    ids, lengths = pad([example.ids for example in batch], reads(model), device=device)
+    tags, _ = pad([example.tags for example in batch], reads(model), fill=NO_TAG, device=device)
     tokens = int(lengths.sum())
     return Loss(masked_nll(model(ids, lengths), tags), tokens, tokens)
 
@@ -90,17 +121,16 @@ def loss(model: nn.Module, batch: Sequence[Example]) -> Loss:
 def predict(
     model: nn.Module, task: Task, sentences: Sequence[Sequence[str]], batch: int = 256
 ) -> list[list[str]]:
-    """The likeliest tag of each token of each sentence."""
+    """The likeliest tag of each token of each sentence; O for those that the model does not read."""
     device = next(model.parameters()).device
     found: list[list[str]] = []
     for start in range(0, len(sentences), batch):
-        ids, lengths = pad_batch(
-            [task.vocabulary.ids(s) for s in sentences[start : start + batch]], device=device
-        )
+        part = sentences[start : start + batch]
+        ids, lengths = pad([task.vocabulary.ids(s) for s in part], reads(model), device=device)
         best = model(ids, lengths).argmax(-1).tolist()
-        found += [
-            [task.tags[i] for i in row[:length]] for row, length in zip(best, lengths.tolist(), strict=True)
-        ]
+        for own, row in zip(part, best, strict=True):
+            read = [task.tags[i] for i in row[: len(own)]]
+            found.append(read + [OUTSIDE] * (len(own) - len(read)))
     return found
 
 

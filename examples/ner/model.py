@@ -27,6 +27,8 @@ class Tagger(nn.Module):
         vocabulary, tags: How many tokens and tags there are.
         embedding, hidden: Sizes of the embedding's rows and of the state of each direction.
         bidirectional: Whether it reads both ways.
+        length: How many tokens of every sentence it reads, shorter ones being padded to as many; None reads
+            all, and pads to the longest sentence of a batch.
         cell: One of `layers.CELLS`.
         backend: "fused" or, where it has the cell, "torch".
     """
@@ -39,10 +41,12 @@ class Tagger(nn.Module):
         embedding: int = 32,
         hidden: int = 32,
         bidirectional: bool = True,
+        length: int | None = None,
         cell: str = "lstm",
         backend: str = "fused",
     ) -> None:
         super().__init__()
+        self.length = length
         self.embedding = nn.Embedding(vocabulary, embedding, padding_idx=0)
         self.recurrent = recurrent(
             cell, embedding, hidden, backend=backend, batch_first=True, bidirectional=bidirectional
@@ -52,11 +56,11 @@ class Tagger(nn.Module):
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """Token ids [B, T], padded with 0, and lengths [B] -> log probabilities [B, T, tags].
 
-        Packing keeps the backward direction from reading padding first; what stands at padding has no
-        meaning, and the loss leaves it out.
+        Packing keeps the backward direction from reading padding first, and both from computing with it; what
+        stands at padding has no meaning, and the loss leaves it out.
         """
         packed = pack_padded_sequence(self.embedding(ids), lengths, batch_first=True, enforce_sorted=False)
-        output, _ = pad_packed_sequence(self.recurrent(packed)[0], batch_first=True)
+        output, _ = pad_packed_sequence(self.recurrent(packed)[0], batch_first=True, total_length=ids.size(1))
         return self.head(output).log_softmax(-1)
 
 

@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from examples.common import plot
-from examples.common.train import History
-
-from .spans import Score
+from examples.common import checkpoint, plot, results
 
 
-def draw(path: Path, histories: dict[str, History], scores: dict[str, dict[str, Score]]) -> Path:
-    """Left, F1 on held-out sentences after each epoch; right, F1 of each type in the end.
+def draw(folders: Mapping[int, Path], out: Path) -> Path:
+    """Left, F1 on held-out sentences after each epoch; right, F1 of each type in the end. Both are over all
+    seeds the median and from the lowest to the highest.
 
     Args:
-        histories: Of each model.
-        scores: Of each model and, first, of the baseline.
+        folders: What `train` left for each seed.
+        out: Where the picture goes.
     """
     figure, (left, right) = plot.new(1, 2)
-    baseline, *_ = scores
-    colours = dict(zip(scores, (plot.COLOURS[-1], *plot.COLOURS), strict=False))
-    left.axhline(scores[baseline]["all"].f1, color=colours[baseline], linestyle="--", label=baseline)
-    for name, history in histories.items():
-        epochs = range(1, len(history.epochs) + 1)
-        f1 = [epoch["F1"] for epoch in history.epochs]
-        left.plot(epochs, f1, marker=".", label=name, color=colours[name])
+    rows = results.sum_up(folders, "train").spreads()
+    baseline, *models = rows
+    colours = dict(zip(rows, (plot.COLOURS[-1], *plot.COLOURS), strict=False))
+    level = rows[baseline]["F1"]
+    left.axhline(level.median, color=colours[baseline], linestyle="--", label=baseline)
+    left.axhspan(level.low, level.high, color=colours[baseline], alpha=0.2, linewidth=0)
+    for name in models:
+        saved = [checkpoint.load(own / f"{name}.safetensors", "cpu", "none")[1] for own in folders.values()]
+        curves = [[epoch["F1"] for epoch in own["history"]["epochs"]] for own in saved]
+        epochs = range(1, len(curves[0]) + 1)
+        plot.band(left, epochs, curves, color=colours[name], label=name, marker=".")
     left.set(title="Held-out sentences", xlabel="epoch", ylabel="F1 of whole entities", ylim=(0, 1.02))
     left.xaxis.get_major_locator().set_params(integer=True)
     left.legend()
 
-    types = sorted({type for own in scores.values() for type in own if type != "all"})
-    width = 0.8 / len(scores)
-    for n, (name, own) in enumerate(scores.items()):
-        places = [i + (n - (len(scores) - 1) / 2) * width for i in range(len(types))]
-        heights = [own[type].f1 if type in own else 0.0 for type in types]
-        right.bar(places, heights, width, label=name, color=colours[name])
+    types = [column for column in rows[baseline] if column.startswith("F1 ")]
+    width = 0.8 / len(rows)
+    for n, (name, own) in enumerate(rows.items()):
+        places = [i + (n - (len(rows) - 1) / 2) * width for i in range(len(types))]
+        medians = [own[type].median for type in types]
+        reach = [[own[t].median - own[t].low for t in types], [own[t].high - own[t].median for t in types]]
+        right.bar(places, medians, width, yerr=reach, label=name, color=colours[name], ecolor="#777777")
     right.set(title="By type of entity", ylabel="F1", ylim=(0, 1.02))
-    right.set_xticks(range(len(types)), types)
+    right.set_xticks(range(len(types)), [type.removeprefix("F1 ") for type in types])
     right.grid(False, axis="x")
-    return plot.save(figure, path)
+    return plot.save(figure, out / "ner.png")

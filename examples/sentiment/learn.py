@@ -1,20 +1,25 @@
-"""Tweets as batches of ids, the loss, and the accuracy."""
+"""Tweets as batches of ids, the loss, the accuracy, and whether it still changes."""
 
 from __future__ import annotations
 
+import argparse
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from examples.common.contest import Trained, load_each
 from examples.common.text import Vocabulary, pad_batch
 from examples.common.train import Loss
 
+from .bayes import NaiveBayes
 from .data import Tweet
 from .model import MeanClassifier, RecurrentClassifier
 
-MODELS = ("mean", "recurrent")
+BAYES = "bayes"  # what is counted
+MODELS = ("mean", "recurrent")  # what is trained
 
 
 class Example(NamedTuple):
@@ -40,7 +45,7 @@ class Task(NamedTuple):
         return [Example(self.vocabulary.ids(t.tokens), self.feelings.index(t.feeling)) for t in tweets]
 
     def config(self, kind: str, cell: str) -> dict[str, Any]:
-        """What a checkpoint has to tell; `kind` is one of MODELS."""
+        """What a checkpoint has to tell; `kind` is BAYES or one of MODELS."""
         return {
             "kind": kind,
             "cell": cell,
@@ -56,9 +61,21 @@ class Task(NamedTuple):
 def build(config: dict[str, Any], backend: str = "fused") -> nn.Module:
     """A new model of a configuration."""
     sizes = len(config["vocabulary"]), len(config["feelings"])
+    if config["kind"] == BAYES:
+        return NaiveBayes(*sizes)
     if config["kind"] == "mean":
         return MeanClassifier(*sizes)
     return RecurrentClassifier(*sizes, cell=config["cell"], backend=backend)
+
+
+def load(options: argparse.Namespace) -> tuple[Task, dict[str, Trained]]:
+    """What was learned in the folder `options.out`: the task, and the models, those that only count first.
+
+    Raises:
+        InputError: A checkpoint is not there, or not of these models.
+    """
+    trained = load_each(options, build, (*MODELS, BAYES))
+    return Task.from_config(trained[BAYES].config), {name: trained[name] for name in (BAYES, *MODELS)}
 
 
 def log_probabilities(model: nn.Module, texts: Sequence[list[int]]) -> tuple[Tensor, int]:
@@ -88,3 +105,28 @@ def accuracy(model: nn.Module, examples: Sequence[Example]) -> dict[str, float]:
     return {
         "accuracy": float((guesses == torch.tensor([example.feeling for example in examples])).float().mean())
     }
+
+
+def unknown_share(examples: Sequence[Example]) -> float:
+    """The fraction of all tokens that are not in the vocabulary, and so have the id of <UNK>.
+
+    Example:
+        >>> unknown_share([Example([2, 1, 3], 0), Example([1], 1)])
+        0.5
+    """
+    return sum(example.ids.count(1) for example in examples) / sum(len(example.ids) for example in examples)
+
+
+def drift(accuracies: Sequence[float]) -> dict[str, float]:
+    """How far training still moves the accuracy: its mean over the last quarter of the epochs, less that over
+    the quarter before. There is none of fewer than four epochs.
+
+    Example:
+        >>> drift([0.0, 0.25, 0.5, 0.5, 0.75, 0.75, 0.75, 1.0])
+        {'drift': 0.125}
+    """
+    quarter = len(accuracies) // 4
+    if not quarter:
+        return {}
+    last, before = accuracies[-quarter:], accuracies[-2 * quarter : -quarter]
+    return {"drift": statistics.mean(last) - statistics.mean(before)}

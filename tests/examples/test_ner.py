@@ -165,6 +165,12 @@ def test_memory_of_words() -> None:
 # ---------------------------------------------------------------- the program
 
 
+def test_no_entities_at_all() -> None:
+    Path("file.conll").write_text("a O\nb O\n\nb O\n")
+    assert main(["train", "--data", "file.conll", "--epochs", "1"]) == 0
+    assert main(["evaluate", "--data", "file.conll"]) == 0
+
+
 @pytest.mark.slow
 def test_context_is_learned(capsys: pytest.CaptureFixture[str]) -> None:
     """On sentences never seen, whole entities: F1 above 0.93 for reading both ways, and for one way or for a

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import doctest
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ class Program(NamedTuple):
 
 PROGRAMS = {
     "sentiment": Program(
-        sentiment.main, sentiment.data.write(sentiment.generate(100, seed=3)), ("mean", "recurrent")
+        sentiment.main, sentiment.data.write(sentiment.generate(100, seed=3)), ("bayes", "mean", "recurrent")
     ),
     "ner": Program(ner.main, ner.data.write(ner.generate(60, seed=3)), ("one-way", "two-way")),
     "duplicates": Program(
@@ -36,8 +36,8 @@ PROGRAMS = {
     ),
 }
 MODULES = {
-    "sentiment": ("data", "generator", "tokenizer"),
-    "ner": ("data", "generator", "model", "spans"),
+    "sentiment": ("bayes", "data", "generator", "learn", "tokenizer"),
+    "ner": ("data", "generator", "learn", "lengths", "model", "spans"),
     "duplicates": ("data", "generator", "groups", "learn", "loss"),
 }
 
@@ -112,6 +112,62 @@ def test_two_processes_train_like_one(
         (one, losses), (two, shared) = trained("one", name), trained("two", name)
         assert shared == pytest.approx(losses, rel=1e-4)
         assert all(torch.allclose(one["model"][key], two["model"][key], atol=1e-4) for key in one["model"])
+
+
+@pytest.mark.parametrize("program", ["sentiment", "ner"], indirect=True)
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--data", "few"], "error: few: expected data for every process, found batches of"),
+        (["--data", "data", "--batch", "1"], "error: --batch: expected 2 or more, one for each process"),
+    ],
+    ids=["data", "batch"],
+)
+def test_too_little_for_two_processes(
+    options: list[str],
+    expected: str,
+    program: Program,
+    two_processes: Callable[[Callable[[list[str]], int], list[str]], None],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Each process says so in one line, and none of them waits for the other."""
+    separator = "\n\n" if "\n\n" in program.text else "\n"
+    Path("few").write_text(separator.join(program.text.split(separator)[:2]) + "\n", encoding="utf-8")
+    two_processes(lambda arguments: int(program.main(arguments) != 2), ["train", *options])
+    errors = capfd.readouterr().err
+    assert (errors.count(expected), errors.count("\n")) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("program", "draw"),
+    [("sentiment", sentiment.picture.draw), ("ner", ner.picture.draw)],
+    indirect=["program"],
+)
+def test_picture_of_several_seeds(
+    program: Program, draw: Callable[[dict[int, Path], Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every trained model has a band with the curves of all seeds, each by its epochs."""
+    folders = {seed: Path(f"out-{seed}") for seed in (4, 5)}
+    for seed, folder in folders.items():
+        train(program, str(folder), "--epochs", "2", "--seed", str(seed))
+    bands: dict[str, list[list[float]]] = {}
+    original = plot.band
+
+    def band(
+        axes: object, x: Sequence[float], curves: list[list[float]], *, label: str, **style: Any
+    ) -> None:
+        assert all(len(curve) == len(x) for curve in curves)
+        bands[label] = curves
+        original(axes, x, curves, label=label, **style)
+
+    monkeypatch.setattr(plot, "band", band)
+    draw(folders, Path("both"))
+    for name in program.models:
+        saved = [checkpoint.load(folder / f"{name}.safetensors")[1] for folder in folders.values()]
+        measured = [
+            [epoch.get("accuracy", epoch.get("F1")) for epoch in own["history"]["epochs"]] for own in saved
+        ]
+        assert bands[name] == [curve if len(curve) > 1 else curve * 2 for curve in measured]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Tweets: tokens, the CSV of polarities, both models, and what each of them can learn."""
+"""Tweets: tokens, the CSV of polarities, and the three models."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from examples.common import checkpoint
 from examples.common.errors import InputError
 from examples.common.text import pad_batch
 from examples.sentiment import data, picture
-from examples.sentiment.__main__ import main
+from examples.sentiment.bayes import NaiveBayes
 from examples.sentiment.data import NEGATIVE, NEUTRAL, POSITIVE, Tweet
 from examples.sentiment.generator import generate
 from examples.sentiment.learn import Example, Task, accuracy, build, loss, predict
@@ -107,14 +106,73 @@ def test_mean_classifier_by_hand() -> None:
     assert_close(padded, torch.tensor([[2 - log_z, -log_z]]), torch.float32)
 
 
-@pytest.mark.parametrize("cell", ["mean", "gru", "gru-before", "lstm", "rnn"])
-def test_padding_changes_nothing(cell: str) -> None:
-    model = MeanClassifier(9, 3) if cell == "mean" else RecurrentClassifier(9, 3, cell=cell)
+def test_bayes_by_hand() -> None:
+    """Words <UNK>, good and bad (1, 2, 3), so V is 3. One sour tweet, "bad bad good", and two glad ones,
+    "good" twice. So P(sour) is 1/3 and P(glad) 2/3; P(w | sour) is 1/6, 2/6, 3/6, and P(w | glad) 1/5, 3/5,
+    1/5.
+
+    Of "good bad", P(sour) is to P(glad) as 1/3 · 2/6 · 3/6 = 1/18 to 2/3 · 3/5 · 1/5 = 2/25, or 25 to 36; of
+    "bad <UNK> <UNK>" as 1/3 · 3/6 · 1/6 · 1/6 = 1/216 to 2/3 · 1/5 · 1/5 · 1/5 = 2/375, or 375 to 432.
+    """
+    model = NaiveBayes.count([[3, 3, 2], [2], [2]], [0, 1, 1], vocabulary=4, classes=2)
+    p = model(*pad_batch([[2, 3], [3, 1, 1]])).exp()
+    expected = torch.tensor([[25 / 61, 36 / 61], [375 / 807, 432 / 807]], dtype=torch.float64)
+    assert_close(p, expected)
+
+
+def test_bayes_of_a_feeling_never_seen() -> None:
+    """It happens where all tweets of a feeling are held out: that feeling is never the answer."""
+    model = NaiveBayes.count([[2]], [0], vocabulary=3, classes=2)
+    assert model(*pad_batch([[2, 1]])).exp().tolist() == [[1, 0]]
+
+
+def made(kind: str) -> nn.Module:
+    """A model of nine tokens and three classes: counted from something, or as it is before training."""
+    if kind == "bayes":
+        return NaiveBayes.count([[2, 3, 3], [4, 5], [6, 7, 8, 4]], [0, 1, 2], vocabulary=9, classes=3)
+    return MeanClassifier(9, 3) if kind == "mean" else RecurrentClassifier(9, 3, cell=kind)
+
+
+@pytest.mark.parametrize("kind", ["bayes", "mean", "gru", "gru-before", "lstm", "rnn"])
+def test_padding_changes_nothing(kind: str) -> None:
+    model = made(kind)
     texts = [[2, 3, 4], [5], [6, 7, 8, 2, 3, 4]]
     together = model(*pad_batch(texts))
     alone = torch.cat([model(*pad_batch([text])) for text in texts])
     assert_close(together, alone)
-    assert_close(together.exp().sum(1), torch.ones(3))
+    assert_close(together.exp().sum(1), torch.ones(3, dtype=together.dtype))
+
+
+@pytest.mark.parametrize(("kind", "alike"), [("bayes", True), ("mean", True), ("gru", False)])
+def test_who_sees_the_order(kind: str, alike: bool) -> None:
+    there, back = made(kind)(*pad_batch([[2, 3, 4, 5], [5, 4, 3, 2]]))
+    assert torch.allclose(there, back, atol=1e-6) == alike
+
+
+def test_an_embedding_is_a_product() -> None:
+    """One-hot rows times the matrix, and the rows of the matrix: the same numbers, and the same gradient,
+    which a word that stands in the text twice gets twice."""
+    ids = torch.tensor([[2, 3, 3], [5, 2, 0]])
+    weights = torch.randn(2, 3, 4)
+    embeddings, gradients = [], []
+    for embed in (lambda E: nn.functional.one_hot(ids, 6).float() @ E, lambda E: E[ids]):
+        E = torch.randn(6, 4, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        embeddings.append(embed(E))
+        gradients += torch.autograd.grad((embeddings[-1] * weights).sum(), E)
+    assert torch.equal(*embeddings)
+    assert_close(*gradients)
+    assert torch.equal(gradients[1].abs().sum(1) > 0, torch.tensor([True, False, True, True, False, True]))
+
+
+def test_a_dense_layer_is_inner_products() -> None:
+    """Each output is the inner product of the input with a row of weights, plus a bias; so are gradients."""
+    layer, x, weights = nn.Linear(4, 3), torch.randn(4, requires_grad=True), torch.randn(3)
+    leaves = (x, layer.weight, layer.bias)
+    products = [sum(x[i] * layer.weight[n, i] for i in range(4)) + layer.bias[n] for n in range(3)]
+    one_by_one = torch.stack(products)  # type: ignore[arg-type]
+    assert_close(layer(x), one_by_one)
+    whole, own = (torch.autograd.grad((y * weights).sum(), leaves) for y in (layer(x), one_by_one))
+    assert_close(whole, own)
 
 
 def test_word_by_word_is_tweet_by_tweet() -> None:
@@ -151,38 +209,3 @@ def test_rare_words_are_unknown() -> None:
     task = Task.of(tweets, [POSITIVE, NEGATIVE])
     assert task.vocabulary.tokens[2:] == ["good", "other"]
     assert task.encode(tweets) == [Example([2, 2, 1], 1), Example([2, 3, 3], 0)]
-
-
-# ---------------------------------------------------------------- the program
-
-
-def test_one_feeling_is_none(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("glad.csv").write_text(data.write([Tweet("good", POSITIVE)] * 9))
-    assert main(["train", "--data", "glad.csv"]) == 2
-    expected = "error: glad.csv: expected tweets of two feelings at least, found only positive ones\n"
-    assert capsys.readouterr().err == expected
-
-
-@pytest.mark.slow
-def test_order_is_learned(capsys: pytest.CaptureFixture[str]) -> None:
-    """On tweets never seen, the recurrent model is right 19 times in 20, the bag of words 4 times in 5 at
-    best."""
-    assert main(["train", "--epochs", "6"]) == 0
-    assert "generated data" in capsys.readouterr().out
-    assert Path("out/sentiment/sentiment.png").stat().st_size > 10_000
-    last = {
-        kind: checkpoint.load(Path(f"out/sentiment/{kind}.safetensors"))[1]["history"]["epochs"][-1][
-            "accuracy"
-        ]
-        for kind in ("mean", "recurrent")
-    }
-    assert last["recurrent"] > 0.93
-    assert last["mean"] < 0.8
-
-    assert main(["evaluate"]) == 0
-    capsys.readouterr()
-    for tweet, feeling in (("the film was awful", NEGATIVE), ("the film was not awful at all", POSITIVE)):
-        assert main(["predict", tweet]) == 0
-        assert capsys.readouterr().out.splitlines()[-1].split()[1] == feeling
-    assert main(["predict", "%%%"]) == 2
-    assert "expected a tweet with words in it" in capsys.readouterr().err
