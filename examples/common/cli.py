@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from . import distributed, layers, results, seeds, terminal
+from . import distributed, layers, repeat, results, terminal
 from .data import Batches, write_generated
 from .errors import InputError
 from .train import Diverged, History, Recipe
@@ -110,7 +110,8 @@ class CommandLine:
         text = inspect.getdoc(function) or ""
         first = " ".join(text.split("\n\n")[0].split()).split(". ")[0].removesuffix(".")
         parser = self._commands.add_parser(name, help=first, description=text, formatter_class=_Help)
-        parser.set_defaults(function=function, training=False, all_seeds=False, cells_of=lambda options: ())
+        parser.set_defaults(command=name, function=function, cells_of=lambda options: ())
+        parser.set_defaults(training=False, compares=False, all_seeds=False)
         out = Path("out") / self.name
         parser.add_argument("--out", type=folder, default=out, metavar="DIR", help="checkpoints and pictures")
         parser.add_argument("--device", type=device, default="cpu", help="cpu, cuda, cuda:1, …")
@@ -144,7 +145,7 @@ class CommandLine:
                 folder that the picture goes to.
         """
         parser = self.command(name, function)
-        parser.set_defaults(training=True, cells_of=cells, draw_seeds=draw_seeds)
+        parser.set_defaults(cells_of=cells, compares=True)
         add = parser.add_argument
         if cell is not None:
             help = "the recurrent layer; gru-before: GRU with the reset gate before the product"
@@ -169,9 +170,22 @@ class CommandLine:
             metavar="X",
             help="largest norm of the gradient; 0: any",
         )
-        seeding(parser)
+        self.seeds(parser, draw_seeds)
         add("--resume", action="store_true", help="go on from the checkpoint in --out")
         return parser
+
+    def seeds(
+        self,
+        parser: argparse.ArgumentParser,
+        draw_seeds: Callable[[dict[int, Path], Path], Any] | None = None,
+    ) -> None:
+        """Make a command one that can be repeated from several seeds; `draw_seeds` as in `training`."""
+        parser.set_defaults(training=True, draw_seeds=draw_seeds)
+        add = parser.add_argument
+        add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same training")
+        help = "train with N seeds from --seed on, side by side, and show medians and spreads"
+        add("--seeds", type=positive, default=1, metavar="N", help=help)
+        add("--jobs", type=positive, metavar="N", help="trainings at a time with --seeds; None: one a core")
 
     def run(self, arguments: list[str] | None = None) -> int:
         """Parse and obey; the exit status. What the user has to put right is one line on stderr."""
@@ -202,11 +216,11 @@ class CommandLine:
         if not options.all_seeds:
             options.function(options)
             return
-        folders = seeds.trained(options.out)
+        folders = repeat.trained(options.out)
         for seed, out in folders.items():
             terminal.console().rule(f"seed {seed}")
             options.function(argparse.Namespace(**{**vars(options), "out": out}))
-        seeds.write(options.out, folders)
+        repeat.write(options.out, folders)
 
     def _train(self, options: argparse.Namespace, arguments: list[str]) -> None:
         """One training, or that of several seeds or on both backends."""
@@ -214,7 +228,7 @@ class CommandLine:
             layers.check(cell, options.backend)
         options.out.mkdir(parents=True, exist_ok=True)
         if options.seeds > 1:
-            folders = seeds.train(self.name, arguments, options)
+            folders = repeat.train(self.name, arguments, options)
             if options.draw_seeds is not None:
                 terminal.console().print(f"picture: {options.draw_seeds(folders, options.out)}")
             return
@@ -224,19 +238,10 @@ class CommandLine:
                 raise InputError(
                     "--batch", None, f"{world} or more, one for each process", f"{options.batch}"
                 )
-            if options.backend == "both":
+            if options.compares and options.backend == "both":
                 _compare(options)
             else:
                 options.function(options)
-
-
-def seeding(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `seeds.train`."""
-    add = parser.add_argument
-    add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same training")
-    help = "train with N seeds from --seed on, side by side, and show medians and spreads"
-    add("--seeds", type=positive, default=1, metavar="N", help=help)
-    add("--jobs", type=positive, metavar="N", help="trainings at a time with --seeds; None: one a core")
 
 
 def recipe(options: argparse.Namespace, **changes: Any) -> Recipe:

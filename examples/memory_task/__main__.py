@@ -126,7 +126,9 @@ def _trained(options: argparse.Namespace) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     line = cli.CommandLine("memory_task", __doc__)
-    add = line.command("train", train).add_argument
+    training = line.command("train", train)
+    line.seeds(training)
+    add = training.add_argument
     add(
         "--backend",
         choices=(*BACKENDS, "both"),
@@ -146,7 +148,6 @@ def main(arguments: list[str] | None = None) -> int:
     for name, (default, help) in numbers.items():
         add(f"--{name}", type=cli.positive, default=default, metavar="N", help=help)
     add("--rate", type=cli.not_negative, default=2e-3, metavar="X", help="learning rate of Adam")
-    add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same training")
     add("--resume", action="store_true", help="go on from the checkpoints in --out")
     add(
         "--quick",

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from examples.common import cli, plot, results, seeds
+from examples.common import cli, plot, repeat, results
 from examples.common.errors import InputError
 from examples.common.results import Spread
 from examples.sentiment import __main__ as sentiment
 
 
-@pytest.mark.parametrize("module", [results, seeds, plot], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [results, repeat, plot], ids=lambda m: m.__name__)
 def test_docstrings(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
 

@@ -32,7 +32,7 @@ def folders(out: Path, first: int, count: int) -> dict[int, Path]:
 
 
 def train(name: str, arguments: list[str], options: argparse.Namespace) -> dict[int, Path]:
-    """Run `train` once for each seed, as many at a time as there are cores, and print the tables' medians.
+    """Run a command once for each seed, as many at a time as there are cores, and print the tables' medians.
 
     Args:
         name: The program's.
@@ -48,31 +48,35 @@ def train(name: str, arguments: list[str], options: argparse.Namespace) -> dict[
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("--seeds", None, "1 under torchrun", str(options.seeds))
     where = folders(options.out, options.seed, options.seeds)
+    file = f"{options.command}.log"
     jobs = options.jobs or max(1, (os.cpu_count() or 1) // options.threads)
     console = terminal.console()
     console.print(f"seeds {options.seed} to {options.seed + options.seeds - 1}, {jobs} at a time")
 
     def one(seed: int) -> tuple[int, str]:
         folder, start = where[seed], time.perf_counter()
+        output = folder / file
         own = [*arguments, "--seed", str(seed), "--seeds", "1", "--out", str(folder)]
         if options.resume and not any(folder.glob("*.safetensors")):
             own.remove("--resume")
         folder.mkdir(parents=True, exist_ok=True)
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        with open(folder / "train.log", "w+", encoding="utf-8") as log:
+        with open(output, "w+", encoding="utf-8") as log:
             command = [sys.executable, "-m", f"examples.{name}", *own]
             run = subprocess.run(command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": path})
             log.seek(0)
             lines = log.read().strip().splitlines()
         if run.returncode == 0:
-            console.print(f"seed {seed}: {time.perf_counter() - start:.0f} s, {folder / 'train.log'}")
+            console.print(f"seed {seed}: {time.perf_counter() - start:.0f} s, {output}")
         return run.returncode, lines[-1] if lines else "nothing"
 
     with ThreadPoolExecutor(jobs) as pool:
         ended = list(pool.map(one, where))
     for folder, (status, line) in zip(where.values(), ended, strict=True):
         if status:
-            raise InputError(folder / "train.log", None, "a training that ends", line.removeprefix("error: "))
+            raise InputError(
+                folder / f"{options.command}.log", None, "a training that ends", line.removeprefix("error: ")
+            )
     write(options.out, where)
     return where
 
