@@ -6,16 +6,16 @@ of them:
   mean       embedding → ReLU layer → mean over the words → length 1: sees which words there are
   recurrent  embedding → LSTM (or another --cell) → mean over time → length 1: reads them in their order
 
-    python -m examples.duplicates train                    on generated questions, ten seconds
-    python -m examples.duplicates train --data train.tsv   on yours: question1, question2, is_duplicate
-    python -m examples.duplicates losses                   mean negative, closest negative, or both
-    python -m examples.duplicates evaluate --data test.tsv
-    python -m examples.duplicates predict "how is butter made from cream ?" "can cream become butter ?"
+  python -m examples.duplicates train                    on generated questions, ten seconds
+  python -m examples.duplicates train --data train.tsv   on yours: question1, question2, is_duplicate
+  python -m examples.duplicates losses                   mean negative, closest negative, or both
+  python -m examples.duplicates evaluate --data test.tsv
+  python -m examples.duplicates predict "how is butter made from cream ?" "how do i turn cream into butter ?"
 
 One-shot: a class from a single example, recognised without training.
 
-    python -m examples.duplicates add butter "how do i turn cream into butter ?"
-    python -m examples.duplicates recognise "how is butter made from cream ?"
+  python -m examples.duplicates add butter "how do i turn cream into butter ?"
+  python -m examples.duplicates recognise "how is butter made from cream ?"
 """
 
 from __future__ import annotations

@@ -195,6 +195,8 @@ def test_resume_with_another_loss(
     assert main(["train", *few, f"--{option}", first]) == 0
     assert main(["train", *few, "--epochs", "2", "--resume", f"--{option}", second]) == 2
     assert f"expected a training with {option} = {second}, found one with {first}" in capsys.readouterr().err
+    assert main(["train", *few, f"--{option}", second, "--out", "other"]) == 0
+    assert losses_of("other/recurrent.safetensors") != losses_of("out/duplicates/recurrent.safetensors")
 
 
 def test_losses_are_those_of_train(few: list[str]) -> None:
