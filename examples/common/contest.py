@@ -33,7 +33,7 @@ def train_each(
     options: argparse.Namespace,
     build: Build,
     configs: Mapping[str, Config],
-    loss: Callable[[Any, Any], Loss],
+    loss: Callable[[Any, Any], Loss] | Mapping[str, Callable[[Any, Any], Loss]],
     batches: Callable[[int], Iterable[Any]],
     evaluate: Callable[[nn.Module], Metrics],
     changes: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
@@ -46,7 +46,7 @@ def train_each(
         options: Those of `cli.CommandLine.training`.
         build: Makes the models.
         configs: By name; a checkpoint NAME.safetensors goes to `options.out`.
-        loss, batches: As for `train.fit`.
+        loss, batches: As for `train.fit`; the loss may be one for each name.
         evaluate: The metrics of a model, after each epoch.
         changes: Of the recipe, for some of the models.
 
@@ -63,7 +63,7 @@ def train_each(
         model = build(config, options.backend).to(options.device)
         history = fit(
             model,
-            loss,
+            loss[name] if isinstance(loss, Mapping) else loss,
             batches,
             cli.recipe(options, **changes.get(name, {})),
             evaluate=partial(evaluate, model),

@@ -38,15 +38,19 @@ def tokenize(question: str) -> list[str]:
     return _TOKEN.findall(question.replace("’", "'").lower())
 
 
-def read(path: Path) -> list[Pair]:
-    """The pairs of a TSV file.
+def read(path: Path, *, strict: bool = False) -> tuple[list[Pair], int]:
+    """The pairs of a TSV file, and how many others were left out, a question of theirs having no words.
+
+    Args:
+        strict: Whether a question without words is an error.
 
     Raises:
         InputError: The file cannot be read or has no pairs, the first line lacks one of the columns, or a row
-            is broken: another number of fields, an empty question, or neither 0 nor 1.
+            is broken: another number of fields, neither 0 nor 1, or, if `strict`, a question without words.
     """
     rows = csv.reader((line + "\n" for line in read_lines(path)), delimiter="\t", strict=True)
     pairs: list[Pair] = []
+    left_out = 0
     line = 1  # where the row begins, which may be some lines before it ends
     try:
         head = next(rows)
@@ -59,22 +63,27 @@ def read(path: Path) -> list[Pair]:
             if row:
                 if len(row) != len(head):
                     raise InputError(path, line, f"{len(head)} columns separated by tabs", f"{len(row)}")
-                pairs.append(_pair(dict(zip(head, row, strict=True)), path, line))
+                pair = _pair(dict(zip(head, row, strict=True)), path, line, strict)
+                pairs += [pair] if pair else []
+                left_out += pair is None
             line = rows.line_num + 1
     except csv.Error as error:
         raise InputError(path, line, "a row of tab-separated values", str(error)) from None
     if not pairs:
         raise InputError(path, None, "pairs of questions", "none")
-    return pairs
+    return pairs, left_out
 
 
-def _pair(row: dict[str, str], path: Path, line: int) -> Pair:
+def _pair(row: dict[str, str], path: Path, line: int, strict: bool) -> Pair | None:
+    """The pair of a row; None where a question has no words."""
     first, second, duplicate = (row[name] for name in COLUMNS)
     if duplicate not in ("0", "1"):
         raise InputError(path, line, "is_duplicate to be 0 or 1", repr(duplicate))
     for name in COLUMNS[:2]:
         if not tokenize(row[name]):
-            raise InputError(path, line, f"a question as {name}", repr(row[name]))
+            if strict:
+                raise InputError(path, line, f"a question as {name}", repr(row[name]))
+            return None
     return Pair(first, second, duplicate == "1")
 
 

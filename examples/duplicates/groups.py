@@ -60,19 +60,22 @@ class Rows:
     """Batches of duplicates in which every other row is a negative: no two rows ask the same.
 
     In an epoch, every group of questions that ask the same gives one of its pairs of duplicates, drawn at
-    random. Groups that are known to be different, by a pair that is no duplicate, stand near each other, in
-    the same batch as a rule: a row is then to be told from what it is most easily mistaken for.
+    random. With rivals, groups that are known to be different, by a pair that is no duplicate, stand near
+    each other, in the same batch as a rule: a row is then to be told from what it is most easily mistaken
+    for. Without, batches are drawn at random.
 
     Args:
         pairs: Duplicates and others.
-        batch_size: Rows of all processes' parts together; the sizes of batches are at least that.
+        batch_size: Rows of all processes' parts together; the sizes of batches are at least that, where there
+            are as many groups.
         seed: Decides, with the epoch, about the rows and their order.
+        rivals: Whether rivals share a batch.
 
     Raises:
         ValueError: Fewer than two groups have a pair of duplicates, or a process would get no row.
     """
 
-    def __init__(self, pairs: Sequence[Pair], batch_size: int, *, seed: int = 0) -> None:
+    def __init__(self, pairs: Sequence[Pair], batch_size: int, *, seed: int = 0, rivals: bool = True) -> None:
         self.seed = seed
         group = same_question(pairs)
         self.duplicates: defaultdict[int, list[Pair]] = defaultdict(list)
@@ -81,7 +84,7 @@ class Rows:
             one, other = group[pair.first], group[pair.second]
             if pair.duplicate and pair.first != pair.second:
                 self.duplicates[one].append(pair)
-            elif one != other:
+            elif rivals and one != other:
                 self.rivals[one].append(other)
         if len(self.duplicates) < 2:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -48,7 +48,9 @@ def build(config: dict[str, Any], backend: str = "fused") -> Encoder:
     return Encoder(len(config["vocabulary"]), cell=config["cell"], backend=backend)
 
 
-def triplet_loss(task: Task, margin: float) -> Callable[[nn.Module, Sequence[Row]], Loss]:
+def triplet_loss(
+    task: Task, margin: float, negatives: str = "sum"
+) -> Callable[[nn.Module, Sequence[Row]], Loss]:
     """The loss of a batch: the sum of `triplet_costs` over its rows, to be divided by their number.
 
     Where several processes share a batch, each compares the first questions of its rows with the second ones
@@ -60,7 +62,7 @@ def triplet_loss(task: Task, margin: float) -> Callable[[nn.Module, Sequence[Row
         one, other = model(ids, lengths).chunk(2)
         others = distributed.gather(other)
         here = distributed.shard(range(len(others)))
-        costs = triplet_costs(one @ others.T, margin, first=here[0])
+        costs = triplet_costs(one @ others.T, margin, here[0], negatives)
         return Loss(costs.sum(), len(rows), int(lengths.sum()))
 
     return loss
@@ -73,13 +75,26 @@ def vectors(task: Task, model: nn.Module, questions: Sequence[str], batch: int =
     return torch.cat([model(*task.batch(part, model)).cpu() for part in parts])
 
 
-def similarities(task: Task, model: nn.Module, pairs: Sequence[Pair]) -> Tensor:
-    """The cosine similarity [N] of each of N pairs; every question is read once, however often it occurs."""
-    place: dict[str, int] = {}
-    one = [place.setdefault(pair.first, len(place)) for pair in pairs]
-    other = [place.setdefault(pair.second, len(place)) for pair in pairs]
-    table = vectors(task, model, list(place))
-    return (table[one] * table[other]).sum(-1)
+class Encoded(NamedTuple):
+    """Questions, and their vectors, each read once however often it is asked for."""
+
+    place: dict[str, int]  # of a question among the rows of `table`
+    table: Tensor  # [N, hidden]
+
+    @classmethod
+    def of(cls, task: Task, model: nn.Module, pairs: Sequence[Pair]) -> Encoded:
+        """All questions of some pairs."""
+        place = {question: n for n, question in enumerate(dict.fromkeys(q for p in pairs for q in p[:2]))}
+        return cls(place, vectors(task, model, list(place)))
+
+    def __call__(self, questions: Iterable[str]) -> Tensor:
+        """The vectors [M, hidden] of M of the questions."""
+        return self.table[[self.place[question] for question in questions]]
+
+
+def similarities(encoded: Encoded, pairs: Sequence[Pair]) -> Tensor:
+    """The cosine similarity [N] of each of N pairs."""
+    return (encoded(pair.first for pair in pairs) * encoded(pair.second for pair in pairs)).sum(-1)
 
 
 def accuracy(similarity: Tensor, duplicate: Tensor, threshold: float) -> float:
@@ -87,34 +102,35 @@ def accuracy(similarity: Tensor, duplicate: Tensor, threshold: float) -> float:
     return float(((similarity > threshold) == duplicate).float().mean())
 
 
-def best_threshold(similarity: Tensor, duplicate: Tensor) -> float:
+def best_threshold(similarity: Tensor, duplicate: Tensor, weights: Tensor | None = None) -> float:
     """The threshold with the highest accuracy; halfway between the two similarities that it parts.
 
     Args:
         similarity: [N].
         duplicate: bool [N].
+        weights: [N], what each counts in the accuracy; None: 1.
 
     Example:
         >>> best_threshold(torch.tensor([0.25, 0.875, 0.375, 0.625]), torch.tensor([0, 1, 0, 1]).bool())
         0.5
     """
     similarity, order = similarity.double().sort()
-    labels = duplicate[order].long()
+    labels = duplicate[order].double()
+    counts = torch.ones_like(similarity) if weights is None else weights[order].double()
     # With the threshold before the n-th similarity, right are the others below it and the duplicates from it
     # on.
-    none = labels.new_zeros(1)
-    right = torch.cat([none, (1 - labels).cumsum(0)]) + torch.cat([labels.flip(0).cumsum(0).flip(0), none])
+    none = counts.new_zeros(1)
+    below, above = ((1 - labels) * counts).cumsum(0), (labels * counts).flip(0).cumsum(0).flip(0)
+    right = torch.cat([none, below]) + torch.cat([above, none])
     edges = torch.cat([similarity[:1] - 1, similarity, similarity[-1:] + 1])
     between = edges.diff() > 0  # no threshold parts equal similarities
     n = int(torch.where(between, right, -1).argmax())
     return float((edges[n] + edges[n + 1]) / 2)
 
 
-def metrics(
-    task: Task, model: nn.Module, pairs: Sequence[Pair], threshold: float | None = None
-) -> dict[str, float]:
+def metrics(encoded: Encoded, pairs: Sequence[Pair], threshold: float | None = None) -> dict[str, float]:
     """Accuracy at a threshold, by default at the one that is best for these very pairs."""
-    similarity = similarities(task, model, pairs)
+    similarity = similarities(encoded, pairs)
     duplicate = torch.tensor([pair.duplicate for pair in pairs])
     threshold = best_threshold(similarity, duplicate) if threshold is None else threshold
     return {"accuracy": accuracy(similarity, duplicate, threshold), "threshold": threshold}

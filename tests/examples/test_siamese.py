@@ -15,6 +15,7 @@ from examples.duplicates.data import Pair
 from examples.duplicates.generator import generate
 from examples.duplicates.groups import Row
 from examples.duplicates.learn import (
+    Encoded,
     Task,
     accuracy,
     best_threshold,
@@ -30,16 +31,25 @@ from tests.conftest import assert_close
 # ---------------------------------------------------------------- the loss
 
 
-def test_triplet_costs_by_hand() -> None:
+@pytest.mark.parametrize(
+    ("negatives", "expected"),
+    [("mean", [0.0, 0.35, 0.0]), ("closest", [0.0, 0.55, 0.05]), ("sum", [0.0, 0.9, 0.05])],
+)
+def test_triplet_costs_by_hand(negatives: str, expected: list[float]) -> None:
     """With α = 0.25:
 
-    row 0: own 0.9, mean (0.5 + 0.1) / 2 = 0.3, closest 0.5: max(0, -0.35) + max(0, -0.15) = 0
-    row 1: own 0.4, mean (0.3 + 0.7) / 2 = 0.5, closest 0.7: 0.35 + 0.55 = 0.9
-    row 2: own 0.6, mean (-0.2 + 0.4) / 2 = 0.1, closest 0.4: 0 + 0.05 = 0.05
+    row 0: own 0.9, mean (0.5 + 0.1) / 2 = 0.3, closest 0.5: max(0, -0.35) and max(0, -0.15)
+    row 1: own 0.4, mean (0.3 + 0.7) / 2 = 0.5, closest 0.7: 0.35 and 0.55
+    row 2: own 0.6, mean (-0.2 + 0.4) / 2 = 0.1, closest 0.4: max(0, -0.25) and 0.05
     """
     similarity = torch.tensor([[0.9, 0.5, 0.1], [0.3, 0.4, 0.7], [-0.2, 0.4, 0.6]], dtype=torch.float64)
-    expected = torch.tensor([0.0, 0.9, 0.05], dtype=torch.float64)
-    assert torch.allclose(triplet_costs(similarity, 0.25), expected, atol=1e-12)
+    costs = triplet_costs(similarity, 0.25, negatives=negatives)
+    assert torch.allclose(costs, torch.tensor(expected, dtype=torch.float64), atol=1e-12)
+
+
+def test_there_are_three_losses() -> None:
+    with pytest.raises(ValueError, match="one of mean, closest, sum, not 'all'"):
+        triplet_costs(torch.zeros(2, 2), 0.3, negatives="all")
 
 
 def test_triplet_gradient_by_hand() -> None:
@@ -83,16 +93,17 @@ class Known(nn.Module):
         return self.table[ids[:, 0]]
 
 
-def test_loss_of_a_batch_by_hand() -> None:
-    """Similarities [[1, 0.6], [0, 0.8]] and α = 0.5: 0.1 + 0.1 from the first row, nothing from the
-    second."""
+@pytest.mark.parametrize(("negatives", "expected"), [("closest", 0.1), ("sum", 0.2)])
+def test_loss_of_a_batch_by_hand(negatives: str, expected: float) -> None:
+    """Similarities [[1, 0.6], [0, 0.8]] and α = 0.5: 0.1 from the first row for its mean negative, and again
+    for its closest one; nothing from the second."""
     pairs = [Pair("one", "two", True), Pair("three", "four", True)]
     task = Task.of(pairs, min_count=1)
     assert task.vocabulary.tokens[2:] == ["four", "one", "three", "two"]
     model = Known([[0, 0], [0, 0], [0.6, 0.8], [1, 0], [0, 1], [1, 0]])
     rows = [Row(pair.first, pair.second, n) for n, pair in enumerate(pairs)]
-    total, terms, tokens = triplet_loss(task, 0.5)(model, rows)
-    assert total.item() == pytest.approx(0.2)
+    total, terms, tokens = triplet_loss(task, 0.5, negatives)(model, rows)
+    assert total.item() == pytest.approx(expected)
     assert (terms, tokens) == (2, 4)
 
 
@@ -135,7 +146,9 @@ def test_vectors_do_not_depend_on_the_batch() -> None:
 def test_similarities_of_pairs_that_share_questions() -> None:
     task, model = two_words()
     pairs = [Pair("left", "up", True), Pair("up", "right", False), Pair("left", "left", True)]
-    assert_close(similarities(task, model, pairs), torch.tensor([0.6, 0.8, 1.0]))
+    encoded = Encoded.of(task, model, pairs)
+    assert list(encoded.place) == ["left", "up", "right"]
+    assert_close(similarities(encoded, pairs), torch.tensor([0.6, 0.8, 1.0]))
 
 
 # ---------------------------------------------------------------- thresholds
@@ -153,6 +166,14 @@ def test_similarities_of_pairs_that_share_questions() -> None:
 )
 def test_best_threshold(similarity: list[float], duplicate: list[int], threshold: float) -> None:
     assert best_threshold(torch.tensor(similarity), torch.tensor(duplicate, dtype=torch.bool)) == threshold
+
+
+def test_best_threshold_with_weights() -> None:
+    """The lowest similarity is a duplicate, and counts more than the two others below the last one."""
+    similarity, duplicate = torch.tensor([0.0, 0.25, 0.5, 0.75]), torch.tensor([True, False, False, True])
+    assert best_threshold(similarity, duplicate) == 0.625
+    assert best_threshold(similarity, duplicate, torch.tensor([3.0, 1.0, 1.0, 1.0])) == -0.5
+    assert best_threshold(similarity, duplicate, torch.tensor([0.0, 1.0, 1.0, 1.0])) == 0.625
 
 
 def test_no_threshold_is_better() -> None:
@@ -202,7 +223,67 @@ def test_one_shot_accuracy_by_hand() -> None:
     the examples in the other order, "left" is nearer to "up" than to "down"."""
     task, model = two_words()
     pairs = [Pair("left", "up", True), Pair("right", "down", True)]
-    assert oneshot.accuracy(task, model, pairs) == {"classes": 2, "one-shot": 0}
+    assert one_shot(task, model, pairs) == {"classes": 2, "one-shot": 0}
     swapped = [Pair("up", "left", True), Pair("down", "right", True)]
-    assert oneshot.accuracy(task, model, swapped) == {"classes": 2, "one-shot": 0.5}
-    assert oneshot.accuracy(task, model, [Pair("left", "up", False)]) == {"classes": 0}
+    assert one_shot(task, model, swapped) == {"classes": 2, "one-shot": 0.5}
+    assert one_shot(task, model, [Pair("left", "up", False)]) == {"classes": 0}
+
+
+def one_shot(task: Task, model: nn.Module, pairs: list[Pair]) -> dict[str, float]:
+    return oneshot.accuracy(Encoded.of(task, model, pairs), pairs)
+
+
+QUESTIONS = {  # the classes a and c are known, by their first question; b is not
+    "a1": [1.0, 0.0],
+    "a2": [0.8, 0.6],  # 0.8 with a1
+    "a3": [0.6, 0.8],  # 0.8 with c1, which is wrong
+    "b1": [0.6, -0.8],  # 0.6 with a1
+    "b2": [-0.352, 0.936],  # 0.936 with c1
+    "c1": [0.0, 1.0],
+    "c2": [0.28, 0.96],  # 0.96 with c1
+}
+
+
+@pytest.fixture
+def queries() -> oneshot.Queries:
+    encoded = Encoded({q: n for n, q in enumerate(QUESTIONS)}, torch.tensor([*QUESTIONS.values()]))
+    links = ["a1 a2", "a3 a1", "b1 b2", "c1 c2"]
+    made = oneshot.Queries.of(encoded, [Pair(*link.split(), True) for link in links])
+    assert made is not None
+    return made
+
+
+@pytest.mark.parametrize(
+    ("threshold", "recognised", "rejected"),
+    [(0.5, 2 / 3, 0.0), (0.7, 2 / 3, 0.5), (0.9, 1 / 3, 0.5), (0.948, 1 / 3, 1.0), (0.97, 0.0, 1.0)],
+)
+def test_rejection_by_hand(
+    threshold: float, recognised: float, rejected: float, queries: oneshot.Queries
+) -> None:
+    assert queries.scores(threshold) == {
+        "threshold": threshold,
+        "recognised": pytest.approx(recognised),
+        "rejected": rejected,
+        "balanced": pytest.approx((recognised + rejected) / 2),
+    }
+
+
+def test_one_shot_threshold_by_hand(queries: oneshot.Queries) -> None:
+    """The balanced accuracies are 1/3, 7/12, 5/12, 2/3 and 1/2, as above. Were a3 right, 0.7 would be
+    best."""
+    assert queries.best_threshold() == pytest.approx(0.948)
+    all_right = queries._replace(right=queries.known)
+    assert all_right.best_threshold() == pytest.approx(0.7)
+
+
+def test_rejection_needs_an_unknown_class() -> None:
+    task, model = two_words()
+    pairs = [Pair("left", "up", True), Pair("left", "right", False)]
+    assert oneshot.Queries.of(Encoded.of(task, model, pairs), pairs) is None
+
+
+def test_nearest_in_parts() -> None:
+    queries, examples = torch.randn(7, 3), torch.randn(4, 3)
+    whole, parts = oneshot.nearest(queries, examples), oneshot.nearest(queries, examples, batch=2)
+    assert_close(parts[0], whole[0])
+    assert parts[1].tolist() == (queries @ examples.T).argmax(1).tolist()
