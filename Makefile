@@ -29,6 +29,7 @@ CXX_FILES = $(shell find csrc tests \( -name '*.h' -o -name '*.cpp' -o -name '*.
 # Something, where nvcc has to be brought: on Linux, without a toolkit.
 NO_NVCC := $(if $(or $(filter 0,$(SEQKERNELS_WITH_CUDA)),$(wildcard $(CUDA_HOME)/bin/nvcc),$(shell command -v nvcc)),,$(filter Linux,$(shell uname -s)))
 CLANG_FORMAT := $(PY) -c 'import clang_format; clang_format.clang_format()'
+PROGRAMS := $(notdir $(patsubst %/__main__.py,%,$(wildcard examples/*/__main__.py)))
 RESULT := benchmarks/results/$(NAME)
 # What holds ours, torch, oneDNN and MKL to an instruction set.
 HOLD_avx2 := env SEQKERNELS_CPU_ISA=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
@@ -36,7 +37,7 @@ HOLD = $(if $(ISA),$(or $(HOLD_$(ISA)),$(error ISA=$(ISA): avx2 is what there is
 BUILT := build/.built-$(shell printf '%s' '$(PY) $(TORCH_SPEC) $(CXX) $(CXXFLAGS) $(SEQKERNELS_CPU_TARGETS) $(SEQKERNELS_TEST_KERNELS) $(SEQKERNELS_WITH_CUDA) $(SEQKERNELS_CUDA_TARGETS)' | tr -c 'A-Za-z0-9.=' _)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo examples test sanitize mutants bench gpu gpu-report lint format wheel clean env bench-env \
+.PHONY: help build demo example examples test sanitize mutants bench gpu gpu-report lint format wheel clean env bench-env \
 	integrations-env
 .SILENT: help env build
 
@@ -50,13 +51,18 @@ build: env $(BUILT)  ## compile seqkernels._C in place
 $(BUILT): setup.py seqkernels/__init__.py $(shell find csrc tests/kernels -name '*.so' -prune -o -name __pycache__ -prune -o -type f -print 2>/dev/null) $(if $(PYTHON),,$(READY))
 	$(call need,setuptools ninja pybind11 torch)
 	$(PY) setup.py -q build_ext --inplace
+	$(if $(PYTHON),,@$(installed) || $(install))
 	@rm -f build/.built-* && touch $@
 
 demo: build  ## train a character language model with torch.nn and with seqkernels, side by side
 	@$(call need,numpy matplotlib rich)
 	@$(PY) -m examples.char_lm $(ARGS)
 
-examples: build integrations-env  ## train all example programs, and collect what they print and draw in docs/gallery.md (ARGS=ner: one)
+example: build  ## run a program of examples/: NAME=language_model ARGS='train --book'
+	@test -e examples/$(NAME)/__main__.py -o -e examples/$(NAME).py || { echo "NAME=: one of" $(PROGRAMS); exit 1; }
+	@$(PY) -m examples.$(NAME) $(ARGS)
+
+examples: build integrations-env  ## train all programs from five seeds, a page of results in out/gallery (ARGS=ner: one; ARGS=--renew)
 	@$(call need,numpy matplotlib rich safetensors torchmetrics sb3_contrib)
 	$(PY) -m examples.gallery $(ARGS)
 
@@ -114,6 +120,10 @@ clean:  ## remove everything made here except .venv
 # $(call need,module ...) stops with one clear line where the Python in use lacks a module.
 need = $(PY) -c 'import importlib.util, sys; lacks = [m for m in "$(1)".split() if not importlib.util.find_spec(m)]; \
 	lacks and sys.exit(f"{sys.executable} lacks {chr(44).join(lacks)}; see requirements*.txt")'
+
+# Into .venv, so that scripts anywhere find seqkernels; what is compiled already is taken as it is.
+installed = $(PY) -c 'from importlib.metadata import distribution; distribution("seqkernels")' 2>/dev/null
+install = $(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 
 old_python = import sys; sys.version_info < (3, 10) and sys.exit( \
 	f"seqkernels needs Python 3.10 or newer; {sys.executable} is {sys.version.split()[0]} (choose one with PYTHON3=)")

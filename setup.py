@@ -221,6 +221,8 @@ class NinjaBuildExt(cpp_extension.BuildExtension):
         if not with_tests or os.environ.get("SEQKERNELS_TEST_KERNELS") == "0":
             self.extensions = [ext for ext in self.extensions if ext.name != TESTS]
         folder = Path(self.build_temp).resolve()
+        if self.editable_mode:  # setuptools would compile everything in a folder that it throws away
+            folder = ROOT / "build" / f"temp.{self.plat_name}-{sys.implementation.cache_tag}"
         folder.mkdir(parents=True, exist_ok=True)
         ninja_file = folder / "build.ninja"
         text, units, (library_dirs, libraries) = self.ninja_file({ext.name for ext in self.extensions})
