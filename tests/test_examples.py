@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import runpy
 from pathlib import Path
 from types import ModuleType
@@ -32,17 +33,66 @@ def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "CPU kernels" in printed
 
 
+@pytest.fixture
+def char_lm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The demo, and a text for it."""
+    for package in ("rich", "matplotlib", "safetensors"):
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 200)
+    return importlib.import_module("examples.char_lm")
+
+
+SMALL = ["--text", "text.txt", "--hidden", "8", "--batch", "2", "--length", "20"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
-def test_char_lm(cell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("rich")
-    pytest.importorskip("matplotlib")
-    from examples import char_lm
+def test_char_lm(cell: str, char_lm: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert char_lm.main(["--cell", cell, "--steps", "4", "--seconds", "1.5", *SMALL]) == 0
+    printed = capsys.readouterr().out
+    assert "losses agree to 4 digits in the first 4 steps" in printed
+    assert "learns on" in printed
+    assert Path("out/char_lm.png").stat().st_size > 0
 
-    monkeypatch.chdir(tmp_path)
-    text = tmp_path / "text.txt"
-    text.write_text("the quick brown fox jumps over the lazy dog. " * 200)
-    arguments = ["--cell", cell, "--text", str(text), "--steps", "4"]
-    arguments += ["--hidden", "8", "--batch", "2", "--length", "20"]
-    assert char_lm.main(arguments) == 0
-    assert (tmp_path / "out" / "char_lm.png").stat().st_size > 0
+
+def test_char_lm_is_not_cut_off(char_lm: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a machine too slow for all steps side by side, fewer are compared, and that is said."""
+    assert char_lm.main(["--steps", "1000000", "--seconds", "0.2", *SMALL]) == 0
+    printed = capsys.readouterr().out
+    assert "steps are compared: so many take half of --seconds here" in printed
+    assert "losses agree" in printed
+
+
+def test_char_lm_compares_neighbours(char_lm: ModuleType) -> None:
+    """The speed is that of pairs of steps, so a machine that becomes slower for both changes nothing; where
+    steps differ much, it says so."""
+    model = char_lm.CharModel(torch.nn.GRU, 3, 4, 1)
+    slow, fast = (char_lm.Run(name, model) for name in ("slow", "fast"))
+    fast.seconds = [1.0, 1.0, 1.0, 3.0, 3.0, 3.0, 9.0]
+    slow.seconds = [2 * own for own in fast.seconds]
+    assert char_lm.speedup([slow, fast], 7) == (2.0, 2.0, 2.0)
+    assert char_lm.disturbed([slow, fast], 7) == pytest.approx(1 / 3)
+    assert char_lm.disturbed([slow, fast], 3) == 0
+    slow.losses, fast.losses = [1.0, 0.5, 0.25], [1.0, 0.5001, 0.25]
+    assert char_lm.disagreements([slow, fast]) == [1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seconds", "-1"], "'-1' is not"),
+        (["--seconds", "0"], "'0' is not above 0"),
+        (["--steps", "0"], "'0' is not a positive whole number"),
+        (["--batch", "1000"], "the text has 9,000 characters"),
+        (["--text", "nowhere"], "--text nowhere"),
+        (["--out", "."], "--out .: a folder"),
+        (["--device", "abacus"], "abacus"),
+    ],
+)
+def test_char_lm_refuses(
+    arguments: list[str], message: str, char_lm: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        char_lm.main([*SMALL, *arguments])
+    assert message in capsys.readouterr().err

@@ -18,7 +18,7 @@ from .data import Batches, write_generated
 from .errors import InputError
 from .train import Diverged, History, Recipe
 
-__all__ = ["CommandLine", "announce_generated", "batches", "given_or_generated", "recipe"]
+__all__ = ["CommandLine", "Help", "announce_generated", "batches", "given_or_generated", "recipe"]
 
 Item = TypeVar("Item")
 
@@ -80,7 +80,7 @@ def folder(text: str) -> Path:
     return path
 
 
-class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """Descriptions as they are written, and the default of every option that says what it does."""
 
 
@@ -95,7 +95,7 @@ class CommandLine:
     def __init__(self, name: str, description: str | None) -> None:
         self.name = name
         self.parser = argparse.ArgumentParser(
-            f"python -m examples.{name}", description=description, formatter_class=_Help
+            f"python -m examples.{name}", description=description, formatter_class=Help
         )
         self._commands = self.parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -109,7 +109,7 @@ class CommandLine:
         """
         text = inspect.getdoc(function) or ""
         first = " ".join(text.split("\n\n")[0].split()).split(". ")[0].removesuffix(".")
-        parser = self._commands.add_parser(name, help=first, description=text, formatter_class=_Help)
+        parser = self._commands.add_parser(name, help=first, description=text, formatter_class=Help)
         parser.set_defaults(command=name, function=function, cells_of=lambda options: ())
         parser.set_defaults(training=False, compares=False, all_seeds=False)
         out = Path("out") / self.name
