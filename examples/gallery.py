@@ -66,7 +66,7 @@ PROGRAMS = {
         (
             Command("train --cells rnn gru gru-before lstm", {"train": "train"}, ("language_model.png",)),
             Command(
-                "train --book --cells gru lstm --orders 2 3 5 --hidden 128 --dropout 0.3 --epochs 8",
+                "train --book --orders 2 3 5 --hidden 128 --dropout 0.3",
                 {"book": "train"},
                 ("language_model.png",),
                 "book",

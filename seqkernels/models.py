@@ -42,7 +42,8 @@ class StackedRNN(nn.Module):
         dropout: Probability of zeroing an element.
         bidirectional: D = 2 instead of 1.
         batch_first: Tensors are [B, T, ...] instead of [T, B, ...]; a PackedSequence and the states are not
-        changed. **kwargs: For every layer, such as `bias`, `nonlinearity`, `backend`, `device`, `dtype`.
+            changed.
+        **kwargs: For every layer, such as `bias`, `nonlinearity`, `backend`, `device`, `dtype`.
 
     Shapes, as for torch.nn's layers:
         input: [T, B, I], [T, I] or a PackedSequence.

@@ -6,8 +6,9 @@ are those of the native ops:
 
     x        [T, B, I] padded, or [rows, I] packed with `batch_sizes` [T]
     h0, c0   [D, B, H]            D = 1 or 2 directions, the reverse one second
-    weights  w_ih [G*H, I], w_hh [G*H, H] and, with a bias, b_ih [G*H], b_hh [G*H]; the directions
-    concatenated output   [T, B, D*H] or [rows, D*H]
+    weights  w_ih [G*H, I], w_hh [G*H, H] and, with a bias, b_ih [G*H], b_hh [G*H]; the directions one after
+             the other
+    output   [T, B, D*H] or [rows, D*H]
     h_n, c_n [D, B, H]
 
 Everything here runs on any device, is differentiable any number of times, and works under `torch.func`. With

@@ -4,7 +4,7 @@ A cue is shown, some steps of nothing pass, then the cue is to be named. Who rem
 sb3-contrib's RecurrentPPO learns it twice from the same seeds: as it is, and on fused kernels. It needs
 sb3-contrib: pip install -r requirements-integrations.txt
 
-    python -m examples.memory_task                                   # all of the defaults, like `train`
+    python -m examples.memory_task train                             # `train` may be left out
     python -m examples.memory_task train --delay 24 --rounds 80
     python -m examples.memory_task evaluate                          # draw again from the checkpoints
     python -m examples.memory_task predict 2 0 3 --delay 20          # what it names after these cues

@@ -1,52 +1,123 @@
-"""The page that shows all programs."""
+"""The page that shows all programs, and the tables in their READMEs."""
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from examples import gallery
 
-PRINTED = """no --data given: this is generated data
-epoch 1/1  loss 0.1  tokens/s 7
-on the held-out text
-┏━━━┓
-│ 1 │
-└───┘
-picture: out/name.png
-"""
+DOCS = gallery.ROOT / "docs" / "gallery"
+TABLES = {"train": {"title": "held out", "rows": {"GRU": {"loss": [0.5, 0.25, 1.0]}}}}
+
+
+def readme(name: str) -> str:
+    return (gallery.ROOT / "examples" / name / "README.md").read_text(encoding="utf-8")
 
 
 def test_all_programs_are_shown() -> None:
     folders = {path.parent.name for path in (gallery.ROOT / "examples").glob("*/__main__.py")}
     assert set(gallery.PROGRAMS) == folders
     page = (gallery.ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
-    for name, title in gallery.PROGRAMS.items():
-        assert f"\n## {title}\n" in page
-        assert (gallery.ROOT / "docs" / "gallery" / f"{name}.png").exists()
-        assert (gallery.ROOT / "examples" / name / "README.md").exists()
+    for program in gallery.PROGRAMS.values():
+        assert f"\n## {program.title}\n" in page
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", page):
+        assert (DOCS.parent / picture).exists()
+    shown = sum(
+        len(command.pictures) for program in gallery.PROGRAMS.values() for command in program.commands
+    )
+    assert len(re.findall(r"!\[", page)) == shown == len(list(DOCS.glob("*.png")))
 
 
-def test_results_without_the_way_there() -> None:
-    assert gallery.tables(PRINTED) == "on the held-out text\n┏━━━┓\n│ 1 │\n└───┘"
+@pytest.mark.parametrize("name", gallery.PROGRAMS)
+def test_quoted_numbers_are_those_that_were_measured(name: str) -> None:
+    """In the README and on the page: medians and spreads of at least five seeds, as the runs left them."""
+    tables = json.loads((DOCS / f"{name}.json").read_text(encoding="utf-8"))
+    marked = re.findall(rf"<!-- results: {name} (\S+) -->", readme(name))
+    assert sorted(marked) == sorted(tables)
+    assert gallery.fill(readme(name), name, tables) == readme(name)
+    page = (gallery.ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    for table in tables.values():
+        assert gallery.markdown(table["rows"]) in page
+        assert all(len(values) >= 5 for row in table["rows"].values() for values in row.values())
 
 
-def test_one_program_again_keeps_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs: list[str] = []
+def test_tables_between_marks_are_renewed() -> None:
+    text = "a\n" + "".join(
+        f"<!-- results: {name} train -->\nold\n<!-- end -->\nb\n" for name in ("ner", "music")
+    )
+    filled = gallery.fill(text, "ner", TABLES)
+    table = "| | loss |\n|---|---:|\n| GRU | 0.5 (0.25–1) |"
+    assert filled == text.replace("ner train -->\nold", f"ner train -->\n{table}")
+    assert gallery.fill(filled, "ner", TABLES) == filled
 
-    def section(name: str, pictures: Path) -> str:
-        runs.append(name)
-        return f"## {gallery.PROGRAMS[name]}\n\nrun {len(runs)}\n"
 
-    monkeypatch.setattr(gallery, "section", section)
-    page = tmp_path / "page.md"
-    assert gallery.main(["--page", str(page)]) == 0
-    assert runs == list(gallery.PROGRAMS)
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A project in which each command leaves the same results, and which have been run."""
+    for name in gallery.PROGRAMS:
+        (tmp_path / "examples" / name).mkdir(parents=True)
+        (tmp_path / "examples" / name / "README.md").write_text(f"# {name}\n\nAbout {name}.\n\nMore.\n")
+    done: list[str] = []
+
+    def run(name: str, command: gallery.Command, seeds: int) -> str:
+        out = tmp_path / "out" / (command.out or name)
+        out.mkdir(parents=True, exist_ok=True)
+        tables: dict[str, Any] = dict.fromkeys(command.tables.values(), TABLES["train"])
+        (out / "seeds.json").write_text(json.dumps({"seeds": [0], "tables": tables}))
+        for picture in command.pictures:
+            (out / picture).write_bytes(b"")
+        done.append(name)
+        return f"run {len(done)} of {name}, {seeds} seeds"
+
+    monkeypatch.setattr(gallery, "ROOT", tmp_path)
+    monkeypatch.setattr(gallery, "run", run)
+    return done
+
+
+def test_one_program_again_keeps_the_others(runs: list[str], tmp_path: Path) -> None:
+    assert gallery.main(["--jobs", "1"]) == 0
+    assert set(runs) == set(gallery.PROGRAMS)
+    page = tmp_path / "out" / "gallery" / "gallery.md"
     before = page.read_text(encoding="utf-8")
-    assert gallery.main(["ner", "--page", str(page)]) == 0
-    number = runs.index("ner") + 1
-    assert page.read_text(encoding="utf-8") == before.replace(f"run {number}\n", f"run {len(runs)}\n")
+    titles = [program.title for program in gallery.PROGRAMS.values()]
+    assert re.findall(r"^## (.*)$", before, re.MULTILINE) == titles
+    assert gallery.main(["ner", "--seeds", "7"]) == 0
+    after = page.read_text(encoding="utf-8")
+    assert after != before
+    other = [line for line in before.splitlines() if " of ner" not in line and "seeds" not in line]
+    assert [line for line in after.splitlines() if " of ner" not in line and "seeds" not in line] == other
+    assert "of ner, 7 seeds" in after
+    assert "[How it works](../../examples/ner/README.md)" in after
+    assert not (tmp_path / "docs").exists()
+
+
+def test_docs_are_renewed_when_asked(runs: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "examples" / "gradients" / "README.md"
+    path.write_text("# g\n\nAbout.\n\n<!-- results: gradients clipping -->\n<!-- end -->\n", encoding="utf-8")
+    assert gallery.main(["gradients", "--renew"]) == 0
+    assert "| GRU | 0.5 (0.25–1) |" in path.read_text(encoding="utf-8")
+    assert "(gallery/gradients.png)" in (tmp_path / "docs" / "gallery.md").read_text(encoding="utf-8")
+    assert (tmp_path / "docs" / "gallery" / "gradients.json").exists()
+
+
+def test_a_program_that_fails_is_left_as_it_was(
+    runs: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gallery.main(["ner", "music"]) == 0
+    before = (tmp_path / "out" / "gallery" / "gallery.md").read_text(encoding="utf-8")
+
+    def fails(name: str, command: gallery.Command, seeds: int) -> str:
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr(gallery, "run", fails)
+    assert gallery.main(["ner"]) == 1
+    assert "no luck" in capsys.readouterr().out
+    assert (tmp_path / "out" / "gallery" / "gallery.md").read_text(encoding="utf-8") == before
 
 
 def test_unknown_program(capsys: pytest.CaptureFixture[str]) -> None:
