@@ -46,6 +46,36 @@ def test_quoted_numbers_are_those_that_were_measured(name: str) -> None:
         assert all(len(values) >= 5 for row in table["rows"].values() for values in row.values())
 
 
+def worst_and_best(name: str, table: str, column: str) -> tuple[dict[str, float], dict[str, float]]:
+    """Of each row, the highest and the lowest of what the seeds gave in a column."""
+    rows = json.loads((DOCS / f"{name}.json").read_text(encoding="utf-8"))[table]["rows"]
+    own = {row: values[column] for row, values in rows.items() if column in values}
+    return {row: max(v) for row, v in own.items()}, {row: min(v) for row, v in own.items()}
+
+
+def test_claims_hold_from_every_seed() -> None:
+    """What READMEs say of two models holds for the worst seed of one against the best of the other."""
+    for column in ("perplexity", "known words"):
+        high, low = worst_and_best("language_model", "book", column)
+        assert max(high["GRU"], high["LSTM"]) < min(low[row] for row in low if row.endswith("gram"))
+    for distance in ("agree 9–12", "agree 13–16", "agree 17+"):
+        high, low = worst_and_best("language_model", "train", distance)
+        gated = [low[row] for row in ("GRU", "GRU-BEFORE", "LSTM")]
+        assert min(gated) > 0.9 > 0.7 > max(high[row] for row in high if row.endswith("gram"))
+    for length in (50, 100):
+        high, low = worst_and_best("gradients", "evaluate", f"adding {length}")
+        assert max(high["GRU"], high["LSTM"], high["identity ReLU RNN"]) < 0.5 < 0.9 < low["tanh RNN"]
+    high, low = worst_and_best("sentiment", "evaluate", "accuracy")
+    assert low["recurrent"] > high["mean"] >= low["mean"] > high["bayes"]
+    high, low = worst_and_best("music", "train", "valid bars")
+    assert low["LSTM"] > high["8-gram"]
+    high, low = worst_and_best("duplicates", "losses", "epochs to 0.9")
+    assert high["sum"] < low["closest"]
+    assert "mean" not in high  # which never gets there
+    high, low = worst_and_best("ner", "evaluate", "F1")
+    assert low["two-way"] > high["one-way"] >= low["one-way"] > high["memory"]
+
+
 def test_tables_between_marks_are_renewed() -> None:
     text = "a\n" + "".join(
         f"<!-- results: {name} train -->\nold\n<!-- end -->\nb\n" for name in ("ner", "music")
