@@ -25,6 +25,7 @@ from seqkernels.integrations import sb3
 
 from ..common import checkpoint, terminal
 from ..common.errors import InputError
+from ..common.train import Diverged
 from .environment import Recall, observations
 
 __all__ = ["Recipe", "answers", "build", "load", "train"]
@@ -121,7 +122,12 @@ def train(model: RecurrentPPO, recipe: Recipe, rounds: int, path: Path, resume: 
     for n in range(len(history), rounds):
         model.set_random_seed(random.Random(f"{recipe.seed} {n}").getrandbits(31))
         watch = _Watch()
-        model.learn(count, callback=watch)
+        try:
+            model.learn(count, callback=watch)
+        except ValueError as error:
+            if "found invalid values" not in str(error):
+                raise
+            raise Diverged(f"the network's answers are no longer numbers in round {n + 1}") from None
         end = time.perf_counter()
         history.append(
             {
@@ -150,9 +156,8 @@ def load(model: RecurrentPPO, path: Path) -> tuple[Recipe, list[Round]]:
 def read(path: Path) -> tuple[Recipe, list[Round], checkpoint.Tensors]:
     """A checkpoint."""
     tensors, data = checkpoint.load(path)
-    if "recipe" not in data:
-        raise InputError(path, None, "a checkpoint of this program", "one of another")
-    return Recipe(**data["recipe"]), data["history"], tensors
+    with checkpoint.understood(path):
+        return Recipe(**data["recipe"]), data["history"], tensors
 
 
 @torch.no_grad()
