@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -122,12 +123,10 @@ def train(model: RecurrentPPO, recipe: Recipe, rounds: int, path: Path, resume: 
     for n in range(len(history), rounds):
         model.set_random_seed(random.Random(f"{recipe.seed} {n}").getrandbits(31))
         watch = _Watch()
-        try:
+        with _numbers():
             model.learn(count, callback=watch)
-        except ValueError as error:
-            if "found invalid values" not in str(error):
-                raise
-            raise Diverged(f"the network's answers are no longer numbers in round {n + 1}") from None
+        if not all(bool(p.isfinite().all()) for p in model.policy.parameters()):
+            raise Diverged(f"the network's parameters are no longer numbers after round {n + 1}")
         end = time.perf_counter()
         history.append(
             {
@@ -160,6 +159,17 @@ def read(path: Path) -> tuple[Recipe, list[Round], checkpoint.Tensors]:
         return Recipe(**data["recipe"]), data["history"], tensors
 
 
+@contextmanager
+def _numbers() -> Iterator[None]:
+    """Where a distribution is asked for of what is infinite or NaN, the training has diverged."""
+    try:
+        yield
+    except ValueError as error:
+        if "found invalid values" not in str(error):
+            raise
+        raise Diverged("the network's answers are no longer numbers") from None
+
+
 @torch.no_grad()
 def answers(model: RecurrentPPO, delay: int, cues: Sequence[int]) -> torch.Tensor:
     """The probability of each answer after a delay, for each cue shown: [len(cues), cues there are]."""
@@ -171,5 +181,6 @@ def answers(model: RecurrentPPO, delay: int, cues: Sequence[int]) -> torch.Tenso
     starts[:, 0] = 1
     policy.set_training_mode(False)
     flat = torch.as_tensor(seen, device=model.device).flatten(0, 1)
-    distribution, _ = policy.get_distribution(flat, (zeros, zeros), starts.flatten())
+    with _numbers():
+        distribution, _ = policy.get_distribution(flat, (zeros, zeros), starts.flatten())
     return distribution.distribution.probs.view(len(cues), -1, kinds)[:, -1].cpu()
