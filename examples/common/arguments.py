@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,8 +50,10 @@ order = whole(1, 20)  # n of an n-gram model, whose tables grow with every word
 def not_negative(text: str) -> float:
     """A number from 0 on that is finite in float32, too, as an argument."""
     number = float(text)
-    if not 0 <= number <= LARGEST:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to {LARGEST:g}")
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+    if number > LARGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not below {LARGEST:g}")
     return number
 
 
