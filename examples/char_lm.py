@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 import seqkernels
 
 from .common import books, cli, plot
+from .common.errors import told
 
 Recurrent = type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]
 LAYERS: dict[str, tuple[Recurrent, Recurrent]] = {
@@ -44,6 +46,7 @@ LAYERS: dict[str, tuple[Recurrent, Recurrent]] = {
 RATE, LATER_RATE = 1e-3, 4e-3
 AGREE_STEPS, AGREE_DIGITS = 100, 4
 BUSY = 0.25  # half of all steps take the median time give or take so much of it, or something disturbs them
+PICTURES = (".png", ".svg", ".pdf")
 TEMPERATURE = 0.5  # of the text that is written: below 1, likely characters are preferred
 
 
@@ -236,7 +239,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, str]:
     add("--text", type=Path, metavar="FILE", help="UTF-8 text to learn; None: the standard library")
     add("--device", type=cli.device, default="cpu", help="cpu, cuda, cuda:1, …")
     add("--out", type=Path, default=Path("out/char_lm.png"), metavar="PNG", help="the picture")
-    add("--seed", type=int, default=0, metavar="N", help="of the parameters and of what is written")
+    add("--seed", type=cli.seed, default=0, metavar="N", help="of the parameters and of what is written")
     add("--steps", type=cli.positive, default=AGREE_STEPS, metavar="N", help="side by side")
     help = "of training in all; the comparison takes at most half of them"
     add("--seconds", type=cli.above_zero, default=70.0, metavar="X", help=help)
@@ -259,13 +262,34 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, str]:
             f"the text has {len(text):,} characters;"
             f" --batch {options.batch} --length {options.length} need {needed:,}"
         )
-    if options.out.is_dir():
-        parser.error(f"--out {options.out}: a folder, where the picture's file name is expected")
+    try:
+        if options.out.is_dir():
+            parser.error(f"--out {options.out}: a folder, where the picture's file name is expected")
+        if options.out.suffix not in PICTURES:
+            parser.error(f"--out {options.out}: expected a name that ends in {' or '.join(PICTURES)}")
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.open("ab").close()  # now, rather than after the training
+    except OSError as error:
+        parser.error(f"--out {options.out}: {(error.strerror or str(error)).lower()}")
     return options, text
 
 
 def main(arguments: list[str] | None = None) -> int:
     options, text = parse(arguments)
+    try:
+        return demonstrate(options, text)
+    except (MemoryError, RuntimeError) as error:
+        if (line := told(error)) is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def demonstrate(options: argparse.Namespace, text: str) -> int:
+    """Train both, compare, write and draw; the exit status."""
     console = Console(highlight=False)
     alphabet = "".join(sorted(set(text)))
     index = {character: i for i, character in enumerate(alphabet)}
@@ -283,7 +307,7 @@ def main(arguments: list[str] | None = None) -> int:
     layers = f"{options.layers} layer{'s' * (options.layers > 1)}"
     shape = f"{layers}, H={options.hidden}, B={options.batch}, T={options.length}"
     console.print(
-        f"{len(text):,} characters of {options.text or 'the Python standard library'},"
+        f"{len(text):,} characters of {escape(str(options.text or 'the Python standard library'))},"
         f" {len(alphabet)} different ones; {shape}, {options.device}, {torch.get_num_threads()} threads",
         soft_wrap=True,
     )
@@ -312,7 +336,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     console.rule()
     draw(runs, compared, f"Character language model: {shape}", options.out)
-    console.print(f"loss curves: {options.out}")
+    console.print(f"loss curves: {options.out}", markup=False)
     return 1 if differing else 0
 
 

@@ -205,7 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             kept[PROGRAMS[name].title] = part.result()
         except (RuntimeError, OSError) as error:
-            terminal.console().print(f"[red]{name}[/red] is left as it was: {error}")
+            terminal.console().print(f"{name} is left as it was: {error}", style="red")
             continue
         if options.renew:
             renew(name, pictures)

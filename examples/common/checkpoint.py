@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from . import distributed
+from . import distributed, results
 from .errors import InputError
 
-__all__ = ["load", "load_optimizer", "optimizer_tensors", "save"]
+__all__ = ["load", "load_optimizer", "optimizer_tensors", "save", "understood"]
 
 Tensors = dict[str, dict[str, Tensor]]
 
@@ -29,14 +31,22 @@ def save(path: Path, tensors: Tensors, data: dict[str, Any]) -> None:
     Args:
         tensors: Groups of named tensors, such as `{"model": model.state_dict()}`.
         data: What JSON can hold.
+
+    Raises:
+        InputError: The file cannot be written.
     """
     if distributed.rank() > 0:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     flat = {f"{group}/{name}": t.contiguous() for group, own in tensors.items() for name, t in own.items()}
     unfinished = path.with_name(path.name + ".unfinished")
-    save_file(flat, unfinished, metadata={"data": json.dumps(data, ensure_ascii=False)})
+    try:
+        save_file(flat, unfinished, metadata={"data": json.dumps(data, ensure_ascii=False)})
+    except SafetensorError as error:
+        raise InputError(path, None, "a checkpoint that can be written", str(error)) from None
     os.replace(unfinished, path)
+    # The medians of several seeds, if there are any, are no longer those of what is in the folder.
+    (path.parent / results.SUMMARY).unlink(missing_ok=True)
 
 
 def load(path: Path, device: torch.device | str = "cpu", *groups: str) -> tuple[Tensors, dict[str, Any]]:
@@ -58,6 +68,16 @@ def load(path: Path, device: torch.device | str = "cpu", *groups: str) -> tuple[
     except (SafetensorError, KeyError, ValueError):
         raise InputError(path, None, "a checkpoint of this program", "a file of another kind") from None
     return tensors, data
+
+
+@contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """What is read from a checkpoint in here, and turns out to be missing or of another kind, makes an
+    InputError: the file is another program's."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        raise InputError(path, None, "a checkpoint of this program", "one of another") from None
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

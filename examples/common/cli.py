@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -14,70 +14,42 @@ from typing import Any, TypeVar
 import torch
 
 from . import distributed, layers, repeat, results, terminal
+from .arguments import (
+    above_zero,
+    cosine,
+    device,
+    folder,
+    not_negative,
+    order,
+    positive,
+    probability,
+    seed,
+    whole,
+)
 from .data import Batches, write_generated
-from .errors import InputError
+from .errors import InputError, told
 from .train import Diverged, History, Recipe
 
-__all__ = ["CommandLine", "Help", "announce_generated", "batches", "given_or_generated", "recipe"]
+__all__ = [
+    "CommandLine",
+    "Help",
+    "above_zero",
+    "announce_generated",
+    "batches",
+    "cosine",
+    "device",
+    "folder",
+    "given_or_generated",
+    "not_negative",
+    "order",
+    "positive",
+    "probability",
+    "recipe",
+    "seed",
+    "whole",
+]
 
 Item = TypeVar("Item")
-
-
-def positive(text: str) -> int:
-    """A positive integer, as an argument."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
-
-
-def not_negative(text: str) -> float:
-    """A finite number from 0 on, as an argument."""
-    number = float(text)
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
-    return number
-
-
-def probability(text: str) -> float:
-    """A number from 0 to below 1, as an argument."""
-    number = not_negative(text)
-    if number >= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not below 1")
-    return number
-
-
-def device(text: str) -> torch.device:
-    """A device that this machine has, as an argument."""
-    try:
-        made = torch.device(text)
-        torch.empty(0, device=made)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise argparse.ArgumentTypeError(f"{text}: {str(error).splitlines()[0]}") from None
-    return made
-
-
-def cosine(text: str) -> float:
-    """A number from -1 to 1, as an argument."""
-    number = float(text)
-    if not -1 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from -1 to 1")
-    return number
-
-
-def above_zero(text: str) -> float:
-    """A finite number above 0, as an argument."""
-    number = not_negative(text)
-    if not number:
-        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
-    return number
-
-
-def folder(text: str) -> Path:
-    """A folder, or what may become one, as an argument."""
-    path = Path(text)
-    if path.exists() and not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is a file, not a folder")
-    return path
 
 
 class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -109,14 +81,16 @@ class CommandLine:
         """
         text = inspect.getdoc(function) or ""
         first = " ".join(text.split("\n\n")[0].split()).split(". ")[0].removesuffix(".")
-        parser = self._commands.add_parser(name, help=first, description=text, formatter_class=Help)
+        parser = self._commands.add_parser(
+            name, help=first, description=text, formatter_class=Help, allow_abbrev=False
+        )
         parser.set_defaults(command=name, function=function, cells_of=lambda options: ())
         parser.set_defaults(training=False, compares=False, all_seeds=False)
         out = Path("out") / self.name
         parser.add_argument("--out", type=folder, default=out, metavar="DIR", help="checkpoints and pictures")
         parser.add_argument("--device", type=device, default="cpu", help="cpu, cuda, cuda:1, …")
         threads = "CPU threads; networks this small are fastest on one"
-        parser.add_argument("--threads", type=positive, default=1, metavar="N", help=threads)
+        parser.add_argument("--threads", type=whole(1, 1024), default=1, metavar="N", help=threads)
         if of_seeds:
             help = "of each seed of `train --seeds`, with medians and spreads"
             parser.add_argument("--all-seeds", action="store_true", help=help)
@@ -182,15 +156,17 @@ class CommandLine:
         """Make a command one that can be repeated from several seeds; `draw_seeds` as in `training`."""
         parser.set_defaults(training=True, draw_seeds=draw_seeds)
         add = parser.add_argument
-        add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same training")
+        add("--seed", type=seed, default=0, metavar="N", help="the same seed gives the same training")
         help = "train with N seeds from --seed on, side by side, and show medians and spreads"
-        add("--seeds", type=positive, default=1, metavar="N", help=help)
+        add("--seeds", type=whole(1, 1000), default=1, metavar="N", help=help)
         add("--jobs", type=positive, metavar="N", help="trainings at a time with --seeds; None: one a core")
 
     def run(self, arguments: list[str] | None = None) -> int:
         """Parse and obey; the exit status. What the user has to put right is one line on stderr."""
         given = sys.argv[1:] if arguments is None else arguments
         options = self.parser.parse_args(given)
+        if broken := [argument for argument in given if any("\ud800" <= c <= "\udfff" for c in argument)]:
+            self.parser.error(f"{broken[0]!a}: expected UTF-8 text, found other bytes")
         torch.set_num_threads(options.threads)
         try:
             if options.training:
@@ -201,10 +177,14 @@ class CommandLine:
         except (InputError, Diverged) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        except OSError as error:
-            if error.filename is None:
+        except BrokenPipeError:  # who read the output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except (OSError, MemoryError, RuntimeError) as error:
+            line = told(error)
+            if line is None:
                 raise
-            print(f"error: {error.filename}: {(error.strerror or str(error)).lower()}", file=sys.stderr)
+            print(f"error: {line}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted; `train --resume` goes on from the last full epoch", file=sys.stderr)
@@ -217,8 +197,8 @@ class CommandLine:
             options.function(options)
             return
         folders = repeat.trained(options.out)
-        for seed, out in folders.items():
-            terminal.console().rule(f"seed {seed}")
+        for number, out in folders.items():
+            terminal.console().rule(f"seed {number}")
             options.function(argparse.Namespace(**{**vars(options), "out": out}))
         repeat.write(options.out, folders)
 
@@ -276,7 +256,8 @@ def given_or_generated(options: argparse.Namespace, file: str, text: Callable[[]
 
 def announce_generated(path: Path) -> None:
     """Say that the data is not from the world."""
-    terminal.console().print(f"[yellow]no --data given: this is generated data, written to {path}[/yellow]")
+    said = f"no --data given: this is generated data, written to {path}"
+    terminal.console().print(said, style="yellow")
 
 
 def _compare(options: argparse.Namespace) -> None:

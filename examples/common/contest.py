@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from . import checkpoint, cli, terminal
+from . import checkpoint, cli, distributed, terminal
 from .errors import InputError
-from .train import History, Loss, Metrics, fit
+from .train import History, Loss, Metrics, check_config, fit
 
-__all__ = ["Build", "Trained", "load_each", "train_each"]
+__all__ = ["Build", "Trained", "check_resume", "load_each", "train_each"]
 
 Config = dict[str, Any]
 Build = Callable[[Config, str], nn.Module]  # a new model, from its configuration and the backend
@@ -29,6 +30,27 @@ class Trained(NamedTuple):
     history: History
 
 
+def check_resume(options: argparse.Namespace, configs: Mapping[str, Config]) -> None:
+    """With `options.resume`, refuse what cannot be gone on from. To be called before anything is written to
+    `options.out`, so that a training that is refused leaves what is there as it was.
+
+    Args:
+        configs: As for `train_each`, or as much of each as is known yet.
+
+    Raises:
+        InputError: Nothing to resume, or the checkpoint of another model.
+    """
+    paths = {name: options.out / f"{name}.safetensors" for name in configs}
+    if not options.resume:
+        return
+    if not any(path.exists() for path in paths.values()):
+        raise InputError(options.out, None, "checkpoints to go on from", "none")
+    for name, path in paths.items():
+        if path.exists():
+            _, data = checkpoint.load(path, "cpu", "no tensors")
+            check_config(path, data, {"seed": options.seed, **configs[name]})
+
+
 def train_each(
     options: argparse.Namespace,
     build: Build,
@@ -40,7 +62,8 @@ def train_each(
 ) -> dict[str, Trained]:
     """Train a model for each configuration, all from the same seed.
 
-    With `options.resume`, those that have a checkpoint go on from it.
+    With `options.resume`, those that have a checkpoint go on from it. Without, checkpoints of an earlier
+    training are removed first: of one that is interrupted, none may be taken for those of this one.
 
     Args:
         options: Those of `cli.CommandLine.training`.
@@ -55,10 +78,12 @@ def train_each(
     """
     trained: dict[str, Trained] = {}
     paths = {name: options.out / f"{name}.safetensors" for name in configs}
-    if options.resume and not any(path.exists() for path in paths.values()):
-        raise InputError(options.out, None, "checkpoints to go on from", "none")
+    check_resume(options, configs)
+    if not options.resume and distributed.rank() == 0:
+        for path in filter(Path.is_file, paths.values()):
+            path.unlink()
     for name, config in configs.items():
-        terminal.console().print(f"[bold]{name}[/bold]")
+        terminal.console().print(name, style="bold")
         torch.manual_seed(options.seed)
         model = build(config, options.backend).to(options.device)
         history = fit(
@@ -85,10 +110,8 @@ def load_each(options: argparse.Namespace, build: Build, names: Iterable[str]) -
     for name in names:
         path = options.out / f"{name}.safetensors"
         tensors, data = checkpoint.load(path, options.device, "model")
-        try:
+        with checkpoint.understood(path):
             model = build(data["config"], "fused").to(options.device).eval()
             model.load_state_dict(tensors["model"])
-        except (KeyError, RuntimeError):
-            raise InputError(path, None, "a checkpoint of this program", "one of another") from None
-        trained[name] = Trained(model, data["config"], History(**data["history"]))
+            trained[name] = Trained(model, data["config"], History(**data["history"]))
     return trained

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,6 @@ from .errors import InputError
 __all__ = ["folders", "train", "trained", "write"]
 
 ROOT = Path(__file__).resolve().parents[2]
-SUMMARY = "seeds.json"
 
 
 def folders(out: Path, first: int, count: int) -> dict[int, Path]:
@@ -51,19 +51,26 @@ def train(name: str, arguments: list[str], options: argparse.Namespace) -> dict[
     file = f"{options.command}.log"
     jobs = options.jobs or max(1, (os.cpu_count() or 1) // options.threads)
     console = terminal.console()
+    running: list[subprocess.Popen[bytes]] = []
+    stopped = threading.Event()
     console.print(f"seeds {options.seed} to {options.seed + options.seeds - 1}, {jobs} at a time")
 
     def one(seed: int) -> tuple[int, str]:
         folder, start = where[seed], time.perf_counter()
         output = folder / file
-        own = [*arguments, "--seed", str(seed), "--seeds", "1", "--out", str(folder)]
+        given = [argument for argument in arguments if argument != "--"]  # after it, there are no options
+        own = [*given, "--seed", str(seed), "--seeds", "1", "--out", str(folder)]
         if options.resume and not any(folder.glob("*.safetensors")):
             own.remove("--resume")
         folder.mkdir(parents=True, exist_ok=True)
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         with open(output, "w+", encoding="utf-8") as log:
             command = [sys.executable, "-m", f"examples.{name}", *own]
-            run = subprocess.run(command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": path})
+            if stopped.is_set():
+                return 1, "interrupted"
+            run = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": path})
+            running.append(run)
+            run.wait()
             log.seek(0)
             lines = log.read().strip().splitlines()
         if run.returncode == 0:
@@ -71,7 +78,13 @@ def train(name: str, arguments: list[str], options: argparse.Namespace) -> dict[
         return run.returncode, lines[-1] if lines else "nothing"
 
     with ThreadPoolExecutor(jobs) as pool:
-        ended = list(pool.map(one, where))
+        try:
+            ended = list(pool.map(one, where))
+        except BaseException:  # an interruption, which is that of all trainings
+            stopped.set()
+            for run in running:
+                run.terminate()
+            raise
     for folder, (status, line) in zip(where.values(), ended, strict=True):
         if status:
             raise InputError(
@@ -88,10 +101,12 @@ def trained(out: Path) -> dict[int, Path]:
         InputError: It has not been run with several seeds.
     """
     try:
-        seeds = json.loads((out / SUMMARY).read_text(encoding="utf-8"))["seeds"]
-    except (OSError, ValueError, KeyError):
+        seeds = json.loads((out / results.SUMMARY).read_text(encoding="utf-8"))["seeds"]
+        if seeds != list(range(seeds[0], seeds[0] + len(seeds))):
+            raise ValueError("not one seed after the other")
+    except (OSError, IndexError, KeyError, TypeError, ValueError):
         expected = "the results of several seeds (run `train --seeds 5` first)"
-        raise InputError(out / SUMMARY, None, expected, "none") from None
+        raise InputError(out / results.SUMMARY, None, expected, "none") from None
     return folders(out, seeds[0], len(seeds))
 
 
@@ -111,4 +126,6 @@ def write(out: Path, where: dict[int, Path]) -> None:
         "seeds": list(where),
         "tables": {name: {"title": own.title, "rows": own.rows} for name, own in tables.items()},
     }
-    (out / SUMMARY).write_text(json.dumps(kept, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    (out / results.SUMMARY).write_text(
+        json.dumps(kept, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+    )

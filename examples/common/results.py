@@ -20,6 +20,7 @@ __all__ = ["Spread", "Summary", "keep", "markdown", "names", "read", "show", "su
 
 Rows = Mapping[str, Mapping[str, float]]
 FILE = "results.json"
+SUMMARY = "seeds.json"  # of several seeds, by `repeat`
 
 
 class Spread(NamedTuple):
@@ -141,6 +142,11 @@ def markdown(rows: Mapping[str, Mapping[str, Spread]]) -> str:
 def _load(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        for table in found.values():
+            if not isinstance(table["title"], str) or not all(
+                isinstance(row, dict) for row in table["rows"].values()
+            ):
+                raise ValueError("a table without rows")
         return found
-    except (OSError, ValueError):
+    except (AttributeError, KeyError, OSError, TypeError, ValueError):
         raise InputError(path, None, "results of this program", "a file of another kind") from None

@@ -15,8 +15,11 @@ __all__ = ["console", "number", "progress", "table"]
 
 
 def console() -> Console:
-    """Where to print, at the time of the call; a file gets lines as long as they are."""
-    made = Console(highlight=False, soft_wrap=True, quiet=distributed.rank() > 0)
+    """Where to print, at the time of the call; a file gets lines as long as they are.
+
+    Text is printed as it is: what looks like rich's markup, such as "[/b]" or ":cat:", may be a user's.
+    """
+    made = Console(highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=distributed.rank() > 0)
     if not made.is_terminal:
         made.width = 200
     return made

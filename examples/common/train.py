@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from . import checkpoint, distributed, terminal
 from .errors import InputError
 
-__all__ = ["Diverged", "History", "Loss", "Recipe", "fit"]
+__all__ = ["Diverged", "History", "Loss", "Recipe", "check_config", "fit"]
 
 Batch = TypeVar("Batch")
 Metrics = dict[str, float]
@@ -70,7 +70,7 @@ class History:
 
 
 class Diverged(ArithmeticError):
-    """The loss is no longer a number.
+    """The loss, or a parameter, is no longer a number.
 
     Args:
         message: At which step.
@@ -123,7 +123,7 @@ def fit(
 
     Raises:
         InputError: `resume` without a checkpoint, or with that of another model.
-        Diverged: The loss of a step is infinite or NaN.
+        Diverged: The loss of a step, or a parameter, is infinite or NaN.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.rate)
     history = History()
@@ -140,6 +140,9 @@ def fit(
         metrics = _epoch(
             objective, batches(epoch), optimizer, recipe, history, f"epoch {epoch + 1}/{recipe.epochs}"
         )
+        # The last step of an epoch may break a model of which no loss is computed any more.
+        if not all(bool(p.isfinite().all()) for p in model.parameters()):
+            raise Diverged(f"parameters are no longer numbers after step {len(history.losses)}", history)
         if evaluate is not None:
             model.eval()
             with torch.inference_mode():
@@ -199,10 +202,22 @@ def _resume(
     """Put model and optimizer into the checkpoint's state."""
     device = next(model.parameters()).device
     tensors, data = checkpoint.load(path, device)
-    for name, value in (config or {}).items():
-        if data["config"].get(name) != value:
-            there = str(data["config"].get(name))
+    check_config(path, data, config or {})
+    with checkpoint.understood(path):
+        model.load_state_dict(tensors["model"])
+        checkpoint.load_optimizer(optimizer, tensors.get("optimizer", {}))
+        return History(**data["history"])
+
+
+def check_config(path: Path, data: dict[str, Any], config: dict[str, Any]) -> None:
+    """Refuse to go on from a checkpoint, of which `data` was read, with another configuration.
+
+    Raises:
+        InputError: The checkpoint is of another model.
+    """
+    with checkpoint.understood(path):
+        kept = dict(data["config"])
+    for name, value in config.items():
+        if kept.get(name) != value:
+            there = str(kept.get(name))
             raise InputError(path, None, f"a training with {name} = {value!s:.60}", f"one with {there:.60}")
-    model.load_state_dict(tensors["model"])
-    checkpoint.load_optimizer(optimizer, tensors.get("optimizer", {}))
-    return History(**data["history"])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from examples.common.data import InputError
 
-from .data import Pair
+from .data import Pair, tokenize
 from .groups import same_question
 from .learn import Encoded, Task, best_threshold, vectors
 
@@ -50,7 +50,10 @@ class Classes:
         if path.exists():
             try:
                 self.examples = json.loads(path.read_text(encoding="utf-8"))
-                if not all(isinstance(e, str) for own in self.examples.values() for e in own):
+                lists = self.examples.values()
+                if not all(isinstance(own, list) and own for own in lists):
+                    raise ValueError
+                if not all(isinstance(e, str) and tokenize(e) for own in lists for e in own):
                     raise ValueError
             except (OSError, ValueError, AttributeError, TypeError):
                 found = "something else"

@@ -46,7 +46,7 @@ def train(options: argparse.Namespace) -> History:
     ended = []
     for run in plan(options):
         path = options.out / f"{run.name}.safetensors"
-        console.print(f"[bold]{run.name}[/bold]")
+        console.print(run.name, style="bold")
         task, network = run.build(options.device, options.backend)
         resume = options.resume and path.exists()
         if resume and "model" not in checkpoint.load(path, "cpu", "model")[0]:
@@ -64,7 +64,7 @@ def train(options: argparse.Namespace) -> History:
             )
             ended.append(history.epochs[-1])
         except Diverged as error:
-            console.print(f"[red]diverged: {error}[/red]")
+            console.print(f"diverged: {error}", style="red")
             ended.append({"loss/chance": math.inf, "tokens/s": 0.0})
             diverged(path, run, error.history.losses, error.history.norms)
             distributed.barrier()

@@ -126,10 +126,9 @@ def trained(folder: Path) -> dict[Path, Run]:
         raise InputError(folder, None, "the checkpoints of a training (run `train` first)", "none")
     runs = {}
     for path in paths:
-        config = checkpoint.load(path, "cpu", "no tensors")[1].get("config")
-        if not isinstance(config, dict) or config.keys() < {field.name for field in fields(Run)}:
-            raise InputError(path, None, "a checkpoint of this program", "one of another")
-        runs[path] = Run(**{field.name: config[field.name] for field in fields(Run)})
+        config = checkpoint.load(path, "cpu", "no tensors")[1].get("config", {})
+        with checkpoint.understood(path):
+            runs[path] = Run(**{field.name: config[field.name] for field in fields(Run)})
     return runs
 
 

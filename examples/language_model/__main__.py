@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.markup import escape
+from rich.text import Text
 
 from ..common import books, checkpoint, cli, distributed, layers, results, terminal
-from ..common.contest import load_each, train_each
+from ..common.contest import check_resume, load_each, train_each
 from ..common.data import InputError, write_generated
 from ..common.text import UNK, Vocabulary
 from ..common.train import History
@@ -41,11 +41,13 @@ def build(config: dict[str, Any], backend: str = "fused") -> RecurrentLM:
 
 def load(options: argparse.Namespace) -> tuple[dict[str, Any], Models]:
     """The configuration of a training and all models that it left in `options.out`."""
-    counted, saved = checkpoint.load(options.out / "ngram.safetensors")
-    config = saved["config"]
-    size = len(config["vocabulary"])
-    models: Models = {f"{n}-gram": NGram.from_tensors(counted[str(n)], size) for n in config["orders"]}
-    networks = load_each(options, build, config["cells"])
+    path = options.out / "ngram.safetensors"
+    counted, saved = checkpoint.load(path)
+    with checkpoint.understood(path):
+        config = saved["config"]
+        size, cells = len(config["vocabulary"]), config["cells"]
+        models: Models = {f"{n}-gram": NGram.from_tensors(counted[str(n)], size) for n in config["orders"]}
+    networks = load_each(options, build, cells)
     return config, models | {cell.upper(): own.model for cell, own in networks.items()}
 
 
@@ -61,6 +63,10 @@ def train(options: argparse.Namespace) -> History:
     distance.
     """
     console = terminal.console()
+    known = {name: getattr(options, name) for name in ("level", "hidden", "depth", "dropout")}
+    # Another number of generated sentences is another text, which must not replace the one learned from.
+    known["sentences"] = options.sentences if options.data is None and not options.book else None
+    check_resume(options, {cell: known | {"cell": cell} for cell in options.cells})
     if options.book:
         options.data = write_generated(options.out / "language-reference.txt", books.language_reference())
         console.print(f"Python's own language reference, written to {options.data}")
@@ -91,14 +97,16 @@ def train(options: argparse.Namespace) -> History:
         f" unknown and counted as one, {UNK}: {unknown[0]:.2%} and {unknown[1]:.2%}"
     )
 
+    shared = known | {"vocabulary": config["vocabulary"]}
+    networks = {cell: shared | {"cell": cell} for cell in options.cells}
+    check_resume(options, networks)
     models: Models = {f"{n}-gram": NGram.count(ids.tolist(), n, len(vocabulary)) for n in options.orders}
     tables = {str(model.order): model.tensors() for model in models.values() if isinstance(model, NGram)}
     checkpoint.save(options.out / "ngram.safetensors", tables, {"config": config})
-    shared = {name: config[name] for name in ("level", "hidden", "depth", "dropout", "vocabulary")}
     trained = train_each(
         options,
         build,
-        {cell: shared | {"cell": cell} for cell in options.cells},
+        networks,
         TruncatedBackpropagation(),
         lambda epoch: parts,
         lambda model: {"perplexity": perplexity(log_probabilities(model, held_out))},
@@ -146,7 +154,7 @@ def predict(options: argparse.Namespace) -> None:
         prompt = config["opening"] + vocabulary.ids(tokens)
         written = sample(model, prompt, options.count, temperature=options.temperature, generator=random)
         text = data.join([*tokens, *vocabulary.words(written)], config["level"])
-        terminal.console().print(f"[bold]{name:>{width}}[/bold]  {escape(text.strip())}")
+        terminal.console().print(Text.assemble((f"{name:>{width}}", "bold"), f"  {text.strip()}"))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -172,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
     add(
         "--orders",
         nargs="+",
-        type=cli.positive,
+        type=cli.order,
         default=[2, 3, 4, 5],
         metavar="N",
         help="n of the n-gram models",
@@ -197,7 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="X",
         help="0: always the likeliest; above 1: wild",
     )
-    add("--seed", type=int, default=0, metavar="N", help="the same seed draws the same text")
+    add("--seed", type=cli.seed, default=0, metavar="N", help="the same seed draws the same text")
     return line.run(arguments)
 
 

@@ -101,7 +101,10 @@ def log_probabilities(model: NGram | nn.Module, ids: Tensor, length: int = 512) 
 
 def perplexity(log_p: Tensor) -> float:
     """exp of the mean of -log p; NaN of no tokens."""
-    return math.exp(-log_p.mean())
+    try:
+        return math.exp(-log_p.mean())
+    except OverflowError:  # of a model that has diverged
+        return math.inf
 
 
 @torch.inference_mode()

@@ -36,6 +36,14 @@ def train(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     if options.quick:
         vars(options).update(QUICK)
     recipe = learn.Recipe(**{field.name: vars(options)[field.name] for field in fields(learn.Recipe)})
+    if (
+        min(options.batch, options.envs * options.steps) < 2
+        or options.envs * options.steps % options.batch == 1
+    ):
+        expected = "2 steps or more in every training step"  # their advantages are divided by their spread
+        raise InputError(
+            "--batch", None, expected, f"{options.batch} of {options.envs * options.steps} steps"
+        )
     console = terminal.console()
     paths = {backend: _path(options, backend) for backend in _backends(options)}
     if options.resume and not any(path.exists() for path in paths.values()):
@@ -156,7 +164,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     line.command("evaluate", evaluate)
     predicting = line.command("predict", predict)
-    predicting.add_argument("cue", type=int, nargs="+", metavar="CUE", help="numbers from 0 on")
+    predicting.add_argument(
+        "cue", type=cli.whole(0, 10**6), nargs="+", metavar="CUE", help="numbers from 0 on"
+    )
     predicting.add_argument("--delay", type=cli.positive, default=12, metavar="N", help="steps to remember")
     given = sys.argv[1:] if arguments is None else arguments
     return line.run(given or ["train"])

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from seqkernels.integrations import sb3
 
 from ..common import checkpoint, terminal
 from ..common.errors import InputError
+from ..common.train import Diverged
 from .environment import Recall, observations
 
 __all__ = ["Recipe", "answers", "build", "load", "train"]
@@ -121,7 +123,10 @@ def train(model: RecurrentPPO, recipe: Recipe, rounds: int, path: Path, resume: 
     for n in range(len(history), rounds):
         model.set_random_seed(random.Random(f"{recipe.seed} {n}").getrandbits(31))
         watch = _Watch()
-        model.learn(count, callback=watch)
+        with _numbers():
+            model.learn(count, callback=watch)
+        if not all(bool(p.isfinite().all()) for p in model.policy.parameters()):
+            raise Diverged(f"the network's parameters are no longer numbers after round {n + 1}")
         end = time.perf_counter()
         history.append(
             {
@@ -150,9 +155,19 @@ def load(model: RecurrentPPO, path: Path) -> tuple[Recipe, list[Round]]:
 def read(path: Path) -> tuple[Recipe, list[Round], checkpoint.Tensors]:
     """A checkpoint."""
     tensors, data = checkpoint.load(path)
-    if "recipe" not in data:
-        raise InputError(path, None, "a checkpoint of this program", "one of another")
-    return Recipe(**data["recipe"]), data["history"], tensors
+    with checkpoint.understood(path):
+        return Recipe(**data["recipe"]), data["history"], tensors
+
+
+@contextmanager
+def _numbers() -> Iterator[None]:
+    """Where a distribution is asked for of what is infinite or NaN, the training has diverged."""
+    try:
+        yield
+    except ValueError as error:
+        if "found invalid values" not in str(error):
+            raise
+        raise Diverged("the network's answers are no longer numbers") from None
 
 
 @torch.no_grad()
@@ -166,5 +181,6 @@ def answers(model: RecurrentPPO, delay: int, cues: Sequence[int]) -> torch.Tenso
     starts[:, 0] = 1
     policy.set_training_mode(False)
     flat = torch.as_tensor(seen, device=model.device).flatten(0, 1)
-    distribution, _ = policy.get_distribution(flat, (zeros, zeros), starts.flatten())
+    with _numbers():
+        distribution, _ = policy.get_distribution(flat, (zeros, zeros), starts.flatten())
     return distribution.distribution.probs.view(len(cues), -1, kinds)[:, -1].cpu()

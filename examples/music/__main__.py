@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common import checkpoint, cli, results, terminal
-from ..common.contest import load_each, train_each
+from ..common.contest import check_resume, load_each, train_each
 from ..common.data import InputError, split, write_generated
 from ..common.text import Vocabulary
 from ..common.train import History
@@ -35,6 +35,7 @@ from .score import Tune, check, notes
 from .writer import Model, write
 
 NETWORK = "recurrent"  # the name of its checkpoint
+LONGEST = 1200  # seconds of sound, all of which has to fit into memory
 LEAST = 10  # tunes, too few to hold some out
 
 
@@ -65,6 +66,9 @@ def train(options: argparse.Namespace) -> History:
     A tenth of the tunes is held out. Without --data, tunes are generated.
     """
     console = terminal.console()
+    shape = {name: getattr(options, name) for name in ("cell", "hidden", "depth", "dropout")}
+    shape["tunes"] = options.tunes if options.data is None else None
+    check_resume(options, {NETWORK: shape})
     path = cli.given_or_generated(options, "train.abc", lambda: generator.book(options.tunes, options.seed))
     tunes = data.load(path, strict=options.strict, least=LEAST)
     learn, test = split(tunes, 0.1, options.seed)
@@ -85,11 +89,12 @@ def train(options: argparse.Namespace) -> History:
     config["headers"] = [data.fields_of(tune) for tune in learn]
     # The network learns in the midst of a stream, its state never empty; so that is where it is asked, too.
     config["opening"] = [ids[0][-1], *ids[-1]]
+    shape["vocabulary"] = config["vocabulary"]
+    check_resume(options, {NETWORK: shape})
     size = len(vocabulary)
     counted = {n: NGram.count(whole.tolist(), n, size) for n in options.orders}
     tables = {str(n): model.tensors() for n, model in counted.items()}
     checkpoint.save(options.out / "ngram.safetensors", tables, {"config": config})
-    shape = {name: getattr(options, name) for name in ("cell", "hidden", "depth", "dropout")}
 
     def judge(model: Any) -> dict[str, float]:
         written = report.samples(model, config, options.samples, options.seed)
@@ -101,7 +106,7 @@ def train(options: argparse.Namespace) -> History:
     trained = train_each(
         options,
         build,
-        {NETWORK: shape | {"vocabulary": config["vocabulary"]}},
+        {NETWORK: shape},
         TruncatedBackpropagation(),
         lambda epoch: parts(
             data.stream(ids, f"{options.seed} {epoch}"), options.batch, options.length
@@ -173,7 +178,11 @@ def perform(tune: Tune, options: argparse.Namespace, title: str) -> None:
             console.print(f"bar {number} is not valid: {problem}", markup=False)
     console.print(f"{checked.count(None)} of {len(checked)} bars are valid")
     beat = tune.meter.beat if tune.meter else Fraction(1, 4)
-    samples = sound.render(notes(tune), beat, options.tempo)
+    sounding = notes(tune)
+    if (seconds := sound.seconds(sounding, beat, options.tempo)) > LONGEST:
+        expected = f"a tune of at most {LONGEST:,} seconds at --tempo {options.tempo}"
+        raise InputError(title, None, expected, f"one of {seconds:,.0f}")
+    samples = sound.render(sounding, beat, options.tempo)
     console.print(
         f"sound: {sound.save(samples, options.out / 'tune.wav')} ({len(samples) / sound.RATE:.1f} s)"
     )
@@ -203,7 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
     writing, playing = line.command("predict", predict), line.command("play", play)
     add = training.add_argument
     orders = "n of the n-gram models"
-    add("--orders", nargs="+", type=cli.positive, default=[5, 8], metavar="N", help=orders)
+    add("--orders", nargs="+", type=cli.order, default=[5, 8], metavar="N", help=orders)
     add("--hidden", type=cli.positive, default=128, metavar="N", help="features of embedding and layers")
     add("--depth", type=cli.positive, default=1, metavar="N", help="recurrent layers")
     add("--dropout", type=cli.probability, default=0.0, metavar="P", help="between the layers")
@@ -216,7 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument("--samples", type=cli.positive, default=64, metavar="N", help=help)
     for parser in (testing, writing):
         parser.add_argument(
-            "--seed", type=int, default=0, metavar="N", help="the same seed draws the same tunes"
+            "--seed", type=cli.seed, default=0, metavar="N", help="the same seed draws the same tunes"
         )
     for parser in (training, testing, playing):
         help = "refuse a file with a tune that is not understood"

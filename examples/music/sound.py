@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .score import Note
 
-__all__ = ["RATE", "pluck", "render", "save"]
+__all__ = ["RATE", "pluck", "render", "save", "seconds"]
 
 RATE = 22_050  # samples a second
 _PLACE = 0.2  # where the string is plucked, as a part of its length
@@ -47,6 +47,12 @@ def pluck(pitch: int, seconds: float, rate: int = RATE) -> Samples:
     return sound * np.clip((seconds - t) / _FADE, 0, 1)
 
 
+def seconds(notes: Sequence[Note], beat: Fraction, tempo: float) -> float:
+    """How long it takes to play the notes; `beat` and `tempo` as for `render`."""
+    length = max((note.onset + note.duration for note in notes), default=Fraction())
+    return float(min(length / beat / Fraction(tempo) * 60, Fraction(10**12)))
+
+
 def render(notes: Sequence[Note], beat: Fraction, tempo: float, rate: int = RATE) -> Samples:
     """All notes together, between -1 and 1.
 
@@ -59,8 +65,7 @@ def render(notes: Sequence[Note], beat: Fraction, tempo: float, rate: int = RATE
         As many samples as the notes take at that tempo.
     """
     scale = 60 / tempo / float(beat)  # seconds of a whole note
-    length = max((note.onset + note.duration for note in notes), default=Fraction())
-    sound = np.zeros(round(float(length) * scale * rate))
+    sound = np.zeros(round(seconds(notes, beat, tempo) * rate))
     for note in notes:
         if note.pitch is not None:
             first = round(float(note.onset) * scale * rate)

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from examples.common import checkpoint, cli, distributed, results, terminal
-from examples.common.contest import Trained, train_each
+from examples.common.contest import Trained, check_resume, train_each
 from examples.common.data import InputError, split, write_generated
 from examples.common.train import History
 
@@ -48,11 +48,13 @@ def train(options: argparse.Namespace) -> History:
     console.print(f"{len(seen):,} tweets, {len(task.vocabulary):,} words, {', '.join(task.feelings)}")
     console.print(f"{unknown_share(held_examples):.1%} of the held-out tokens are unknown")
 
+    configs = {kind: task.config(kind, options.cell) for kind in MODELS}
+    check_resume(options, configs)
     models = {BAYES: count(options, task, examples, held_examples)}
     models |= train_each(
         options,
         build,
-        {kind: task.config(kind, options.cell) for kind in MODELS},
+        configs,
         loss,
         cli.batches(options, examples, length=lambda e: len(e.ids)),
         lambda model: accuracy(model, held_examples),
