@@ -195,7 +195,10 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown := set(options.names) - PROGRAMS.keys():
         parser.error(f"there is no {', '.join(sorted(unknown))}")
     page = ROOT / "docs" / "gallery.md" if options.renew else ROOT / "out" / "gallery" / "gallery.md"
-    page.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"{page.parent}: {(error.strerror or str(error)).lower()}")
     pictures, names = page.with_suffix(""), options.names or list(PROGRAMS)
     text = page.read_text(encoding="utf-8") if page.exists() else ""
     kept = {part.split("\n", 1)[0]: f"## {part.rstrip()}\n" for part in text.split("\n## ")[1:]}

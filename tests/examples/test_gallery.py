@@ -150,6 +150,14 @@ def test_a_program_that_fails_is_left_as_it_was(
     assert (tmp_path / "out" / "gallery" / "gallery.md").read_text(encoding="utf-8") == before
 
 
+def test_out_cannot_be_made(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(SystemExit, match="2"):
+        gallery.main(["ner"])
+    assert "out/gallery: " in capsys.readouterr().err
+    assert not runs
+
+
 def test_unknown_program(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         gallery.main(["chess"])
