@@ -51,13 +51,13 @@ def new(
 def band(
     axes: Any, x: Sequence[float], curves: Sequence[Sequence[float]], *, color: str, label: str, **style: Any
 ) -> None:
-    """The median of curves as a line, and from the lowest to the highest as a band.
+    """The median of curves as a line, and from the lowest to the highest as a band, as far as all of them go.
 
     Args:
         x: [N].
-        curves: Of each seed, N numbers or more.
+        curves: Of each seed; what is beyond N is left out.
     """
-    columns = [sorted(values) for values in zip(*(curve[: len(x)] for curve in curves), strict=True)]
+    columns = [sorted(values) for values in zip(*(curve[: len(x)] for curve in curves), strict=False)]
     x = x[: len(columns)]
     axes.plot(x, [statistics.median(values) for values in columns], color=color, label=label, **style)
     if len(curves) > 1:

@@ -32,6 +32,14 @@ def test_a_table_is_kept_beside_others() -> None:
         results.names(Path("out"))
 
 
+def test_a_band_goes_as_far_as_all_curves() -> None:
+    """Texts of different seeds are not of the same length, and so neither are their trainings."""
+    _, axes = plot.new()
+    plot.band(axes, range(1, 5), [[1.0, 2, 3, 4], [3.0, 4, 5]], color="red", label="GRU")
+    assert [list(data) for data in axes.lines[0].get_data()] == [[1, 2, 3], [2, 3, 4]]
+    assert axes.collections[0].get_paths()[0].vertices[:, 1].max() == 5
+
+
 def test_several_seeds_are_summed_up() -> None:
     """By row and column; what one of them lacks is left out."""
     folders = {seed: Path(f"out-{seed}") for seed in range(3)}
