@@ -123,7 +123,7 @@ def cells(options: argparse.Namespace) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     line = cli.CommandLine("gradients", __doc__)
     training = line.training(
-        train, epochs=8, batch=64, rate=1e-2, cell=None, cells=cells, draw_seeds=draw_seeds
+        train, epochs=10, batch=64, rate=1e-2, cell=None, cells=cells, draw_seeds=draw_seeds
     )
     add = training.add_argument
     add("--tasks", nargs="+", choices=TASKS, default=["adding"], help="what to learn")

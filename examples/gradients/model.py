@@ -34,7 +34,7 @@ class Variant:
 
 VARIANTS = {
     "tanh": Variant("tanh RNN", "rnn", "tanh"),
-    "identity": Variant("identity ReLU RNN", "rnn", "relu", identity=True, rate=0.3, explodes=True),
+    "identity": Variant("identity ReLU RNN", "rnn", "relu", identity=True, rate=0.1, explodes=True),
     "gru": Variant("GRU", "gru"),
     "lstm": Variant("LSTM", "lstm"),
     "deep": Variant("6 layers", "rnn", "tanh", depth=6),

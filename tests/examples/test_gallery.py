@@ -7,7 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
+import torch
 
 from examples import gallery
 
@@ -65,6 +67,13 @@ def test_claims_hold_from_every_seed() -> None:
     for length in (50, 100):
         high, low = worst_and_best("gradients", "evaluate", f"adding {length}")
         assert max(high["GRU"], high["LSTM"], high["identity ReLU RNN"]) < 0.5 < 0.9 < low["tanh RNN"]
+    high, low = worst_and_best("gradients", "clipping", "loss / chance")
+    by_norm, by_value, none = high
+    assert high[by_norm] < low[by_value]
+    assert high[by_norm] < 0.5 < low[none]
+    for column in ("kB", "kB for backward"):
+        high, low = worst_and_best("language_model", "train", column)
+        assert high["RNN"] < low["GRU"] <= high["GRU"] < low["LSTM"]
     high, low = worst_and_best("sentiment", "evaluate", "accuracy")
     assert low["recurrent"] > high["mean"] >= low["mean"] > high["bayes"]
     high, low = worst_and_best("music", "train", "valid bars")
@@ -74,6 +83,22 @@ def test_claims_hold_from_every_seed() -> None:
     assert "mean" not in high  # which never gets there
     high, low = worst_and_best("ner", "evaluate", "F1")
     assert low["two-way"] > high["one-way"] >= low["one-way"] > high["memory"]
+
+
+def test_every_program_answers_a_statement() -> None:
+    page = (gallery.ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    assert gallery.statements() in page
+    headings = {re.sub(r"\s", "-", title.lower()) for title in re.findall(r"^## (.*)$", page, re.MULTILINE)}
+    assert set(re.findall(r"\]\(#(.*?)\)", page)) <= headings
+
+
+@pytest.mark.parametrize("name", gallery.PROGRAMS)
+def test_code_in_readmes_runs(name: str) -> None:
+    """What needs no package beside the project's and is no picture of a session."""
+    names = {"np": numpy, "torch": torch, "nn": torch.nn}
+    for block in re.findall(r"```python\n(.*?)```", readme(name), re.DOTALL):
+        if "sb3" not in block:
+            exec(compile(block, f"{name}/README.md", "exec"), dict(names))
 
 
 def test_tables_between_marks_are_renewed() -> None:
