@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 import seqkernels
 
-from .common import books, cli, plot
+from .common import books, cli, machine, plot
 from .common.errors import told
 
 Recurrent = type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]
@@ -45,7 +45,7 @@ LAYERS: dict[str, tuple[Recurrent, Recurrent]] = {
 # twice the rate, or with an LSTM's state carried from batch to batch, about 80.
 RATE, LATER_RATE = 1e-3, 4e-3
 AGREE_STEPS, AGREE_DIGITS = 100, 4
-BUSY = 0.25  # half of all steps take the median time give or take so much of it, or something disturbs them
+BUSY = 0.15  # half of all steps take the median time give or take so much of it, or something disturbs them
 PICTURES = (".png", ".svg", ".pdf")
 TEMPERATURE = 0.5  # of the text that is written: below 1, likely characters are preferred
 
@@ -201,6 +201,21 @@ def disturbed(runs: list[Run], compared: int) -> float:
     return max(spreads)
 
 
+def disturbances(spread: float, in_the_way: bool, cores: float) -> str:
+    """What speaks against a measured speed; empty if nothing does.
+
+    Args:
+        spread: By how much of the median the steps' times differ.
+        in_the_way: Whether other programs needed the cores of this one.
+        cores: How many they kept busy.
+    """
+    found = [f"other programs keep {cores:.1f} cores busy"] if in_the_way else []
+    found += (
+        [f"half of the steps differ from the median time by {spread:.0%} or more"] if spread > BUSY else []
+    )
+    return "; ".join(found)
+
+
 def _quartiles(values: list[float]) -> tuple[float, float, float]:
     """Median, lower and upper quartile."""
     low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
@@ -312,16 +327,15 @@ def demonstrate(options: argparse.Namespace, text: str) -> int:
         soft_wrap=True,
     )
     source, start = batches(data, options.batch, options.length), time.perf_counter()
+    others = machine.Others()
     compare(runs, source, options.steps, options.seconds / 2, console)
+    in_the_way = others.in_the_way(torch.get_num_threads()), others.cores()
     compared = len(fused.losses)
     learn_on(fused, source, options.seconds - (time.perf_counter() - start), console)
 
     console.print(report(runs, compared, options.batch * options.length))
-    if (spread := disturbed(runs, compared)) > BUSY:
-        busy = (
-            f"[yellow]half of the steps differ from the median time by {spread:.0%} or more: the machine is"
-        )
-        console.print(f"{busy} busy, and so this speed is no more than a hint", soft_wrap=True)
+    if why := disturbances(disturbed(runs, compared), *in_the_way):
+        console.print(f"{why}: this speed is no more than a hint", style="yellow", soft_wrap=True)
     differing = disagreements(runs)
     checked = min(AGREE_STEPS, compared)
     if differing:

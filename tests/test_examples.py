@@ -78,6 +78,30 @@ def test_char_lm_compares_neighbours(char_lm: ModuleType) -> None:
     assert char_lm.disagreements([slow, fast]) == [1]
 
 
+def test_char_lm_says_when_the_machine_is_busy(char_lm: ModuleType) -> None:
+    assert char_lm.disturbances(0.05, False, 3.0) == ""
+    assert char_lm.disturbances(0.05, True, 1.25) == "other programs keep 1.2 cores busy"
+    assert "differ from the median time by 40% or more" in char_lm.disturbances(0.4, False, 0.0)
+
+
+def test_other_programs_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the cores that are left for so many threads; this process is not among the others."""
+    from examples.common import machine
+
+    seconds = iter([(100.0, 10.0, 50.0), *[(115.0, 15.0, 60.0)] * 3])  # all, own, clock: 1 core in 10 seconds
+    with monkeypatch.context() as patched:
+        patched.setattr(machine, "_seconds", lambda: next(seconds))
+        patched.setattr(machine.os, "cpu_count", lambda: 2)
+        others = machine.Others()
+        assert others.cores() == 1.0
+        assert others.in_the_way(2)
+        assert not others.in_the_way(1)
+    busy, own, clock = machine._seconds() or (1.0, 0.0, 1.0)  # as on a system that does not tell
+    assert busy > own >= 0 < clock
+    monkeypatch.setattr(machine, "STAT", tmp_path / "nowhere")
+    assert machine.Others().cores() == 0.0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -35,7 +35,6 @@ def new(
 
     matplotlib.rcParams.update(
         {
-            "text.parse_math": False,  # a dollar sign in a title is one
             "axes.prop_cycle": matplotlib.cycler(color=COLOURS),  # type: ignore[attr-defined]
             "axes.grid": True,
             "axes.spines.right": False,

@@ -15,6 +15,7 @@ from .runs import CLIPPING, Result
 __all__ = ["clipping_table", "draw", "loss_table"]
 
 HIGHEST = 1.2  # loss / chance that is drawn; what is above has learned nothing either
+LARGEST = 1e12  # norm of a gradient, and loss, that are drawn
 SMOOTHED = 25  # training steps that a point of a curve is the mean of
 
 
@@ -128,14 +129,15 @@ def _by_length(ax: Any, results: Sequence[Result]) -> None:
 
 def _exploding(ax: Any, results: Sequence[Result]) -> None:
     """The norm of the whole gradient at each training step, before it is clipped."""
+    steps = max((len(r.norms) for r in results), default=0)
     for way, own in _groups(results, lambda r: r.run.clipping).items():
         largest = [[max(r.norms[max(0, n - SMOOTHED) : n + 1]) for n in range(len(r.norms))] for r in own]
-        shown = min(map(len, largest))  # a training that diverged is shorter
-        plot.band(ax, range(shown), largest, color=_colour(way), label=f"clipped {CLIPPING[way]}")
+        curves = [_to_the_end(norms, steps, LARGEST) for norms in largest]
+        plot.band(ax, range(steps), curves, color=_colour(way), label=f"clipped {CLIPPING[way]}")
     if results:
         run = results[0].run
         title = f"Exploding gradients ({run.variant.label}, {run.task} {run.length})"
-        ax.set(title=title, xlabel="training step", yscale="log")
+        ax.set(title=title, xlabel="training step", yscale="log", ylim=(1, LARGEST))
         ax.set(ylabel=f"gradient's norm before clipping\n(largest of {SMOOTHED} steps)")
         ax.legend(fontsize=8)
 
@@ -154,6 +156,11 @@ def _colour(way: str) -> str:
     return dict(zip(CLIPPING, (plot.COLOURS[2], plot.COLOURS[4], plot.COLOURS[1]), strict=True))[way]
 
 
+def _to_the_end(curve: Sequence[float], steps: int, top: float) -> list[float]:
+    """A curve of as many steps; one that is shorter is of a training that diverged, and stays at the top."""
+    return [min(value, top) for value in curve] + [top] * (steps - len(curve))
+
+
 def _depth(ax: Any, results: Sequence[Result]) -> None:
     """Losses of deep stacks in training."""
     for own in _groups(results, lambda r: r.run.model).values():
@@ -166,8 +173,8 @@ def _depth(ax: Any, results: Sequence[Result]) -> None:
 
 def _training(ax: Any, results: Sequence[Result], **style: Any) -> None:
     """The loss by training step."""
-    curves = [plot.smooth(r.losses, SMOOTHED) for r in results]
-    shown = min(map(len, curves))
-    plot.band(ax, range(1, shown + 1), curves, **style)
+    steps = max(len(r.losses) for r in results)
+    curves = [_to_the_end(plot.smooth(r.losses, SMOOTHED), steps, LARGEST) for r in results]
+    plot.band(ax, range(1, steps + 1), curves, **style)
     ax.axhline(1, color="black", lw=0.8, ls=":")
     ax.set(xlabel="training step", ylabel="loss / chance")

@@ -132,15 +132,18 @@ def draw(folders: Sequence[Path], cells: Sequence[str], path: Path) -> Path:
     ranges = [name for name in tables[0][networks[0]] if name.startswith(AGREE)]
     figure, axes = plot.new(1, 3 if ranges else 2)
 
-    for name in tables[0]:
+    for n, name in enumerate(tables[0]):
         kb, *values = tables[0][name]["kB"], *sorted(table[name]["perplexity"] for table in tables)
         middle = statistics.median(values)
         bars = [[middle - values[0]], [values[-1] - middle]]
         mark = "s" if name in networks else "o"
         axes[0].errorbar(kb, middle, yerr=bars, fmt=mark, color=colours[name], capsize=2)
-        axes[0].annotate(name, (kb, middle), xytext=(6, 4), textcoords="offset points", fontsize=8)
+        # By turns to the right and to the left, for two cells of one size are in nearly one place.
+        place = {"xytext": (6, 4)} if n % 2 == 0 else {"xytext": (-6, -9), "ha": "right"}
+        axes[0].annotate(name, (kb, middle), textcoords="offset points", fontsize=8, **place)
     axes[0].set(title="Perplexity and memory", xlabel="kB to store", ylabel="perplexity", xscale="log")
     axes[0].margins(x=0.2)
+    axes[0].xaxis.set_minor_formatter("")  # powers of ten alone have room for their labels
 
     late: list[float] = []
     for cell, name in zip(cells, networks, strict=True):

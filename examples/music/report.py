@@ -64,7 +64,7 @@ def draw(rows: Rows, losses: list[float], epochs: Rows, network: str, text: str,
     tune = parse(text)
     roll = figure.add_subplot(grid[1, :])
     _roll(roll, tune, range(min(len(tune.bars), 24)))
-    roll.set(title=f"A tune by the {network}: {_about(tune)}")
+    _title(roll, f"A tune by the {network}: {_about(tune)}")
     return plot.save(figure, path)
 
 
@@ -74,8 +74,13 @@ def draw_tune(tune: Tune, title: str, path: Path, bars: int = 8) -> Path:
     figure, axes = plot.new(len(starts), 1, width=12, height=2.6 * len(starts) + 0.4, squeeze=False)
     for axis, start in zip(axes[:, 0], starts, strict=True):
         _roll(axis, tune, range(start, min(start + bars, len(tune.bars))))
-    axes[0, 0].set(title=f"{title}: {_about(tune)}")
+    _title(axes[0, 0], f"{title}: {_about(tune)}")
     return plot.save(figure, path)
+
+
+def _title(axes: Any, text: str) -> None:
+    """A title with words of the user, in which a dollar sign is one and begins no formula."""
+    axes.set_title(text, parse_math=False)
 
 
 def _about(tune: Tune) -> str:

@@ -40,6 +40,16 @@ def test_a_band_goes_as_far_as_all_curves() -> None:
     assert axes.collections[0].get_paths()[0].vertices[:, 1].max() == 5
 
 
+def test_powers_of_ten_are_shown_as_such() -> None:
+    """On a logarithmic axis: their labels are formulas, which have to be read as ones."""
+    figure, axes = plot.new()
+    axes.semilogy([1, 2], [1.0, 1e6])
+    figure.canvas.draw()
+    labels = axes.get_yticklabels()
+    assert "$" in labels[0].get_text()
+    assert all(label.get_parse_math() for label in labels)
+
+
 def test_several_seeds_are_summed_up() -> None:
     """By row and column; what one of them lacks is left out."""
     folders = {seed: Path(f"out-{seed}") for seed in range(3)}
