@@ -17,7 +17,7 @@ from examples.common.train import History, Loss
 from examples.gradients import model, tasks
 from examples.gradients.__main__ import draw_seeds, main
 from examples.gradients.model import VARIANTS, Network, gradient_norms, trial_loss
-from examples.gradients.runs import Run, measure, trained
+from examples.gradients.runs import Run, trained
 from examples.gradients.tasks import Adding, Copy, Stream, Trials
 from tests.conftest import assert_close
 
@@ -172,27 +172,21 @@ def test_reset_before_is_another_network() -> None:
 
 @pytest.mark.slow
 def test_the_lesson(capsys: pytest.CaptureFixture[str]) -> None:
-    """Over 50 steps a GRU and the identity learn to add, the identity not without clipping, and a tanh RNN
-    nothing; six layers learn it over 10 steps with skip connections and not without."""
-
-    def losses(*models: str) -> dict[str, float]:
-        measured = [measure(path, run, torch.device("cpu")) for path, run in trained(OUT).items()]
-        found = {(r.run.model, r.run.clipping): r.loss for r in measured}
-        return {model: found[model, "norm"] for model in models} | {"none": found.get((models[0], "none"), 0)}
-
-    options = ["train", "--epochs", "5"]
-    assert main([*options, "--lengths", "50", "--models", "identity", "gru", "tanh"]) == 0
-    loss = losses("identity", "gru", "tanh")
-    assert max(loss["identity"], loss["gru"]) < 0.2
-    assert min(loss["tanh"], loss["none"]) > 0.6
+    """Over 50 steps a GRU learns to add and a tanh RNN nothing; six layers learn it over 10 steps with skip
+    connections and not without."""
+    options = ["train", "--epochs", "3"]
+    assert main([*options, "--lengths", "50", "--models", "gru", "tanh"]) == 0
+    rows = results.read(OUT, "evaluate")[1]
+    assert rows["GRU"]["adding 50"] < 0.3
+    assert rows["tanh RNN"]["adding 50"] > 0.8
     assert (OUT / "gradients.png").stat().st_size > 0
     capsys.readouterr()
     assert main(["predict", "0.1 0.3* 0.9 0.2 0.4 0.8 0.5* 0.6 0.7 0.3"]) == 0
-    assert capsys.readouterr().out.count("adding") == 5  # one of them clipped in three ways
+    assert capsys.readouterr().out.count("adding") == 2
     assert main([*options, "--lengths", "10", "--models", "deep", "deep-concat", "--out", "deep"]) == 0
     rows = results.read(Path("deep"), "evaluate")[1]
-    assert rows["6 layers, concatenating"]["adding 10"] < 0.2
-    assert rows["6 layers"]["adding 10"] > 0.7
+    assert rows["6 layers, concatenating"]["adding 10"] < 0.5
+    assert rows["6 layers"]["adding 10"] > 0.8
 
 
 SMALL = ["train", "--steps", "6", "--epochs", "2", "--lengths", "4", "--hidden", "8", "--batch", "6"]

@@ -250,8 +250,8 @@ def test_nonsense_is_refused(arguments: list[str], capsys: pytest.CaptureFixture
 
 @pytest.mark.slow
 def test_network_counts_what_ngrams_cannot() -> None:
-    """At a third of the default training already, more of its bars add up than of the counts'."""
-    assert main(["train", "--epochs", "3", "--orders", "8", "--samples", "40"]) == 0
+    """With fewer tunes and half the training already, more of its bars add up than of the counts'."""
+    assert main(["train", "--epochs", "4", "--tunes", "400", "--orders", "3", "--samples", "16"]) == 0
     _, rows = results.read(Path("out/music"), "train")
-    assert rows["LSTM"]["valid bars"] > rows["8-gram"]["valid bars"] + 0.1
-    assert rows["LSTM"]["perplexity"] < 0.9 * rows["8-gram"]["perplexity"]
+    assert rows["LSTM"]["valid bars"] > 2 * rows["3-gram"]["valid bars"]
+    assert rows["LSTM"]["perplexity"] < 0.9 * rows["3-gram"]["perplexity"]
