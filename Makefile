@@ -55,11 +55,12 @@ $(BUILT): setup.py seqkernels/__init__.py $(shell find csrc tests/kernels -name 
 	@rm -f build/.built-* && touch $@
 
 demo: build  ## train a character language model with torch.nn and with seqkernels, side by side
-	@$(call need,numpy matplotlib rich)
+	@$(call need,numpy matplotlib rich safetensors)
 	@$(PY) -m examples.char_lm $(ARGS)
 
 example: build  ## run a program of examples/: NAME=language_model ARGS='train --book'
 	@test -e examples/$(NAME)/__main__.py -o -e examples/$(NAME).py || { echo "NAME=: one of" $(PROGRAMS); exit 1; }
+	@$(call need,numpy matplotlib rich safetensors)
 	@$(PY) -m examples.$(NAME) $(ARGS)
 
 examples: build integrations-env  ## train all programs from five seeds, a page of results in out/gallery (ARGS=ner: one; ARGS=--renew)
