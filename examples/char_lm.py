@@ -32,7 +32,6 @@ from torch import Tensor, nn
 import seqkernels
 
 from .common import books, cli, machine, plot
-from .common.errors import told
 
 Recurrent = type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]
 LAYERS: dict[str, tuple[Recurrent, Recurrent]] = {
@@ -291,16 +290,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, str]:
 
 def main(arguments: list[str] | None = None) -> int:
     options, text = parse(arguments)
-    try:
-        return demonstrate(options, text)
-    except (MemoryError, RuntimeError) as error:
-        if (line := told(error)) is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return cli.status(lambda: demonstrate(options, text), "interrupted")
 
 
 def demonstrate(options: argparse.Namespace, text: str) -> int:

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .common import cli, results, terminal
-from .common.results import Spread
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = 5
@@ -187,11 +186,11 @@ def collect(name: str, seeds: int, pictures: Path) -> str:
         out = ROOT / "out" / (command.out or name)
         part = f"```sh\n{run(name, command, seeds)}\n```\n"
         for picture in command.pictures:
-            there = f"{command.out or ''}{'-' if command.out else ''}{picture}"
+            there = f"{command.out}-{picture}" if command.out else picture
             shutil.copyfile(out / picture, pictures / there)
             part += f"\n![{program.title}]({pictures.name}/{there})\n"
         if command.tables:
-            found = json.loads((out / "seeds.json").read_text(encoding="utf-8"))["tables"]
+            found = json.loads((out / results.SUMMARY).read_text(encoding="utf-8"))["tables"]
             own = {here: found[table] for here, table in command.tables.items()}
             tables |= own
             part += "".join(f"\n{table['title']}:\n\n{markdown(table['rows'])}\n" for table in own.values())
@@ -206,9 +205,7 @@ def collect(name: str, seeds: int, pictures: Path) -> str:
 
 def markdown(rows: Mapping[str, Mapping[str, list[float]]]) -> str:
     """Numbers of each seed as a table of medians and spreads."""
-    return results.markdown(
-        {row: {column: Spread.of(values) for column, values in own.items()} for row, own in rows.items()}
-    )
+    return results.markdown(results.spreads(rows))
 
 
 def fill(text: str, name: str, tables: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 from . import distributed, results
 from .errors import InputError
 
-__all__ = ["load", "load_optimizer", "optimizer_tensors", "save", "understood"]
+__all__ = ["load", "load_data", "load_optimizer", "optimizer_tensors", "save", "understood"]
 
 Tensors = dict[str, dict[str, Tensor]]
 
@@ -68,6 +68,11 @@ def load(path: Path, device: torch.device | str = "cpu", *groups: str) -> tuple[
     except (SafetensorError, KeyError, ValueError):
         raise InputError(path, None, "a checkpoint of this program", "a file of another kind") from None
     return tensors, data
+
+
+def load_data(path: Path) -> dict[str, Any]:
+    """What `save` was given beside the tensors, which are not read; raises like `load`."""
+    return load(path, "cpu", "")[1]  # a group that nothing is in
 
 
 @contextmanager

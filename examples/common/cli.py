@@ -46,6 +46,7 @@ __all__ = [
     "probability",
     "recipe",
     "seed",
+    "status",
     "whole",
 ]
 
@@ -168,27 +169,17 @@ class CommandLine:
         if broken := [argument for argument in given if any("\ud800" <= c <= "\udfff" for c in argument)]:
             self.parser.error(f"{broken[0]!a}: expected UTF-8 text, found other bytes")
         torch.set_num_threads(options.threads)
-        try:
-            if options.training:
-                self._train(options, given)
-            else:
-                with distributed.session(options.device) as options.device:
-                    self._use(options)
-        except (InputError, Diverged) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except BrokenPipeError:  # who read the output has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
-        except (OSError, MemoryError, RuntimeError) as error:
-            line = told(error)
-            if line is None:
-                raise
-            print(f"error: {line}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print("interrupted; `train --resume` goes on from the last full epoch", file=sys.stderr)
-            return 130
+        return status(
+            lambda: self._obey(options, given),
+            "interrupted; `train --resume` goes on from the last full epoch",
+        )
+
+    def _obey(self, options: argparse.Namespace, given: list[str]) -> int:
+        if options.training:
+            self._train(options, given)
+        else:
+            with distributed.session(options.device) as options.device:
+                self._use(options)
         return 0
 
     def _use(self, options: argparse.Namespace) -> None:
@@ -222,6 +213,31 @@ class CommandLine:
                 _compare(options)
             else:
                 options.function(options)
+
+
+def status(function: Callable[[], int], interrupted: str) -> int:
+    """The exit status that a function returns. What the user has to put right is one line on stderr, and 2.
+
+    Args:
+        interrupted: What to say where the user stopped it.
+    """
+    try:
+        return function()
+    except (InputError, Diverged) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # who read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (OSError, MemoryError, RuntimeError) as error:
+        line = told(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return 130
 
 
 def recipe(options: argparse.Namespace, **changes: Any) -> Recipe:

@@ -47,8 +47,7 @@ def check_resume(options: argparse.Namespace, configs: Mapping[str, Config]) -> 
         raise InputError(options.out, None, "checkpoints to go on from", "none")
     for name, path in paths.items():
         if path.exists():
-            _, data = checkpoint.load(path, "cpu", "no tensors")
-            check_config(path, data, {"seed": options.seed, **configs[name]})
+            check_config(path, checkpoint.load_data(path), {"seed": options.seed, **configs[name]})
 
 
 def train_each(

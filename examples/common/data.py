@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 from . import distributed
 from .errors import InputError
 
-__all__ = ["Batches", "InputError", "read_lines", "split", "write_generated"]
+__all__ = ["Batches", "InputError", "read_lines", "replace_text", "split", "write_generated"]
 
 Item = TypeVar("Item")
 
@@ -39,13 +39,18 @@ def read_lines(path: Path) -> list[str]:
     return text.replace("\r\n", "\n").removesuffix("\n").split("\n")
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Put a text into a file, in one go: it is there whole, or as it was before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
 def write_generated(path: Path, text: str) -> Path:
     """Put generated data into a file, to be read like anyone's; under torchrun, one process writes."""
     if distributed.rank() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(path.name + ".unfinished")
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
+        replace_text(path, text)
     distributed.barrier()
     return path
 

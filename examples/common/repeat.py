@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from . import distributed, results, terminal
+from .data import replace_text
 from .errors import InputError
 
 __all__ = ["folders", "train", "trained", "write"]
@@ -115,10 +116,9 @@ def write(out: Path, where: dict[int, Path]) -> None:
     keep all numbers in `out`."""
     if distributed.rank() > 0:
         return
-    tables = {}
-    for table in results.names(next(iter(where.values()))):
-        if all(table in results.names(folder) for folder in where.values()):
-            tables[table] = results.sum_up(where, table)
+    first, *others = map(results.names, where.values())
+    shared = [table for table in first if all(table in names for names in others)]
+    tables = {table: results.sum_up(where, table) for table in shared}
     for summary in tables.values():
         title = f"{summary.title}: median of {len(where)} seeds (lowest–highest)"
         terminal.console().print(terminal.table(title, summary.spreads()))
@@ -126,6 +126,4 @@ def write(out: Path, where: dict[int, Path]) -> None:
         "seeds": list(where),
         "tables": {name: {"title": own.title, "rows": own.rows} for name, own in tables.items()},
     }
-    (out / results.SUMMARY).write_text(
-        json.dumps(kept, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
-    )
+    replace_text(out / results.SUMMARY, json.dumps(kept, ensure_ascii=False, indent=1) + "\n")

@@ -7,16 +7,16 @@ seeds, with the lowest and the highest beside it, and a difference counts where 
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import distributed, terminal
+from .data import replace_text
 from .errors import InputError
 
-__all__ = ["Spread", "Summary", "keep", "markdown", "names", "read", "show", "sum_up"]
+__all__ = ["Spread", "Summary", "keep", "markdown", "names", "read", "show", "spreads", "sum_up"]
 
 Rows = Mapping[str, Mapping[str, float]]
 FILE = "results.json"
@@ -52,9 +52,12 @@ class Summary(NamedTuple):
 
     def spreads(self) -> dict[str, dict[str, Spread]]:
         """The same rows and columns."""
-        return {
-            row: {name: Spread.of(values) for name, values in own.items()} for row, own in self.rows.items()
-        }
+        return spreads(self.rows)
+
+
+def spreads(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, dict[str, Spread]]:
+    """The spread of what all seeds gave, for each row and column."""
+    return {row: {name: Spread.of(values) for name, values in own.items()} for row, own in rows.items()}
 
 
 def keep(folder: Path, table: str, title: str, rows: Rows) -> None:
@@ -69,10 +72,7 @@ def keep(folder: Path, table: str, title: str, rows: Rows) -> None:
         return
     kept = _load(folder / FILE)
     kept[table] = {"title": title, "rows": rows}
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f"{FILE}.unfinished"
-    unfinished.write_text(json.dumps(kept, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, folder / FILE)
+    replace_text(folder / FILE, json.dumps(kept, ensure_ascii=False, indent=1) + "\n")
 
 
 def show(folder: Path, table: str, title: str, rows: Rows) -> None:

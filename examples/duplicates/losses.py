@@ -45,10 +45,7 @@ def histories(folder: Path) -> dict[str, History]:
         InputError: A checkpoint is missing.
     """
     paths = {negatives: folder / f"{name}.safetensors" for negatives, name in NAMES.items()}
-    return {
-        negatives: History(**checkpoint.load(path, "cpu", "no tensors")[1]["history"])
-        for negatives, path in paths.items()
-    }
+    return {negatives: History(**checkpoint.load_data(path)["history"]) for negatives, path in paths.items()}
 
 
 def draw_seeds(folders: Mapping[int, Path], out: Path) -> Path:

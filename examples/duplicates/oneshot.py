@@ -9,7 +9,6 @@ threshold of its own, beside the one that parts pairs.
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from examples.common.data import InputError
+from examples.common.data import InputError, replace_text
 
 from .data import Pair, tokenize
 from .groups import same_question
@@ -64,12 +63,7 @@ class Classes:
         own = self.examples.setdefault(name, [])
         if example not in own:
             own.append(example)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.path.with_name(self.path.name + ".unfinished")
-        unfinished.write_text(
-            json.dumps(self.examples, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
-        )
-        os.replace(unfinished, self.path)
+        replace_text(self.path, json.dumps(self.examples, ensure_ascii=False, indent=2) + "\n")
 
     def recognise(self, task: Task, model: nn.Module, question: str, threshold: float) -> Recognised:
         """The class of a question.

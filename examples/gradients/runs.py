@@ -126,7 +126,7 @@ def trained(folder: Path) -> dict[Path, Run]:
         raise InputError(folder, None, "the checkpoints of a training (run `train` first)", "none")
     runs = {}
     for path in paths:
-        config = checkpoint.load(path, "cpu", "no tensors")[1].get("config", {})
+        config = checkpoint.load_data(path).get("config", {})
         with checkpoint.understood(path):
             runs[path] = Run(**{field.name: config[field.name] for field in fields(Run)})
     return runs

@@ -27,16 +27,10 @@ from ..common.data import InputError, write_generated
 from ..common.text import UNK, Vocabulary
 from ..common.train import History
 from . import data, generator, report
-from .model import RecurrentLM, TruncatedBackpropagation, log_probabilities, perplexity, sample
+from .model import TruncatedBackpropagation, build, log_probabilities, perplexity, sample
 from .ngram import NGram
 
 Models = dict[str, report.Model]
-
-
-def build(config: dict[str, Any], backend: str = "fused") -> RecurrentLM:
-    """The network that a configuration describes."""
-    size = len(config["vocabulary"])
-    return RecurrentLM(size, config["hidden"], config["cell"], config["depth"], config["dropout"], backend)
 
 
 def load(options: argparse.Namespace) -> tuple[dict[str, Any], Models]:
@@ -137,7 +131,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def draw_seeds(folders: dict[int, Path], out: Path) -> Path:
     """The picture of the trainings from several seeds."""
-    config = checkpoint.load(out / "ngram.safetensors", "cpu", "no tensors")[1]["config"]
+    config = checkpoint.load_data(out / "ngram.safetensors")["config"]
     return report.draw(list(folders.values()), config["cells"], out / "language_model.png")
 
 

@@ -56,6 +56,12 @@ class RecurrentLM(nn.Module):
         return self.head(self.dropout(output)).log_softmax(-1), state
 
 
+def build(config: dict[str, Any], backend: str = "fused") -> RecurrentLM:
+    """The network that a configuration describes."""
+    size = len(config["vocabulary"])
+    return RecurrentLM(size, config["hidden"], config["cell"], config["depth"], config["dropout"], backend)
+
+
 class TruncatedBackpropagation:
     """The loss of a text in parts: each part starts from the state that the one before ended with, but
     gradients stop there.
@@ -107,6 +113,19 @@ def perplexity(log_p: Tensor) -> float:
         return math.inf
 
 
+def sampling_weights(scores: Tensor, temperature: float, never: tuple[int, ...]) -> Tensor:
+    """What to draw tokens by, p^(1/temperature) in proportion: log p [..., V] -> float64 [..., V].
+
+    Args:
+        temperature: 0: the likeliest token, or those that are equally likely, alone.
+        never: Tokens that get 0.
+    """
+    scores = scores.double()
+    scores[..., list(never)] = -math.inf
+    scores = scores - scores.amax(-1, keepdim=True)  # so that a tiny temperature has no infinity to divide
+    return (scores / temperature).softmax(-1) if temperature > 0 else (scores == 0).double()
+
+
 @torch.inference_mode()
 def sample(
     model: NGram | nn.Module,
@@ -136,9 +155,8 @@ def sample(
         else:
             ids = torch.tensor(new, device=next(model.parameters()).device)
             read, state = model(ids[:, None], state)
-            scores = read[-1, 0].double().cpu()
-        scores[list(never)] = -math.inf
-        weights = (scores / temperature).softmax(0) if temperature > 0 else (scores == scores.max()).double()
+            scores = read[-1, 0].cpu()
+        weights = sampling_weights(scores, temperature, never)
         new = [int(torch.multinomial(weights, 1, generator=generator))]
         written += new
     return written[len(prompt) :]

@@ -147,9 +147,7 @@ def draw(folders: Sequence[Path], cells: Sequence[str], path: Path) -> Path:
 
     late: list[float] = []
     for cell, name in zip(cells, networks, strict=True):
-        saved = (
-            checkpoint.load(folder / f"{cell}.safetensors", "cpu", "no tensors")[1] for folder in folders
-        )
+        saved = (checkpoint.load_data(folder / f"{cell}.safetensors") for folder in folders)
         curves = [plot.smooth(data["history"]["losses"], 20) for data in saved]
         plot.band(axes[1], range(1, len(curves[0]) + 1), curves, color=colours[name], label=name)
         late += [loss for curve in curves for loss in curve[len(curve) // 10 :]]

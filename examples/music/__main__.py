@@ -25,7 +25,7 @@ from ..common.data import InputError, split, write_generated
 from ..common.text import Vocabulary
 from ..common.train import History
 from ..language_model.data import parts
-from ..language_model.model import RecurrentLM, TruncatedBackpropagation, log_probabilities, perplexity
+from ..language_model.model import TruncatedBackpropagation, build, log_probabilities, perplexity
 from ..language_model.ngram import NGram
 from . import data, generator, report, sound
 from .abc import parse
@@ -37,12 +37,6 @@ from .writer import Model, write
 NETWORK = "recurrent"  # the name of its checkpoint
 LONGEST = 1200  # seconds of sound, all of which has to fit into memory
 LEAST = 10  # tunes, too few to hold some out
-
-
-def build(config: dict[str, Any], backend: str = "fused") -> RecurrentLM:
-    """The network that a configuration describes."""
-    size = len(config["vocabulary"])
-    return RecurrentLM(size, config["hidden"], config["cell"], config["depth"], config["dropout"], backend)
 
 
 def load(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Model]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 
+from ..language_model.model import sampling_weights
 from ..language_model.ngram import NGram
 
 __all__ = ["Model", "write"]
@@ -46,7 +46,9 @@ def write(
     drawn: list[Tensor] = []
     alive = torch.ones(count, dtype=torch.bool)
     for _ in range(limit):
-        new = torch.multinomial(_weights(scores[-1].cpu(), temperature, never), 1, generator=generator)[:, 0]
+        new = torch.multinomial(
+            sampling_weights(scores[-1].cpu(), temperature, never), 1, generator=generator
+        )[:, 0]
         drawn.append(new)
         alive &= new != end
         if not alive.any():
@@ -54,14 +56,6 @@ def write(
         scores, state = model(new[None].to(device), state)
     rows = torch.stack(drawn, 1).tolist()
     return [row[: row.index(end)] if end in row else row for row in rows]
-
-
-def _weights(scores: Tensor, temperature: float, never: tuple[int, ...]) -> Tensor:
-    """Log probabilities [..., V] -> what to draw by, float64 [..., V]."""
-    scores = scores.double()
-    scores[..., list(never)] = -math.inf
-    scores = scores - scores.amax(-1, keepdim=True)  # so that a tiny temperature has no infinity to divide
-    return (scores / temperature).softmax(-1) if temperature > 0 else (scores == 0).double()
 
 
 class _Counts:
@@ -72,7 +66,7 @@ class _Counts:
 
         @cache
         def after(context: tuple[int, ...]) -> Tensor:
-            return _weights(model.distribution(context).log(), temperature, never).cumsum(0)
+            return sampling_weights(model.distribution(context).log(), temperature, never).cumsum(0)
 
         self.after = after
 

@@ -24,7 +24,7 @@ def draw(folders: Mapping[int, Path], out: Path) -> Path:
     left.axhline(level.median, color=colours[baseline], linestyle="--", label=baseline)
     left.axhspan(level.low, level.high, color=colours[baseline], alpha=0.2, linewidth=0)
     for name in models:
-        saved = [checkpoint.load(own / f"{name}.safetensors", "cpu", "none")[1] for own in folders.values()]
+        saved = [checkpoint.load_data(own / f"{name}.safetensors") for own in folders.values()]
         curves = [[epoch["F1"] for epoch in own["history"]["epochs"]] for own in saved]
         epochs = range(1, len(curves[0]) + 1)
         plot.band(left, epochs, curves, color=colours[name], label=name, marker=".")
