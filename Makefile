@@ -37,8 +37,8 @@ HOLD = $(if $(ISA),$(or $(HOLD_$(ISA)),$(error ISA=$(ISA): avx2 is what there is
 BUILT := build/.built-$(shell printf '%s' '$(PY) $(TORCH_SPEC) $(CXX) $(CXXFLAGS) $(SEQKERNELS_CPU_TARGETS) $(SEQKERNELS_TEST_KERNELS) $(SEQKERNELS_WITH_CUDA) $(SEQKERNELS_CUDA_TARGETS)' | tr -c 'A-Za-z0-9.=' _)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo example examples test sanitize mutants bench gpu gpu-report lint format wheel clean env bench-env \
-	integrations-env
+.PHONY: help build demo example examples test sanitize mutants bench gpu gpu-report lint format wheels clean env bench-env \
+	integrations-env wheels-env
 .SILENT: help env build
 
 help:  ## this list
@@ -108,11 +108,9 @@ format: env  ## rewrite the sources in the project's style
 	$(PY) -m ruff format .
 	$(if $(CXX_FILES),$(CLANG_FORMAT) -i $(CXX_FILES),@echo "no C++ sources to format")
 
-wheel: env  ## build a wheel into dist/
-	@$(call need,pip setuptools wheel ninja pybind11 torch)
-	rm -rf build/lib* build/bdist*
-	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
-	@ls dist/*.whl
+wheels: env wheels-env  ## a wheel for all Pythons here and the source archive, into dist/, tried in fresh environments
+	@$(call need,setuptools ninja pybind11 torch auditwheel build check_wheel_contents packaging twine)
+	$(PY) -m tests.wheels $(ARGS)
 
 clean:  ## remove everything made here except .venv
 	rm -rf build dist out *.egg-info seqkernels/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
@@ -130,13 +128,14 @@ old_python = import sys; sys.version_info < (3, 10) and sys.exit( \
 	f"seqkernels needs Python 3.10 or newer; {sys.executable} is {sys.version.split()[0]} (choose one with PYTHON3=)")
 
 ifdef PYTHON
-env bench-env integrations-env:
+env bench-env integrations-env wheels-env:
 	command -v "$(PYTHON)" >/dev/null || { echo "PYTHON=$(PYTHON): no such program" >&2; exit 1; }
 	$(PYTHON) -c '$(old_python)'
 else
 env: $(READY)
 bench-env: $(READY)-bench
 integrations-env: $(READY)-integrations
+wheels-env: $(READY)-wheels
 
 $(READY): requirements.txt
 	@command -v $(PYTHON3) >/dev/null || { echo "no '$(PYTHON3)' found: seqkernels needs Python 3.10 or newer" >&2; exit 1; }

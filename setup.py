@@ -1,11 +1,17 @@
-"""Builds the one extension module, seqkernels._C; project metadata lives in pyproject.toml.
+"""Builds seqkernels' compiled parts; project metadata lives in pyproject.toml.
 
-setuptools links, ninja compiles: every source has its own flags (an instruction set for each kernel file),
-objects are made in parallel, and the compiler's dependency files make a change in any header rebuild
-what includes it.
+There are two. libseqkernels has the kernels and registers the ops; it knows torch's stable C++ API and no
+Python. The module seqkernels._C is small, and of one Python; it calls the library, which lies beside it. So
+one wheel serves several Pythons, with the kernels compiled and packed once.
+
+ninja compiles and links, setuptools takes what it makes: every source has its own flags (an instruction set
+for each kernel file), objects are made in parallel, and the compiler's dependency files make a change in any
+header rebuild what includes it.
 
 Environment:
-    CXX, CXXFLAGS           the C++17 compiler (GCC or Clang) and extra flags, which come last
+    CXX, CXXFLAGS, LDFLAGS  the C++17 compiler (GCC or Clang) and extra flags, which come last
+    SEQKERNELS_PYTHONS      further interpreters to make a module for, such as "python3.10 python3.13":
+                            they need headers, but no package. A wheel is for them and the one that runs this
     MAX_JOBS                how many sources are compiled at once (default: one a core)
     SEQKERNELS_CPU_TARGETS  which instruction sets to compile CPU kernels for, besides baseline: "avx2", say
                             (default: all that the project knows)
@@ -21,6 +27,7 @@ Environment:
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import platform
 import re
@@ -34,10 +41,12 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
+MIN_PYTHON = (3, 10)
 MIN_TORCH = (2, 10)
 TORCH_TARGET = "0x020a000000000000"  # the stable C++ API of torch 2.10: one binary for it and all later ones
 
@@ -72,6 +81,8 @@ HAS = [f"-DSEQKERNELS_HAS_{isa.upper()}" for isa in CPU_TARGETS]
 CUDA_TARGETS = ("sm_80", "sm_90a", "sm_100a", "compute_100")
 # ptxas reports every kernel's registers, stack and spills, which ninja keeps beside the object, as *.o.log.
 NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v"]
+# Machine code in a sixth of its bytes, which cuobjdump unpacks in 20 ms for a cell and dtype of all targets.
+NVCC_FLAGS += ["--compress-mode=size"]
 
 
 def project_version() -> str:
@@ -189,15 +200,75 @@ def cuda_targets() -> tuple[str, ...]:
     return tuple(wanted) or CUDA_TARGETS
 
 
-PRODUCT, TESTS = "seqkernels._C", "tests.kernels._kernels"
+@dataclass(frozen=True)
+class Python:
+    """An interpreter that a module is made for."""
+
+    abi: str  # cp312
+    include: str  # the folder of Python.h
+    suffix: str  # of a module's file name
+
+    @property
+    def tag(self) -> str:
+        return self.abi.rstrip("t")
+
+
+ASK_PYTHON = """
+import sys, sysconfig
+suffix, include = sysconfig.get_config_var("EXT_SUFFIX"), sysconfig.get_path("include")
+print(sys.implementation.name, *sys.version_info[:2], sysconfig.get_platform(), suffix, include, sep="\\n")
+"""
+
+
+def ask_python(command: str) -> Python:
+    """What a module for this interpreter needs to know."""
+    try:
+        answer = subprocess.run(
+            [command, "-c", ASK_PYTHON], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        sys.exit(f"SEQKERNELS_PYTHONS: '{command}' is no Python that runs here ({error})")
+    implementation, major, minor, machine, suffix, include = answer.splitlines()
+    what = f"{command} is {implementation} {major}.{minor} for {machine}"
+    if implementation != "cpython" or (int(major), int(minor)) < MIN_PYTHON:
+        sys.exit(f"SEQKERNELS_PYTHONS: expected CPython {'.'.join(map(str, MIN_PYTHON))} or newer; {what}")
+    if machine != sysconfig.get_platform():
+        sys.exit(f"SEQKERNELS_PYTHONS: expected Pythons for {sysconfig.get_platform()}; {what}")
+    if not Path(include, "Python.h").is_file():
+        sys.exit(f"SEQKERNELS_PYTHONS: {command} has no headers: there is no Python.h in {include}")
+    return Python("cp" + suffix.split("-")[1], include, suffix)
+
+
+@functools.cache
+def pythons() -> list[Python]:
+    """Those that there will be modules for: first the one that runs this, then the others, oldest first."""
+    this = ask_python(sys.executable)
+    others = {ask_python(command) for command in os.environ.get("SEQKERNELS_PYTHONS", "").split()} - {this}
+    return [this, *sorted(others, key=lambda python: int(re.sub(r"\D", "", python.abi)))]
+
+
+# setuptools' names of what is built.
+LIBRARY, MODULE, TESTS = "seqkernels.libseqkernels", "seqkernels._C", "tests.kernels._kernels"
+
+
+def module_name(python: Python) -> str:
+    """setuptools' name of a Python's module, which it imports as seqkernels._C."""
+    return MODULE if python == pythons()[0] else f"{MODULE}_{python.abi}"
+
+
+def file_names() -> dict[str, str]:
+    """Of everything that is built, the name of its file."""
+    names = {module_name(python): f"_C{python.suffix}" for python in pythons()}
+    names[LIBRARY] = f"libseqkernels.{'dylib' if sys.platform == 'darwin' else 'so'}"
+    return {**names, TESTS: f"_kernels{pythons()[0].suffix}"}
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One object: what it is compiled from, how, and the extension that it is linked into."""
+    """One object: what it is compiled from, how, and what it is linked into."""
 
-    extension: str
-    rule: str  # of the ninja file: cxx or cuda
+    binary: str  # its name for setuptools
+    rule: str  # of the ninja file: cxx, cxx_torch (which sees torch's headers) or cuda
     source: str
     flags: list[str]
     name: str = ""
@@ -208,11 +279,16 @@ class Unit:
 
 
 class NinjaBuildExt(cpp_extension.BuildExtension):
-    """torch's build_ext, with objects compiled by ninja, each source with flags of its own."""
+    """torch's build_ext, with everything compiled and linked by ninja, each source with flags of its own."""
 
     def run(self) -> None:
         self.in_place = bool(self.inplace)  # setuptools takes it back while it builds
         super().run()
+
+    def get_ext_filename(self, ext_name: str) -> str:
+        *folders, last = ext_name.split(".")
+        names = {name.split(".")[-1]: file for name, file in file_names().items()}
+        return os.path.join(*folders, names[last])
 
     def build_extensions(self) -> None:
         for package in ("ninja", "pybind11"):
@@ -220,103 +296,136 @@ class NinjaBuildExt(cpp_extension.BuildExtension):
         with_tests = self.in_place and (ROOT / "tests" / "kernels").is_dir()  # a source archive has none
         if not with_tests or os.environ.get("SEQKERNELS_TEST_KERNELS") == "0":
             self.extensions = [ext for ext in self.extensions if ext.name != TESTS]
-        folder = Path(self.build_temp).resolve()
-        if self.editable_mode:  # setuptools would compile everything in a folder that it throws away
-            folder = ROOT / "build" / f"temp.{self.plat_name}-{sys.implementation.cache_tag}"
-        folder.mkdir(parents=True, exist_ok=True)
-        ninja_file = folder / "build.ninja"
-        text, units, (library_dirs, libraries) = self.ninja_file({ext.name for ext in self.extensions})
+        # One folder for all Pythons and ways to build, so that what is compiled once stays so.
+        self.folder = ROOT / "build" / "objects"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        ninja_file, text = self.folder / "build.ninja", ninja_text({ext.name for ext in self.extensions})
         if not ninja_file.is_file() or ninja_file.read_text(encoding="utf-8") != text:
             ninja_file.write_text(text, encoding="utf-8")
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
-        if subprocess.run([sys.executable, "-m", "ninja", "-j", jobs], cwd=folder).returncode != 0:
+        if subprocess.run([sys.executable, "-m", "ninja", "-j", jobs], cwd=self.folder).returncode != 0:
             sys.exit("compiling seqkernels failed; the compiler's message is above")
-        for ext in self.extensions:
-            ext.extra_objects = [str(folder / unit.object) for unit in units if unit.extension == ext.name]
-            if ext.name == TESTS:  # whose kernels meet at the barriers of the product's teams
-                ext.extra_objects.append(str(folder / "csrc_cpu_team.cpp.o"))
-            # Link again exactly when an object or the plan is new.
-            ext.depends = [*ext.extra_objects, str(ninja_file)]
-            ext.library_dirs, ext.libraries = library_dirs, libraries
-        if sys.platform == "linux":
-            # libtorch itself has no symbol of ours, but brings libtorch_cuda where there is one.
-            for linker in ("linker_so", "linker_so_cxx"):
-                self.compiler.set_executable(linker, [*getattr(self.compiler, linker), "-Wl,--no-as-needed"])
         super().build_extensions()
 
-    def ninja_file(self, extensions: set[str]) -> tuple[str, list[Unit], tuple[list[str], list[str]]]:
-        """(text of build.ninja, what it makes, (library folders, libraries) to link)."""
-        import pybind11
+    def build_extension(self, ext: Extension) -> None:
+        target = self.get_ext_fullpath(ext.name)
+        self.mkpath(os.path.dirname(target))
+        self.copy_file(str(self.folder / file_names()[ext.name]), target)
 
-        nvcc, cuda_sources, decision = plan_cuda()
-        print(
-            f"seqkernels {project_version()} for torch {TORCH_VERSION}; CPU kernels: {', '.join(CPU_TARGETS)}"
-        )
-        print(decision, flush=True)
 
-        includes = [f"-I{CSRC}"] + [
-            flag
-            for folder in (
-                pybind11.get_include(),
-                *cpp_extension.include_paths(),
-                sysconfig.get_path("include"),
-            )
-            for flag in ("-isystem", str(folder))
-        ]
-        defines = [
-            f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
-            f'-DSEQKERNELS_VERSION="{project_version()}"',
-            f'-DSEQKERNELS_TORCH_VERSION="{TORCH_VERSION}"',  # another torch: every object is made anew
-            *([f'-DSEQKERNELS_CUDA_TARGETS="{",".join(cuda_targets())}"'] if nvcc else []),
-        ]
-        user_flags = shlex.split(os.environ.get("CXXFLAGS", ""))
-        cxx = cxx_compiler() + COMMON_FLAGS + defines + includes
-        lines = ninja_rule("cxx", f"{escape(cxx)} $flags {escape(user_flags)} -MMD")
-        # Not torch_python: the ops use the stable C++ API alone.
-        library_dirs = [Path(path) for path in cpp_extension.library_paths()]
-        libraries = ["torch", "torch_cpu", "c10"]
-        if nvcc:
-            home = cuda_home(nvcc)
-            library_dirs += [path for path in (home / "lib64", home / "lib") if path.is_dir()]
-            libraries += ["cudart_static", "rt", "pthread", "dl"]
-            images = [f"-gencode=arch=compute_{t.split('_')[1]},code={t}" for t in cuda_targets()]
-            strict = ["-DSEQKERNELS_CUDA_STRICT"] if os.environ.get("SEQKERNELS_CUDA_STRICT") == "1" else []
-            compile = [str(nvcc), *NVCC_FLAGS, *strict, *images]
-            lines += ninja_rule("cuda", f"{escape(compile)} $flags -MMD", log="$out.log")
-            runtime = ["-isystem", str(home / "include")]
-        # First what takes longest.
-        units = [unit for source in cuda_sources for unit in cuda_units(source)]
-        units += [Unit(PRODUCT, "cxx", source, flags) for source, flags in CPU_TARGETS.values()]
-        units += test_units() if TESTS in extensions else []
-        for source in [*sources("*.cpp"), *sources("*/*.cpp")]:
-            if "/cuda" not in source and "/kernels_" not in source:
-                units.append(Unit(PRODUCT, "cxx", source, HAS if source.endswith("dispatch.cpp") else []))
-            elif "/cuda" in source and nvcc:
-                units.append(Unit(PRODUCT, "cxx", source, runtime))
-        for unit in units:
-            lines.append(f"build {unit.object}: {unit.rule} {escape_path(ROOT / unit.source)}")
-            lines.append(f"  flags = {escape(unit.flags)}")
-        return "\n".join(lines) + "\n", units, ([str(path) for path in library_dirs], libraries)
+class BdistWheel(bdist_wheel):
+    """A wheel for every Python that it has a module for."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        inside = sorted(pythons(), key=lambda python: int(re.sub(r"\D", "", python.abi)))
+        return ".".join(p.tag for p in inside), ".".join(p.abi for p in inside), super().get_tag()[2]
+
+
+def ninja_text(binaries: set[str]) -> str:
+    """The file that tells ninja how to make these."""
+    import pybind11
+
+    nvcc, cuda_sources, decision = plan_cuda()
+    print(f"seqkernels {project_version()} for torch {TORCH_VERSION}; CPU kernels: {', '.join(CPU_TARGETS)}")
+    print(f"{decision}; modules for {', '.join(p.abi for p in pythons())}", flush=True)
+
+    cxx = [*cxx_compiler(), *COMMON_FLAGS, f"-I{CSRC}"]
+    cuda = [f'-DSEQKERNELS_CUDA_TARGETS="{",".join(cuda_targets())}"'] if nvcc else []
+    # Another torch: every object that sees its headers is made anew.
+    torch = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", f'-DSEQKERNELS_TORCH_VERSION="{TORCH_VERSION}"', *cuda]
+    torch += system(*cpp_extension.include_paths())
+    flags = escape(shlex.split(os.environ.get("CXXFLAGS", "")))
+    lines = ninja_rule("cxx", f"{escape(cxx)} $flags {flags} -MMD")
+    lines += ninja_rule("cxx_torch", f"{escape(cxx + torch)} $flags {flags} -MMD")
+    runtime = []
+    if nvcc:
+        images = [f"-gencode=arch=compute_{t.split('_')[1]},code={t}" for t in cuda_targets()]
+        strict = ["-DSEQKERNELS_CUDA_STRICT"] if os.environ.get("SEQKERNELS_CUDA_STRICT") == "1" else []
+        compile = [str(nvcc), *NVCC_FLAGS, *strict, *images]
+        lines += ninja_rule("cuda", f"{escape(compile)} $flags -MMD", log="$out.log")
+        runtime = system(cuda_home(nvcc) / "include")
+
+    # First what takes longest.
+    units = [unit for source in cuda_sources for unit in cuda_units(source)]
+    units += [Unit(LIBRARY, "cxx", source, flags) for source, flags in CPU_TARGETS.values()]
+    for source in [*sources("*.cpp"), *sources("cpu/*.cpp"), *sources("cuda/*.cpp")]:
+        if "/cuda" not in source and "/kernels_" not in source:
+            has = HAS if source.endswith("dispatch.cpp") else []
+            units.append(Unit(LIBRARY, "cxx_torch", source, has))
+        elif "/cuda" in source and nvcc:
+            units.append(Unit(LIBRARY, "cxx_torch", source, runtime))
+    for python in pythons():
+        given = [f'-DSEQKERNELS_VERSION="{project_version()}"', *cuda]
+        given += system(pybind11.get_include(), python.include)
+        for source in sources("python/*.cpp"):
+            name = f"{source.replace('/', '_')}.{python.abi}"
+            units.append(Unit(module_name(python), "cxx", source, given, name))
+    if TESTS in binaries:
+        units += test_units(system(pybind11.get_include(), pythons()[0].include))
+    for unit in units:
+        lines.append(f"build {unit.object}: {unit.rule} {escape_path(ROOT / unit.source)}")
+        lines.append(f"  flags = {escape(unit.flags)}")
+
+    lines += ["rule link", f"  command = {escape(cxx_compiler())} $in -o $out $flags"]
+    names, flags_of = file_names(), link_flags(nvcc)
+    for binary in sorted(binaries):
+        inputs = [unit.object for unit in units if unit.binary == binary]
+        if binary == TESTS:  # whose kernels meet at the barriers of the product's teams
+            inputs.append("csrc_cpu_team.cpp.o")
+        elif binary != LIBRARY:
+            inputs.append(names[LIBRARY])
+        lines.append(f"build {names[binary]}: link {' '.join(inputs)}")
+        lines.append(f"  flags = {escape(flags_of.get(binary, flags_of[MODULE]))}")
+    return "\n".join(lines) + "\n"
+
+
+def link_flags(nvcc: Path | None) -> dict[str, list[str]]:
+    """What the library, the modules and the tests' module are linked with."""
+    # Not torch_python: the ops use the stable C++ API alone. Python loads these libraries first.
+    torch = [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch", "-ltorch_cpu", "-lc10"]
+    cuda = []
+    if nvcc:
+        cuda = [f"-L{cuda_home(nvcc) / name}" for name in ("lib64", "lib")]
+        cuda += ["-lcudart_static", "-lrt", "-lpthread", "-ldl"]
+    if sys.platform == "darwin":
+        library = ["-dynamiclib", f"-Wl,-install_name,@rpath/{file_names()[LIBRARY]}"]
+        module = ["-bundle", "-undefined", "dynamic_lookup", "-Wl,-rpath,@loader_path"]
+    else:
+        library = ["-shared", f"-Wl,-soname,{file_names()[LIBRARY]}"]
+        module = ["-shared", "-Wl,-rpath,$ORIGIN"]
+        # libtorch itself has no symbol of ours, but brings libtorch_cuda where there is one.
+        torch = ["-Wl,--no-as-needed", *torch]
+    extra = shlex.split(os.environ.get("LDFLAGS", ""))
+    return {
+        LIBRARY: [*library, *torch, *cuda, *extra],
+        MODULE: [*module, *extra],
+        TESTS: [*module, *torch, *extra],
+    }
+
+
+def system(*folders: object) -> list[str]:
+    """The flags for headers that are not ours."""
+    return [flag for folder in folders for flag in ("-isystem", str(folder))]
 
 
 def cuda_units(source: str) -> list[Unit]:
     """What is made of a CUDA source: of cell.cu and cell_*.cu one object for each cell."""
     stem = Path(source).stem
     if not stem.startswith("cell"):
-        return [Unit(PRODUCT, "cuda", source, [])]
+        return [Unit(LIBRARY, "cuda", source, [])]
     which = stem.removeprefix("cell")
     snake_case = {cell: re.sub(r"(?<!^)(?=[A-Z])", "_", cell).lower() for cell in cells()}
     return [
-        Unit(PRODUCT, "cuda", source, [f"-DSEQKERNELS_CELL={cell}"], f"csrc_cuda_{snake}{which}.cu")
+        Unit(LIBRARY, "cuda", source, [f"-DSEQKERNELS_CELL={cell}"], f"csrc_cuda_{snake}{which}.cu")
         for cell, snake in snake_case.items()
     ]
 
 
-def test_units() -> list[Unit]:
+def test_units(includes: list[str]) -> list[Unit]:
     """What tests run of the CPU kernels' source beside the product's own."""
     # Vectors of the emulated targets are wider than the platform's; how they are passed concerns nobody else.
     emulated = [*KERNEL_FLAGS, "-Wno-psabi"]
-    flags = {"emulated_avx512bf16": emulated, "emulated_amx": emulated, "module": HAS}
+    flags = {"emulated_avx512bf16": emulated, "emulated_amx": emulated, "module": [*HAS, *includes]}
     units = [Unit(TESTS, "cxx", f"tests/kernels/{name}.cpp", given) for name, given in flags.items()]
     for isa in ("baseline", "avx2", "avx512"):
         if isa in CPU_TARGETS:
@@ -345,7 +454,7 @@ def escape_path(path: Path) -> str:
 
 
 setup(
-    ext_modules=[cpp_extension.CppExtension(name, sources=[]) for name in (PRODUCT, TESTS)],
+    ext_modules=[Extension(name, sources=[]) for name in file_names()],
     # torch's own use of ninja has one set of flags for all sources; ours is in NinjaBuildExt.
-    cmdclass={"build_ext": NinjaBuildExt.with_options(use_ninja=False)},
+    cmdclass={"build_ext": NinjaBuildExt.with_options(use_ninja=False), "bdist_wheel": BdistWheel},
 )

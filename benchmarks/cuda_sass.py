@@ -373,7 +373,7 @@ def main() -> None:
     parser.add_argument("--listing", help="print the loop of the kernels with this in their title")
     parser.add_argument("objects", nargs="*", type=Path)
     arguments = parser.parse_args()
-    objects = arguments.objects or sorted((ROOT / "build").glob("temp*/csrc_cuda_*.cu.o"))
+    objects = arguments.objects or sorted((ROOT / "build").glob("objects/csrc_cuda_*.cu.o"))
     for kernel in persistent_kernels(objects):
         if arguments.listing is None:
             print(f"{kernel.target} {kernel.title:40} {figures(kernel)}")

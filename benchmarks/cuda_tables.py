@@ -53,7 +53,7 @@ class Kernel:
 
 def kernels(build: Path = ROOT / "build") -> list[Kernel]:
     """The kernels of the last build, from its logs; none if it had no CUDA."""
-    logs = sorted(build.glob("temp*/csrc_cuda_*.cu.o.log"))
+    logs = sorted(build.glob("objects/csrc_cuda_*.cu.o.log"))
     return [kernel for log in logs for kernel in _parse(log.read_text(encoding="utf-8"))]
 
 
@@ -124,7 +124,7 @@ def sass_table(build: Path = ROOT / "build") -> list[str]:
         f"| {SASS_TARGET} | {' | '.join(name.replace('_', ' ') for name in names)} |",
         "|---" + "|---:" * len(names) + "|",
     ]
-    objects = sorted(build.glob("temp*/csrc_cuda_*.cu.o"))
+    objects = sorted(build.glob("objects/csrc_cuda_*.cu.o"))
     for kernel in sorted(cuda_sass.persistent_kernels(objects, [SASS_TARGET]), key=lambda k: k.title):
         found = cuda_sass.figures(kernel)
         lines.append(f"| {kernel.title} | {' | '.join(str(getattr(found, name)) for name in names)} |")

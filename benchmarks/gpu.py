@@ -233,7 +233,7 @@ def stages(
         return [*command, "--until", until(limit), *(["--quick"] if not on_gpu else [])]
 
     def built(output: str) -> str:
-        logs = sorted((ROOT / "build").glob("temp*/*.o.log"))
+        logs = sorted((ROOT / "build").glob("objects/*.o.log"))
         return ptxas_summary(log.read_text(encoding="utf-8", errors="replace") for log in logs)
 
     plan_tests = Stage(

@@ -2,7 +2,6 @@
 
     python -m benchmarks.report benchmarks/results/cpu.json                      # cpu.md and cpu.png
     python -m benchmarks.report benchmarks/results/cpu.json --output docs/performance-cpu.md
-    python -m benchmarks.report benchmarks/results/cpu.json --readme README.md   # and the README
     python -m benchmarks.report benchmarks/results/nvidia-h200.json              # likewise, of a GPU
 
 Speedup is a peer's seconds over ours, taken round by round; the table shows its median and, in brackets, its
@@ -21,7 +20,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 WORKS = {
     "inference": "Inference: forward without gradients",
     "training": "Training: forward and backward",
@@ -403,23 +401,11 @@ def plot(cases: list[Info], subtitle: str, path: Path) -> None:
     pyplot.close(figure)
 
 
-def fill(readme: Path, text: str) -> None:
-    """Replace what stands between the markers."""
-    content = readme.read_text(encoding="utf-8")
-    if content.count(BEGIN) != 1 or content.count(END) != 1:
-        sys.exit(f"{readme}: needs the lines {BEGIN} and {END} once each")
-    before, rest = content.split(BEGIN)
-    readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}", encoding="utf-8")
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.report", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("results", type=Path, help="the JSON file of `make bench`")
-    parser.add_argument(
-        "--readme", type=Path, help=f"a Markdown file with the lines {BEGIN} and {END} to fill"
-    )
     parser.add_argument(
         "--output", type=Path, help="the Markdown file to write (default: beside the results)"
     )
@@ -437,9 +423,6 @@ def main(arguments: list[str] | None = None) -> None:
     markdown.write_text(text, encoding="utf-8")
     plot(cases, machine_line(cases, machine, commit), picture)
     print(f"\n{summary(cases, by_dtype=on_gpu(machine))}\n\nwrote {markdown} and {picture}")
-    if options.readme:
-        fill(options.readme, f"{summary(cases)}\n\n{machine_line(cases, machine, commit)}.")
-        print(f"filled in {options.readme}")
 
 
 if __name__ == "__main__":

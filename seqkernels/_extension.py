@@ -1,20 +1,33 @@
-"""Loads the compiled part, or says how to get one."""
+"""Loads the compiled parts, or says how to get them: the library with the kernels, then this Python's module."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
-import torch  # noqa: F401  (its libraries are what the extension is linked with)
+import torch  # whose libraries ours is linked with
+
+__all__ = ["BUILD_CONFIG", "LIBRARY", "_C"]
+
+LIBRARY = Path(__file__).with_name(f"libseqkernels.{'dylib' if sys.platform == 'darwin' else 'so'}")
+
+
+def _how_to_get_them(error: Exception) -> str:
+    modules = sorted(path.name for path in LIBRARY.parent.glob("_C.*") if path.suffix in (".so", ".dylib"))
+    what = "The compiled part of seqkernels cannot be loaded. "
+    if LIBRARY.is_file() and modules:
+        what += f"It is there for {', '.join(modules)}, and this Python is {sys.implementation.cache_tag}. "
+    return (
+        f"{what}In a source checkout, build it with `pip install --no-build-isolation -e .`; otherwise install "
+        f"seqkernels again for this Python. ({error.__cause__ or error})"
+    )
+
 
 try:
+    torch.ops.load_library(LIBRARY)
     from . import _C
-except ImportError as error:
-    raise ImportError(
-        "The compiled part of seqkernels, seqkernels._C, cannot be loaded. In a source checkout, build it "
-        "with `pip install --no-build-isolation -e .`; otherwise install seqkernels again for this Python. "
-        f"({error})"
-    ) from error
-
-__all__ = ["BUILD_CONFIG", "_C"]
+except (ImportError, OSError) as error:
+    raise ImportError(_how_to_get_them(error)) from error
 
 BUILD_CONFIG: dict[str, Any] = _C.build_config()

@@ -36,8 +36,7 @@ def toolkit() -> Path:
 def build(program: Path, build: Path = ROOT / "build") -> Path:
     """The program, linked with the kernels of the last build."""
     home = toolkit()
-    objects = sorted(sorted(build.glob("temp*"))[-1].glob("csrc_cuda_*.cu.o"))
-    objects.append(sorted(build.glob("temp*/csrc_cuda_plan.cpp.o"))[-1])
+    objects = [*sorted(build.glob("objects/csrc_cuda_*.cu.o")), build / "objects" / "csrc_cuda_plan.cpp.o"]
     options = ["-std=c++17", "-O1", f"-I{ROOT / 'csrc'}", f"-I{home / 'include'}"]
     libraries = [f"-L{path}" for path in (home / "lib64", home / "lib") if path.is_dir()]
     libraries += ["-lcudart_static", "-lrt", "-lpthread", "-ldl"]

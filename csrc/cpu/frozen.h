@@ -3,6 +3,7 @@
 #include <memory>
 #include <vector>
 
+#include "../api.h"
 #include "memory.h"
 #include "stack.h"
 
@@ -11,7 +12,7 @@ namespace seqkernels {
 // Parameters of a layer's direction.
 inline int frozen_parameters(CellKind cell) { return cell_info(cell).weights(true); }
 
-class Frozen {
+class SEQKERNELS_API Frozen {
  public:
   // Per layer and direction w_ih [G H, I], w_hh [G H, P] of the weights' type, float32 b_ih, b_hh [G H] or null, and what the cell has
   // beside them: w_hr [P, H], float32 norms. I is D P after the first layer. Packed for the kernels that are in use now, which stay

@@ -5,10 +5,12 @@
 
 #include <memory>
 
+#include "../api.h"
+
 namespace seqkernels {
 
 struct FreeMemory {
-  void operator()(char* memory) const;
+  SEQKERNELS_API void operator()(char* memory) const;
 };
 using Memory = std::unique_ptr<char[], FreeMemory>;
 
@@ -41,6 +43,6 @@ class Scratch {
 
 // From now on, whether scratch memory is handed out full of NaN. Tests ask for it: what an earlier call left there may
 // look right.
-void fill_scratch(bool fill);
+SEQKERNELS_API void fill_scratch(bool fill);
 
 }  // namespace seqkernels

@@ -3,6 +3,7 @@
 #pragma once
 #include <vector>
 
+#include "../api.h"
 #include "kernels.h"
 #include "memory.h"
 
@@ -13,7 +14,7 @@ struct StackSizes {
 };
 
 // What a step of one sequence takes, in multiply-adds, added up over the layers and directions of a stack.
-double work_of(CellKind cell, const StackSizes& sizes);
+SEQKERNELS_API double work_of(CellKind cell, const StackSizes& sizes);
 
 struct StackCall {
   StackSizes sizes;
@@ -55,6 +56,6 @@ class Stack {
 };
 
 // With the weights of all layers and directions as they are in the modules, [L D].
-void run_stack(CellKind cell, const StackCall& call, const std::vector<Weights>& weights);
+SEQKERNELS_API void run_stack(CellKind cell, const StackCall& call, const std::vector<Weights>& weights);
 
 }  // namespace seqkernels

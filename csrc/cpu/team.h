@@ -7,6 +7,7 @@
 #pragma once
 #include <stdint.h>
 
+#include "../api.h"
 #include "kernels.h"
 
 namespace seqkernels {
@@ -20,7 +21,7 @@ void barrier_wait(Team* team, int barrier, int size);
 int team_threads(double work);
 
 // Whether this is a child of a process that had loaded this library. Its teams are of threads started for a call.
-bool process_was_forked();
+SEQKERNELS_API bool process_was_forked();
 
 // Runs body(context, team, member) on a team of at most `threads`, which has `barriers` barriers.
 void run_team(int threads, int barriers, void (*body)(void* context, Team* team, Member member), void* context);

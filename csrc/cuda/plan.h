@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "../api.h"
 #include "kernels.h"
 
 namespace seqkernels::cuda {
@@ -18,7 +19,7 @@ struct DeviceLimits {
 
 // The slowest and most general first; the persistent ones by what a group's blocks exchange through.
 enum class PlanKind { kStepwise, kPersistentBlock, kPersistentCluster, kPersistentGrid, kCount };
-const char* name(PlanKind kind);
+SEQKERNELS_API const char* name(PlanKind kind);
 PlanKind plan_kind(const std::string& name);  // throws, naming all
 
 struct PlanRequest {
@@ -73,7 +74,7 @@ std::vector<Candidate> candidates(const PassKernels& kernels, const DeviceLimits
 const void* kernel_of(const PassKernels& kernels, const Plan& plan);
 
 // Asked before each float32 layer: whether torch lets recurrent networks use TF32. Set by Python, where the setting is.
-extern bool (*tf32_allowed)();
+SEQKERNELS_API extern bool (*tf32_allowed)();
 
 // The fastest of the candidates that can run.
 const Plan& fastest(const std::vector<Candidate>& candidates);

@@ -10,7 +10,7 @@
 #include <variant>
 #include <vector>
 
-#include "../cuda/time_loop.h"
+#include "../cuda/explain.h"
 #include "call.h"
 
 namespace seqkernels {
@@ -35,7 +35,7 @@ DType dtype_named(const std::string& name) {
   constexpr std::array<const char*, int(DType::kCount)> names{"float32", "float64", "bfloat16", "float16"};
   for (size_t i = 0; i < names.size(); ++i)
     if (name == names[i]) return DType(i);
-  fail("unknown dtype '", name, "'");
+  throw std::runtime_error("unknown dtype '" + name + "'");
 }
 
 // For each kind of plan its name, cycles of a step, how it is cut, and what stands against it: on a device that is there, by its
@@ -45,19 +45,18 @@ std::vector<py::dict> cuda_plans(const std::string& cell, const std::string& dty
                                  const std::variant<int, std::tuple<int, int, int64_t>>& device, int64_t outputs,
                                  int64_t seq_len, bool has_transition) {
   CellKind kind;
-  if (!find_cell(cell, kind)) fail("unknown cell '", cell, "'");
-  const cuda::CellKernels& kernels = cuda::kernels_of(kind, dtype_named(dtype), tf32_allowed, has_transition);
-  const cuda::PassKernels& pass = backward ? kernels.backward : kernels.forward;
+  if (!find_cell(cell, kind)) throw std::runtime_error("unknown cell '" + cell + "'");
+  const cuda::LayerPass pass{kind, dtype_named(dtype), tf32_allowed, has_transition, backward};
   const cuda::PlanRequest request{cuda::plan_steps(seq_len), batch, hidden, directions, outputs > 0 ? outputs : hidden};
-  std::vector<cuda::Candidate> candidates;
+  std::variant<int, cuda::DeviceLimits> on = 0;
   if (const int* const index = std::get_if<int>(&device)) {
-    candidates = cuda::candidates_on(cuda::Device(*index), pass, request);
+    on = *index;
   } else {
     const auto [capability, multiprocessors, shared_bytes] = std::get<1>(device);
-    candidates = cuda::candidates(pass, {capability, multiprocessors, shared_bytes}, request);
+    on = cuda::DeviceLimits{capability, multiprocessors, shared_bytes};
   }
   std::vector<py::dict> plans;
-  for (const cuda::Candidate& candidate : candidates) {
+  for (const cuda::Candidate& candidate : cuda::candidates_for(pass, request, on)) {
     const cuda::Plan& plan = candidate.plan;
     py::dict described;
     described["name"] = cuda::name(plan.kind);
