@@ -64,7 +64,7 @@ example: build  ## run a program of examples/: NAME=language_model ARGS='train -
 	@$(PY) -m examples.$(NAME) $(ARGS)
 
 examples: build integrations-env  ## train all programs from five seeds, a page of results in out/gallery (ARGS=ner: one; ARGS=--renew)
-	@$(call need,numpy matplotlib rich safetensors torchmetrics sb3_contrib)
+	@$(call need,numpy matplotlib rich safetensors sb3_contrib)
 	$(PY) -m examples.gallery $(ARGS)
 
 test: build $(if $(INTEGRATIONS),integrations-env)  ## run the tests

@@ -212,6 +212,10 @@ class Python:
     def tag(self) -> str:
         return self.abi.rstrip("t")
 
+    @property
+    def version(self) -> int:
+        return int(self.tag.removeprefix("cp"))
+
 
 ASK_PYTHON = """
 import sys, sysconfig
@@ -222,20 +226,23 @@ print(sys.implementation.name, *sys.version_info[:2], sysconfig.get_platform(), 
 
 def ask_python(command: str) -> Python:
     """What a module for this interpreter needs to know."""
+    asks = "" if command == sys.executable else "SEQKERNELS_PYTHONS: "
     try:
         answer = subprocess.run(
             [command, "-c", ASK_PYTHON], capture_output=True, text=True, check=True
         ).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        sys.exit(f"SEQKERNELS_PYTHONS: '{command}' is no Python that runs here ({error})")
-    implementation, major, minor, machine, suffix, include = answer.splitlines()
+        implementation, major, minor, machine, suffix, include = answer.splitlines()
+    except (OSError, subprocess.CalledProcessError, ValueError) as error:
+        sys.exit(f"{asks}'{command}' is no Python that runs here ({error})")
     what = f"{command} is {implementation} {major}.{minor} for {machine}"
     if implementation != "cpython" or (int(major), int(minor)) < MIN_PYTHON:
-        sys.exit(f"SEQKERNELS_PYTHONS: expected CPython {'.'.join(map(str, MIN_PYTHON))} or newer; {what}")
+        sys.exit(f"{asks}expected CPython {'.'.join(map(str, MIN_PYTHON))} or newer; {what}")
     if machine != sysconfig.get_platform():
-        sys.exit(f"SEQKERNELS_PYTHONS: expected Pythons for {sysconfig.get_platform()}; {what}")
+        sys.exit(f"{asks}expected a Python for {sysconfig.get_platform()}; {what}")
     if not Path(include, "Python.h").is_file():
-        sys.exit(f"SEQKERNELS_PYTHONS: {command} has no headers: there is no Python.h in {include}")
+        sys.exit(
+            f"{asks}{command} lacks its headers: no Python.h in {include} (Debian: apt install python3-dev)"
+        )
     return Python("cp" + suffix.split("-")[1], include, suffix)
 
 
@@ -243,8 +250,11 @@ def ask_python(command: str) -> Python:
 def pythons() -> list[Python]:
     """Those that there will be modules for: first the one that runs this, then the others, oldest first."""
     this = ask_python(sys.executable)
-    others = {ask_python(command) for command in os.environ.get("SEQKERNELS_PYTHONS", "").split()} - {this}
-    return [this, *sorted(others, key=lambda python: int(re.sub(r"\D", "", python.abi)))]
+    found = {this.abi: this}
+    for command in os.environ.get("SEQKERNELS_PYTHONS", "").split():
+        other = ask_python(command)
+        found.setdefault(other.abi, other)
+    return [this, *sorted((p for p in found.values() if p != this), key=lambda p: p.version)]
 
 
 # setuptools' names of what is built.
@@ -317,7 +327,7 @@ class BdistWheel(bdist_wheel):
     """A wheel for every Python that it has a module for."""
 
     def get_tag(self) -> tuple[str, str, str]:
-        inside = sorted(pythons(), key=lambda python: int(re.sub(r"\D", "", python.abi)))
+        inside = sorted(pythons(), key=lambda p: p.version)
         return ".".join(p.tag for p in inside), ".".join(p.abi for p in inside), super().get_tag()[2]
 
 
@@ -366,7 +376,8 @@ def ninja_text(binaries: set[str]) -> str:
         lines.append(f"build {unit.object}: {unit.rule} {escape_path(ROOT / unit.source)}")
         lines.append(f"  flags = {escape(unit.flags)}")
 
-    lines += ["rule link", f"  command = {escape(cxx_compiler())} $in -o $out $flags"]
+    link = f"  command = {escape(cxx_compiler())} $in -o $out $flags"
+    lines += ["rule link", link, "  description = $out"]
     names, flags_of = file_names(), link_flags(nvcc)
     for binary in sorted(binaries):
         inputs = [unit.object for unit in units if unit.binary == binary]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import memory, report
+from benchmarks import memory, readme, report
 from benchmarks.cases import Case
 from benchmarks.implementations import HOLDS
 from benchmarks.timing import OURS, Call
@@ -157,6 +157,11 @@ def test_summary_of_the_best_peer() -> None:
         "| LSTM training | 2 | 2.00 (0 of 2) | 2.00 (1 of 2) | – | 1.00 (1 of 2) |",
         "| bfloat16 training | 1 | 2.00 (0 of 1) | – | 0.50 (1 of 1) | 2.00 (0 of 1) |",
     ]
+
+
+def test_the_table_of_the_readme_is_that_of_the_results() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.split(readme.BEGIN)[1].split(readme.END)[0].strip() == readme.speed_table()
 
 
 def test_report_says_what_all_are_held_to() -> None:

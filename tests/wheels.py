@@ -125,7 +125,9 @@ def build(wanted: Iterable[str]) -> None:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     repair = ["-m", "auditwheel", "repair", "--strip", *exclude, "--wheel-dir", str(DIST)]
     run([sys.executable, *repair, *map(str, RAW.glob("*.whl"))], PATH=path)
-    run([sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(DIST), str(ROOT)])
+    sdist = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(DIST), str(ROOT)]
+    if (done := subprocess.run(sdist, capture_output=True, text=True)).returncode != 0:
+        sys.exit(f"no source archive:\n{done.stdout}{done.stderr}")
 
 
 def check(files: Iterable[Path]) -> None:
@@ -142,7 +144,8 @@ def check(files: Iterable[Path]) -> None:
 def check_inside(wheel: Path) -> None:
     """One library, a module for each Python, sources, and nothing else."""
     with zipfile.ZipFile(wheel) as archive:
-        entries = [entry for entry in archive.infolist() if ".dist-info/" not in entry.filename]
+        files = [entry for entry in archive.infolist() if not entry.is_dir()]
+    entries = [entry for entry in files if ".dist-info/" not in entry.filename]
     for entry in sorted(entries, key=lambda e: -e.file_size)[: len(PYTHONS) + 1]:
         print(
             f"  {entry.filename}: {entry.file_size / 1e6:.1f} MB, packed {entry.compress_size / 1e6:.1f} MB"

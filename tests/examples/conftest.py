@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-for module in ("matplotlib", "rich", "safetensors", "torchmetrics"):
+for module in ("matplotlib", "rich", "safetensors"):
     pytest.importorskip(module)
 
 Main = Callable[[list[str]], int]
