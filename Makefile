@@ -109,7 +109,7 @@ format: env  ## rewrite the sources in the project's style
 	$(if $(CXX_FILES),$(CLANG_FORMAT) -i $(CXX_FILES),@echo "no C++ sources to format")
 
 wheels: env wheels-env  ## a wheel for all Pythons here and the source archive, into dist/, tried in fresh environments
-	@$(call need,setuptools ninja pybind11 torch auditwheel build check_wheel_contents packaging twine)
+	@$(call need,setuptools ninja pybind11 torch auditwheel build check_wheel_contents twine)
 	$(PY) -m tests.wheels $(ARGS)
 
 clean:  ## remove everything made here except .venv

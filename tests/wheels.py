@@ -23,13 +23,10 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from packaging.utils import parse_wheel_filename
-
 ROOT = Path(__file__).resolve().parents[1]
 DIST = ROOT / "dist"
 RAW = ROOT / "build" / "wheel"  # as setuptools makes it, before it is made fit for other machines
 PYTHONS = tuple(f"python3.{minor}" for minor in range(10, 14))  # that a wheel is made for
-TORCH = version("torch").split("+")[0]
 # Torch's own, which the interpreter has loaded when ours are.
 NOT_INSIDE = ("libtorch*", "libc10*")
 # What is measured from the outside or by reading sources stays out, and what compiles.
@@ -48,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--python", action="append", help="instead of all that the wheel is for; may be repeated"
     )
-    parser.add_argument("--torch", default=TORCH, help=f"the version to try with (default: {TORCH})")
+    parser.add_argument("--torch", help="the version to try with (default: the one that is here)")
     parser.add_argument(
         "--tests", nargs=argparse.REMAINDER, help="arguments for pytest, to the end of the line"
     )
@@ -66,8 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found = options.python or [p for p in pythons() if version_of(p) in versions_of(wheel)]
             if not found:
                 sys.exit(f"no Python at hand that {wheel.name} is for")
+            torch = options.torch or version("torch").split("+")[0]
             for python in found:
-                try_wheel(wheel.resolve(), python, options.torch, options.tests or TESTS)
+                try_wheel(wheel.resolve(), python, torch, options.tests or TESTS)
     return 0
 
 
@@ -98,8 +96,8 @@ def version_of(python: str) -> str:
 
 def versions_of(wheel: Path) -> set[str]:
     """The Pythons that a wheel is for."""
-    tags = parse_wheel_filename(wheel.name)[3]
-    return {f"3.{tag.interpreter.removeprefix('cp3')}" for tag in tags}
+    tags = wheel.name.split("-")[2].split(".")
+    return {f"3.{tag.removeprefix('cp3')}" for tag in tags}
 
 
 def build(wanted: Iterable[str]) -> None:
