@@ -397,6 +397,11 @@ def is_expanded_weight(weight: Any) -> bool:
     return type(weight).__name__ == "ExpandedWeight"
 
 
+def is_compiled(module: torch.nn.Module) -> bool:
+    """Whether this is what `torch.compile` returned, or what `module.compile()` was called of."""
+    return "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None
+
+
 # What a subclass of these layers names that works on that list.
 LIST_OF_WEIGHTS = {"_flat_weights", "_init_flat_weights", "_update_flat_weights", "_flat_weight_refs"}
 
