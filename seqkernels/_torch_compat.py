@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from operator import attrgetter
@@ -310,6 +311,30 @@ def let_dynamo_skip(function: Callable[..., Any], why: str) -> None:
     function._torchdynamo_disable = True  # type: ignore[attr-defined]
     function._torchdynamo_disable_msg = why  # type: ignore[attr-defined]
     _skipped.append(function.__code__)
+
+
+def let_dynamo_inline(function: Callable[..., Any]) -> None:
+    """Leave calls of a function alone that Dynamo meets between two graphs, where it would compile each."""
+    _skipped.append(function.__code__)
+
+
+def evaluated_by_dynamo(function: Callable[..., Any]) -> None:
+    """Have a function of constants called while Dynamo traces, in place of what code it calls."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def unseen_by_dynamo(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`torch.compiler.disable` of a function, which is itself until something has imported Dynamo."""
+    disabled: Any = None
+
+    def call(*args: Any) -> Any:
+        nonlocal disabled
+        if disabled is None and "torch._dynamo" in sys.modules and not is_compiling():
+            disabled = torch.compiler.disable(function)
+        return (disabled or function)(*args)
+
+    let_dynamo_inline(call)
+    return call
 
 
 def _before_first_compilation(action: Callable[[], None]) -> None:
