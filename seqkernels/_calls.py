@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,6 +128,7 @@ class Calls:
         self.forks = 0
         self.seconds = 0.0
         self._own_seconds = 0.0
+        self._main_knows = False
         self._lock = threading.RLock()
         self._thread = _PerThread()
         self._reasons: weakref.WeakKeyDictionary[torch.nn.Module, str | None] = weakref.WeakKeyDictionary()
@@ -150,6 +152,8 @@ class Calls:
             self.forks += bool(handles)
 
         os.register_at_fork(after_in_parent=count_fork, after_in_child=stop)
+        of_threads = threading.excepthook
+        threading.excepthook = lambda args: None if args.exc_type is Enough else of_threads(args)
         start = time.perf_counter()
         try:
             yield
@@ -158,12 +162,13 @@ class Calls:
                 self.seconds = time.perf_counter() - start - self._own_seconds
                 stop()
             handles.clear()
+            threading.excepthook = of_threads
 
     def _register(self) -> list[Any]:
         def note(name: str) -> None:
             self.traced.append(name)
 
-        begin, end = compat.unseen_by_dynamo(self._begin), compat.unseen_by_dynamo(self._end)
+        begin, end = _unseen_by_dynamo(self._begin), _unseen_by_dynamo(self._end)
 
         # Dynamo traces both as part of the module that is called, and finds nothing in them for a graph.
         def before(module: torch.nn.Module, args: Any) -> None:
@@ -215,11 +220,11 @@ class Calls:
     def _check_limit(self) -> None:
         if self.limit is None or self.total < self.limit:
             return
-        if threading.current_thread() is threading.main_thread():
-            raise Enough
-        import _thread
-
-        _thread.interrupt_main()
+        with self._lock:
+            tell_main, self._main_knows = not self._main_knows, True
+        if tell_main and threading.current_thread() is not threading.main_thread():
+            os.kill(os.getpid(), signal.SIGINT)  # which Python handles in the main thread
+        raise Enough
 
     def _why_recurrent(self, module: torch.nn.Module) -> str | None:
         """None where a module is not recurrent; else why it is out of reach for `fuse`, or nothing."""
@@ -293,6 +298,20 @@ class Calls:
                 return row
         self.rows.append(new)
         return new
+
+
+def _unseen_by_dynamo(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`torch.compiler.disable` of a function, which is itself until something has imported Dynamo."""
+    disabled: Any = None
+
+    def call(*args: Any) -> Any:
+        nonlocal disabled
+        if disabled is None and compat.dynamo_is_imported():
+            disabled = torch.compiler.disable(function)
+        return (disabled or function)(*args)
+
+    compat.let_dynamo_inline(call)
+    return call
 
 
 _ALIKE = ("layer", "ran", "explanation", "dtype", "device", "packed")

@@ -323,18 +323,8 @@ def evaluated_by_dynamo(function: Callable[..., Any]) -> None:
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def unseen_by_dynamo(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`torch.compiler.disable` of a function, which is itself until something has imported Dynamo."""
-    disabled: Any = None
-
-    def call(*args: Any) -> Any:
-        nonlocal disabled
-        if disabled is None and "torch._dynamo" in sys.modules and not is_compiling():
-            disabled = torch.compiler.disable(function)
-        return (disabled or function)(*args)
-
-    let_dynamo_inline(call)
-    return call
+def dynamo_is_imported() -> bool:
+    return "torch._dynamo" in sys.modules
 
 
 def _before_first_compilation(action: Callable[[], None]) -> None:
