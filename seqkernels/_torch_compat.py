@@ -316,6 +316,8 @@ def let_dynamo_skip(function: Callable[..., Any], why: str) -> None:
 def let_dynamo_inline(function: Callable[..., Any]) -> None:
     """Leave calls of a function alone that Dynamo meets between two graphs, where it would compile each."""
     _skipped.append(function.__code__)
+    if dynamo_is_imported():  # and may be prepared already
+        _skip_code(function.__code__)
 
 
 def evaluated_by_dynamo(function: Callable[..., Any]) -> None:
@@ -343,14 +345,18 @@ def _before_first_compilation(action: Callable[[], None]) -> None:
     context.__init__ = begin
 
 
-def _prepare_dynamo() -> None:
+def _skip_code(code: CodeType) -> None:
     from torch._dynamo import eval_frame
-    from torch._dynamo.variables import builder
 
     # Without it Dynamo tries to compile the frame, and warns.
-    skip: Callable[[CodeType], Any] = getattr(eval_frame, "skip_code", lambda _: None)
+    getattr(eval_frame, "skip_code", lambda _: None)(code)
+
+
+def _prepare_dynamo() -> None:
+    from torch._dynamo.variables import builder
+
     for code in _skipped:
-        skip(code)
+        _skip_code(code)
     try:
         wrap_module = builder.VariableBuilder.wrap_module
         allow: Callable[[], Any] = functools.partial(builder.config.patch, allow_rnn=True)
