@@ -11,7 +11,7 @@ from ._flops import register_flop_formulas as _register_flop_formulas
 from ._torch_compat import let_dynamo_trace as _let_dynamo_trace
 from .dispatch import get_fastpath_enabled, set_fastpath_enabled
 from .frozen import freeze
-from .fusion import fuse, unfuse
+from .fusion import FusionReport, fuse, unfuse
 from .modules import FusedGRU, FusedGRUCell, FusedLSTM, FusedLSTMCell, FusedRNN, FusedRNNCell
 from .plan import Explanation, ModelExplanation, explain
 
@@ -25,6 +25,7 @@ __all__ = [
     "FusedLSTMCell",
     "FusedRNN",
     "FusedRNNCell",
+    "FusionReport",
     "ModelExplanation",
     "__version__",
     "explain",

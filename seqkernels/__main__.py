@@ -1,8 +1,11 @@
-"""`python -m seqkernels`: what this build is, and what it can do on this machine."""
+"""`python -m seqkernels`: what this build is and can do here; with `explain`, what a program runs on."""
 
 from __future__ import annotations
 
+import argparse
 import platform
+import sys
+from collections.abc import Sequence
 
 import torch
 
@@ -37,5 +40,22 @@ def _cuda_devices() -> list[str]:
     return found
 
 
-if __name__ == "__main__":
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit status."""
+    from . import _explain_script
+
+    if argv[:1] == ["explain"]:
+        return _explain_script.main(argv[1:])
+    parser = argparse.ArgumentParser(
+        prog="python -m seqkernels",
+        description="Without a command: what this build is, and what it can do on this machine.",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="command")
+    commands.add_parser("explain", help="run a program, and say which kernels its recurrent layers ran on")
+    parser.parse_args(argv)
     print(report())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from operator import attrgetter
@@ -312,6 +313,22 @@ def let_dynamo_skip(function: Callable[..., Any], why: str) -> None:
     _skipped.append(function.__code__)
 
 
+def let_dynamo_inline(function: Callable[..., Any]) -> None:
+    """Leave calls of a function alone that Dynamo meets between two graphs, where it would compile each."""
+    _skipped.append(function.__code__)
+    if dynamo_is_imported():  # and may be prepared already
+        _skip_code(function.__code__)
+
+
+def evaluated_by_dynamo(function: Callable[..., Any]) -> None:
+    """Have a function of constants called while Dynamo traces, in place of what code it calls."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def dynamo_is_imported() -> bool:
+    return "torch._dynamo" in sys.modules
+
+
 def _before_first_compilation(action: Callable[[], None]) -> None:
     context = _look_up("_guards.CompileContext", None)
     if context is None:
@@ -328,14 +345,18 @@ def _before_first_compilation(action: Callable[[], None]) -> None:
     context.__init__ = begin
 
 
-def _prepare_dynamo() -> None:
+def _skip_code(code: CodeType) -> None:
     from torch._dynamo import eval_frame
-    from torch._dynamo.variables import builder
 
     # Without it Dynamo tries to compile the frame, and warns.
-    skip: Callable[[CodeType], Any] = getattr(eval_frame, "skip_code", lambda _: None)
+    getattr(eval_frame, "skip_code", lambda _: None)(code)
+
+
+def _prepare_dynamo() -> None:
+    from torch._dynamo.variables import builder
+
     for code in _skipped:
-        skip(code)
+        _skip_code(code)
     try:
         wrap_module = builder.VariableBuilder.wrap_module
         allow: Callable[[], Any] = functools.partial(builder.config.patch, allow_rnn=True)
@@ -395,6 +416,11 @@ def forget_weights(module: torch.nn.Module) -> None:
 def is_expanded_weight(weight: Any) -> bool:
     """Whether this is one of `torch.nn.utils._per_sample_grad`, which few functions of torch take."""
     return type(weight).__name__ == "ExpandedWeight"
+
+
+def is_compiled(module: torch.nn.Module) -> bool:
+    """Whether this is what `torch.compile` returned, or what `module.compile()` was called of."""
+    return "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None
 
 
 # What a subclass of these layers names that works on that list.

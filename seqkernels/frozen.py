@@ -18,8 +18,8 @@ from torch.nn.utils.rnn import PackedSequence
 from . import _C
 from . import _torch_compat as compat
 from .cells import CELLS, PARAMETERS, WEIGHTS, Cell
-from .fusion import FUSED
 from .plan import spec_of
+from .subclasses import FUSED
 
 __all__ = ["Frozen", "freeze"]
 

@@ -110,8 +110,7 @@ def explain(module: torch.nn.Module, x: Any, hx: Any = None, **kwargs: Any) -> A
         return _explain_frozen(module, x, hx)
     if isinstance(module, Recurrent):
         return _explain_layer(module, x, hx, **kwargs)
-    arguments = (x,) if hx is None else (x, hx)
-    return _explain_model(module, (*Recurrent, Frozen), arguments, kwargs)
+    return _explain_model(module, (*Recurrent, Frozen), (x,) if hx is None else (x, hx), kwargs)
 
 
 def _explain_model(
@@ -126,8 +125,7 @@ def _explain_model(
     layers: dict[str, list[Explanation]] = {name: [] for name in named}
 
     def record(name: str, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x, hx, *_ = *args, *(kwargs[k] for k in ("input", "x", "hx") if k in kwargs), None
-        given = {k: kwargs[k] for k in ("reset_mask", "lengths") if kwargs.get(k) is not None}
+        x, hx, given = arguments(args, kwargs)
         explained = explain(module, x, hx, **given)
         if explained not in layers[name]:
             layers[name].append(explained)
@@ -138,6 +136,12 @@ def _explain_model(
     with torch.random.fork_rng(list(devices)):
         model(*args, **kwargs)
     return ModelExplanation(layers)
+
+
+def arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+    """Of a call of a layer or cell: its input, its state or None, and what else `explain` is to know."""
+    x, hx, *_ = *args, *(kwargs[k] for k in ("input", "x", "hx") if k in kwargs), None
+    return x, hx, {k: kwargs[k] for k in ("reset_mask", "lengths") if kwargs.get(k) is not None}
 
 
 def _explain_frozen(module: Any, x: Any, hx: Any) -> Explanation:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks.gpu_output import PLANS
 from benchmarks.implementations import set_tf32
-from seqkernels import _C
+from seqkernels import _C, fusion_report
 from seqkernels._extension import BUILD_CONFIG
 from tests import kernels
 
@@ -270,6 +270,12 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 def seed() -> None:
     """The same random numbers in every run, whichever tests run before."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def nothing_said() -> None:
+    """What fuse and unfuse log once in a process, they log in every test."""
+    fusion_report._warned.clear()
 
 
 @pytest.fixture(autouse=True)

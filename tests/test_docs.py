@@ -6,6 +6,8 @@ import re
 from itertools import product
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 WITHOUT_DIFF = re.sub(r"```diff\n.*?```", "", TEXT, flags=re.DOTALL)
@@ -13,11 +15,19 @@ WITHOUT_DIFF = re.sub(r"```diff\n.*?```", "", TEXT, flags=re.DOTALL)
 PLACEHOLDERS = re.compile(r"NAME")
 
 
-def test_examples_of_the_readme_run() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["README.md", "docs/guide/explain.md"])
+def test_examples_run(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(blocks) > 2
-    exec(compile("\n".join(blocks), "README.md", "exec"), {})
+    exec(compile("\n".join(blocks), name, "exec"), {"__name__": "example"})
+
+
+def test_the_report_in_the_guide_is_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs/guide/explain.md").read_text(encoding="utf-8")
+    code, shown = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    exec(compile(code, "explain.md", "exec"), {"__name__": "example"})
+    assert capsys.readouterr().out == shown
 
 
 def section(title: str) -> str:

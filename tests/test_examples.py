@@ -26,8 +26,11 @@ def test_docstrings(module: ModuleType) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:'seqkernels.__main__' found in sys.modules")
-def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
-    runpy.run_module("seqkernels", run_name="__main__")
+def test_command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["seqkernels"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("seqkernels", run_name="__main__")
+    assert ended.value.code == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"seqkernels       {seqkernels.__version__}")
     assert "CPU kernels" in printed

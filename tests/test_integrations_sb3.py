@@ -494,3 +494,25 @@ def test_docstrings() -> None:
     result = doctest.testmod(sb3, extraglobs={"torch": torch, "seqkernels": seqkernels})
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_report(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "seqkernels")
+    model = make()
+    report = sb3.fuse(model, report=True)
+    paths = ["policy.lstm_actor", "policy.lstm_critic"]
+    assert report.changed == dict.fromkeys(paths, ("LSTM", "FusedLSTM"))
+    assert sb3.fuse(model.policy, report=True).already == dict.fromkeys(
+        ["lstm_actor", "lstm_critic"], "FusedLSTM"
+    )
+    assert list(sb3.unfuse(model, report=True).changed) == paths
+    assert not sb3.unfuse(model, report=True).changed
+    assert [record.getMessage() for record in caplog.records] == [
+        "fused 2 of 2 recurrent layers: policy.lstm_actor (LSTM), policy.lstm_critic (LSTM)",
+        "fused 0 of 2 recurrent layers, 2 were already",
+        "unfused 2 of 2 recurrent layers: policy.lstm_actor (FusedLSTM), policy.lstm_critic (FusedLSTM)",
+        "unfused nothing: there is no recurrent layer",
+    ]
+    for function in (sb3.fuse, sb3.unfuse):
+        with pytest.raises(TypeError, match="report must be True or False"):
+            function(model, report=1)

@@ -474,3 +474,17 @@ def test_docstrings() -> None:
     result = doctest.testmod(torchrl, extraglobs={"torch": torch, "seqkernels": seqkernels})
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_report(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "seqkernels")
+    model = nn.ModuleList([make("LSTM"), nn.Sequential(make("GRU"))])
+    paths = {"0.lstm": ("LSTM", "FusedLSTM"), "1.0.gru": ("GRU", "FusedGRU")}
+    assert torchrl.fuse(model, report=True).changed == paths
+    assert list(torchrl.fuse(model, report=True).already) == list(paths)
+    assert list(torchrl.unfuse(model, report=True).changed) == list(paths)
+    assert caplog.records[0].getMessage() == "fused 2 of 2 recurrent layers: 0.lstm (LSTM), 1.0.gru (GRU)"
+    assert torchrl.fuse(make("GRU"), report=True).changed == {"gru": ("GRU", "FusedGRU")}
+    for function in (torchrl.fuse, torchrl.unfuse):
+        with pytest.raises(TypeError, match="report must be True or False"):
+            function(model, report=1)

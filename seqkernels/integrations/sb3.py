@@ -12,12 +12,14 @@ one call of a fused LSTM runs all steps.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor
 
 from .. import fusion
+from .._options import check_bool
+from ..fusion_report import FusionReport, told
 from ..modules import FusedLSTM
 from ..subclasses import why_not_fused
 from . import _package
@@ -34,7 +36,13 @@ METHOD = "_process_sequence"
 PARAMETERS = ("features", "lstm_states", "episode_starts", "lstm")
 
 
-def fuse(model: Model, backend: str = "auto") -> Model:
+@overload
+def fuse(model: Model, backend: str = "auto", *, report: Literal[False] = False) -> Model: ...
+@overload
+def fuse(model: Any, backend: str = "auto", *, report: Literal[True]) -> FusionReport: ...
+@overload
+def fuse(model: Model, backend: str = "auto", *, report: bool) -> Model | FusionReport: ...
+def fuse(model: Any, backend: str = "auto", *, report: bool = False) -> Any:
     """Make a recurrent model of sb3-contrib run its LSTMs over whole sequences on fused kernels, in place.
 
     Collecting, training and `predict` compute what they did, to rounding, for policies of any kind
@@ -47,15 +55,17 @@ def fuse(model: Model, backend: str = "auto") -> Model:
     Args:
         model: A `RecurrentPPO`, or the policy of one, a `RecurrentActorCriticPolicy`.
         backend: As for `seqkernels.FusedLSTM`.
+        report: Whether to return what was done, as `seqkernels.fuse` does, which also logs it.
 
     Returns:
-        `model`. If it is fused already, it takes over the `backend`.
+        `model`; with `report=True` a `seqkernels.FusionReport`. If the model is fused already, it takes over
+        the `backend`.
 
     Raises:
         ImportError: sb3-contrib is not installed.
         RuntimeError: Its version is one that this adapter does not know, or the function that it replaces
             computes something else; nothing has changed then.
-        TypeError: `model` is no such model.
+        TypeError: `model` is no such model, or `report` no bool.
         ValueError: An unknown `backend`, or a policy that cannot be fused: its class computes sequences in
             its own way, or its LSTMs do, or they are bidirectional or `batch_first`.
 
@@ -67,6 +77,7 @@ def fuse(model: Model, backend: str = "auto") -> Model:
         'FusedLSTM'
         >>> _ = model.learn(16)
     """
+    check_bool("report", report)
     policy = _policy_of(model)
     _package.check_version(PACKAGE, OLDEST, NEWEST)
     _check_replaced(policy)
@@ -76,20 +87,28 @@ def fuse(model: Model, backend: str = "auto") -> Model:
             raise ValueError(f"policy.{name} must be an LSTM of one direction, time first, not {lstm}")
         if not isinstance(lstm, FusedLSTM) and (reason := why_not_fused(lstm)):
             raise ValueError(f"policy.{name} cannot be fused: {reason}")
-    for lstm in lstms.values():
-        fusion.fuse(lstm, backend)
+    named = _named_modules(model, policy)
+    done, left_alone = fusion.fuse_modules(named, backend)
     policy.__dict__[METHOD] = _run_sequences
-    return model
+    told(done, left_alone, __name__)
+    return done if report else model
 
 
-def unfuse(model: Model) -> Model:
+@overload
+def unfuse(model: Model, *, report: Literal[False] = False) -> Model: ...
+@overload
+def unfuse(model: Any, *, report: Literal[True]) -> FusionReport: ...
+@overload
+def unfuse(model: Model, *, report: bool) -> Model | FusionReport: ...
+def unfuse(model: Any, *, report: bool = False) -> Any:
     """Make a model run as sb3-contrib has it, on torch.nn's LSTMs: undoes `fuse`, in place.
 
-    A model that is not fused stays as it is.
+    A model that is not fused stays as it is. What was done is logged, and returned with `report=True`, as by
+    `seqkernels.unfuse`.
 
     Raises:
         ImportError: sb3-contrib is not installed.
-        TypeError: `model` is no model of sb3-contrib with a recurrent policy.
+        TypeError: `model` is no model of sb3-contrib with a recurrent policy, or `report` no bool.
 
     Example:
         >>> from sb3_contrib import RecurrentPPO
@@ -98,12 +117,14 @@ def unfuse(model: Model) -> Model:
         >>> type(sb3.unfuse(model).policy.lstm_actor).__name__
         'LSTM'
     """
+    check_bool("report", report)
     policy = _policy_of(model)
-    if vars(policy).get(METHOD) is _run_sequences:
+    is_fused = vars(policy).get(METHOD) is _run_sequences
+    if is_fused:
         del policy.__dict__[METHOD]
-        for lstm in _lstms_of(policy).values():
-            fusion.unfuse(lstm)
-    return model
+    done, left_alone = fusion.unfuse_modules(_named_modules(model, policy) if is_fused else ())
+    told(done, left_alone, __name__)
+    return done if report else model
 
 
 def _recurrent_policy() -> Any:
@@ -128,6 +149,15 @@ def _lstms_of(policy: Any) -> dict[str, torch.nn.Module]:
     """Those that the policy has, by name: a critic need not have one of its own."""
     named = {name: getattr(policy, name) for name in ("lstm_actor", "lstm_critic")}
     return {name: lstm for name, lstm in named.items() if lstm is not None}
+
+
+def _named_modules(model: Any, policy: Any) -> list[tuple[str, torch.nn.Module]]:
+    """The policy's LSTMs, and what is inside of them, by their paths in `model`."""
+    seen: set[torch.nn.Module] = set()
+    start = "" if model is policy else "policy."
+    return [
+        pair for name, lstm in _lstms_of(policy).items() for pair in lstm.named_modules(seen, start + name)
+    ]
 
 
 def _check_replaced(policy: Any) -> None:

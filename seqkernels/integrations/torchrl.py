@@ -18,14 +18,17 @@ trajectories run as the sequences of one PackedSequence, of which only the input
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import fusion
+from .._options import check_bool
+from ..fusion_report import FusionReport, told
 from ..modules import FusedGRU, FusedLSTM
 from ..subclasses import why_not_fused
 from . import _package
@@ -72,7 +75,19 @@ KINDS = (
 )
 
 
-def fuse(model: Model, backend: str = "auto", states: str = "ends") -> Model:
+@overload
+def fuse(
+    model: Model, backend: str = "auto", states: str = "ends", *, report: Literal[False] = False
+) -> Model: ...
+@overload
+def fuse(
+    model: torch.nn.Module, backend: str = "auto", states: str = "ends", *, report: Literal[True]
+) -> FusionReport: ...
+@overload
+def fuse(
+    model: Model, backend: str = "auto", states: str = "ends", *, report: bool
+) -> Model | FusionReport: ...
+def fuse(model: Any, backend: str = "auto", states: str = "ends", *, report: bool = False) -> Any:
     """Make every LSTMModule and GRUModule of TorchRL in `model` run on fused kernels, in place.
 
     Single steps and whole rows compute what they did with TorchRL's `recurrent_backend="pad"`, to rounding:
@@ -91,15 +106,17 @@ def fuse(model: Model, backend: str = "auto", states: str = "ends") -> Model:
         states: Which next states are written. "ends": at the last step of each trajectory, as TorchRL does;
             "last": at the last step of each row alone, zeros elsewhere. Then the rows of LSTMs and of stacked
             layers, too, run with a `reset_mask`. TorchRL's value estimators read none of the others.
+        report: Whether to return what was done, as `seqkernels.fuse` does, which also logs it.
 
     Returns:
-        `model`. Modules that are fused already take over `backend` and `states`.
+        `model`; with `report=True` a `seqkernels.FusionReport`. Modules that are fused already take over
+        `backend` and `states`.
 
     Raises:
         ImportError: TorchRL is not installed.
         RuntimeError: Its version is one that this adapter does not know, or the methods that it replaces are
             others; nothing has changed then.
-        TypeError: `model` has no such module inside.
+        TypeError: `model` has no such module inside, or `report` is no bool.
         ValueError: An unknown `backend` or `states`; a module that cannot be fused, for it is `python_based`,
             its layer returns cell states, or its class or layer computes in its own way.
 
@@ -114,6 +131,7 @@ def fuse(model: Model, backend: str = "auto", states: str = "ends") -> Model:
         ...     module(rows)["features"].shape
         torch.Size([3, 5, 16])
     """
+    check_bool("report", report)
     if states not in STATES:
         raise ValueError(f"states must be one of {', '.join(map(repr, STATES))}, got {states!r}")
     found = _modules_of(model)
@@ -123,25 +141,37 @@ def fuse(model: Model, backend: str = "auto", states: str = "ends") -> Model:
             f"got {type(model).__name__} without any"
         )
     _package.check_version(PACKAGE, OLDEST, NEWEST)
-    for module, kind in found:
+    for _, module, kind in found:
         _check(module, kind)
-    for module, kind in found:
+    parts = []
+    for path, module, kind in found:
         recomputes = getattr(module, "recurrent_recompute", "none") != "none"
-        fusion.fuse(getattr(module, kind.layer), backend, **({"recompute": True} if recomputes else {}))
+        options = {"recompute": True} if recomputes else {}
+        parts.append(fusion.fuse_modules(_named_layer(path, module, kind), backend, **options))
         own = module.__dict__.get(kind.method)
         before = own.recurrent_backend if isinstance(own, _Rows) else module.recurrent_backend
         module.__dict__[kind.method] = _Rows(module, kind.layer, states, before)
         module.recurrent_backend = "scan"
-    return model
+    done, left_alone = fusion.merged("fuse", parts)
+    told(done, left_alone, __name__)
+    return done if report else model
 
 
-def unfuse(model: Model) -> Model:
+@overload
+def unfuse(model: Model, *, report: Literal[False] = False) -> Model: ...
+@overload
+def unfuse(model: torch.nn.Module, *, report: Literal[True]) -> FusionReport: ...
+@overload
+def unfuse(model: Model, *, report: bool) -> Model | FusionReport: ...
+def unfuse(model: Any, *, report: bool = False) -> Any:
     """Make the modules of TorchRL in `model` run as TorchRL has them, on torch.nn's layers: undoes `fuse`.
 
-    Modules that are not fused stay as they are.
+    Modules that are not fused stay as they are. What was done is logged, and returned with `report=True`, as
+    by `seqkernels.unfuse`.
 
     Raises:
         ImportError: TorchRL is not installed.
+        TypeError: `report` is no bool.
 
     Example:
         >>> from torchrl.modules import GRUModule
@@ -150,19 +180,30 @@ def unfuse(model: Model) -> Model:
         >>> type(torchrl.unfuse(module).gru).__name__, module.recurrent_backend
         ('GRU', 'pad')
     """
-    for module, kind in _modules_of(model):
+    check_bool("report", report)
+    parts = []
+    for path, module, kind in _modules_of(model):
         own = module.__dict__.pop(kind.method, None)
         if isinstance(own, _Rows):
             module.recurrent_backend = own.recurrent_backend
-            fusion.unfuse(getattr(module, kind.layer))
-    return model
+            parts.append(fusion.unfuse_modules(_named_layer(path, module, kind)))
+    done, left_alone = fusion.merged("unfuse", parts)
+    told(done, left_alone, __name__)
+    return done if report else model
 
 
-def _modules_of(model: torch.nn.Module) -> list[tuple[Any, _Kind]]:
-    """Those inside, with their kinds."""
+def _modules_of(model: torch.nn.Module) -> list[tuple[str, Any, _Kind]]:
+    """Those inside, with their paths and kinds."""
     theirs = _package.load("torchrl.modules", PACKAGE)
-    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
-    return [(m, kind) for m in modules for kind in KINDS if isinstance(m, getattr(theirs, kind.module))]
+    named = model.named_modules() if isinstance(model, torch.nn.Module) else ()
+    kinds = [(kind, getattr(theirs, kind.module)) for kind in KINDS]
+    return [(path, m, kind) for path, m in named for kind, cls in kinds if isinstance(m, cls)]
+
+
+def _named_layer(path: str, module: Any, kind: _Kind) -> Iterator[tuple[str, torch.nn.Module]]:
+    """The layer of a module, and what is inside of it, by their paths in the model."""
+    layer: torch.nn.Module = getattr(module, kind.layer)
+    return layer.named_modules(prefix=f"{path}.{kind.layer}" if path else kind.layer)
 
 
 def _check(module: Any, kind: _Kind) -> None:
