@@ -7,8 +7,8 @@
 """
 
 from . import functional, init, keras, models, reference
+from ._dynamo import let_dynamo_trace as _let_dynamo_trace
 from ._flops import register_flop_formulas as _register_flop_formulas
-from ._torch_compat import let_dynamo_trace as _let_dynamo_trace
 from .dispatch import get_fastpath_enabled, set_fastpath_enabled
 from .frozen import freeze
 from .fusion import FusionReport, fuse, unfuse

@@ -24,7 +24,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _fused
+from . import _dynamo, _fused
 from . import _torch_compat as compat
 from .frozen import Frozen
 from .out_of_reach import kind_of, why_out_of_reach
@@ -182,9 +182,9 @@ class Calls:
             if not is_compiling():
                 end(module, args, kwargs)
 
-        compat.evaluated_by_dynamo(note)
-        compat.let_dynamo_inline(before)
-        compat.let_dynamo_inline(after)
+        _dynamo.evaluated_by_dynamo(note)
+        _dynamo.let_dynamo_inline(before)
+        _dynamo.let_dynamo_inline(after)
         return [
             register_module_forward_pre_hook(before),
             register_module_forward_hook(after, with_kwargs=True),
@@ -306,11 +306,11 @@ def _unseen_by_dynamo(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(*args: Any) -> Any:
         nonlocal disabled
-        if disabled is None and compat.dynamo_is_imported():
+        if disabled is None and _dynamo.dynamo_is_imported():
             disabled = torch.compiler.disable(function)
         return (disabled or function)(*args)
 
-    compat.let_dynamo_inline(call)
+    _dynamo.let_dynamo_inline(call)
     return call
 
 

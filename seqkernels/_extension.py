@@ -1,4 +1,4 @@
-"""Loads the compiled parts, or says how to get them: the library with the kernels, then this Python's module."""
+"""Loads the library with the kernels and the module of this Python, or says how to get them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def _how_to_get_them(error: Exception) -> str:
     if LIBRARY.is_file() and modules:
         what += f"It is there for {', '.join(modules)}, and this Python is {sys.implementation.cache_tag}. "
     return (
-        f"{what}In a source checkout, build it with `pip install --no-build-isolation -e .`; otherwise install "
-        f"seqkernels again for this Python. ({error.__cause__ or error})"
+        f"{what}In a source checkout, build it with `pip install --no-build-isolation -e .`; otherwise "
+        f"install seqkernels again for this Python. ({error.__cause__ or error})"
     )
 
 

@@ -44,6 +44,10 @@ class Given(NamedTuple):
         return NOTHING if reset_mask is None and lengths is None else cls(reset_mask, lengths)
 
     @property
+    def is_something(self) -> bool:
+        return self.reset_mask is not None or self.lengths is not None
+
+    @property
     def named(self) -> dict[str, Any]:
         """Those that are there."""
         return {name: value for name, value in self._asdict().items() if value is not None}
@@ -182,7 +186,7 @@ class _FusedLayer(_Fused, WeightsAsAttributes):
         dim = input.dim()
         if dim not in (2, 3):
             return self._by_torch(input, hx, given)
-        if given is not NOTHING:
+        if given.is_something:
             if any(isinstance(value, torch.fx.Proxy) for value in given):
                 return self._by_torch(input, hx, given)
             given = self._checked(input, given)
@@ -330,7 +334,7 @@ class _FusedCell(_Fused):
         own = self.__dict__["_parameters"]
         weights: Any = [own[name] if name in own else getattr(self, name) for name in WEIGHTS]
         spec = _SPECS_OF_CELLS.get((cell, self.backend)) or LayerSpec(cell, backend=self.backend)
-        if given is not NOTHING or self.__dict__.get("_options"):
+        if given.is_something or self.__dict__.get("_options"):
             mask = None if reset_mask is None else reset_mask.reshape(-1)
             spec = spec._replace(training=self.training, reset_mask=mask, **self._recurrence)
         final = stack.run_cell(spec, x, states, *weights)

@@ -92,6 +92,8 @@ def _fake_forward(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
 
 def _apply_untransformed(function: Any, *args: Any) -> tuple[Tensor, ...]:
     """`function.apply`, without its search for torch.func's transforms, of which there are none."""
+    if is_compiling():  # after a graph break; Dynamo knows this one alone
+        return function.apply(*args)
     return super(torch.autograd.Function, function).apply(*args)
 
 

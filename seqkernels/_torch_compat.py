@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from operator import attrgetter
-from types import CodeType
 from typing import Any
 
 import torch
@@ -60,7 +58,7 @@ def _lost(path: str) -> None:
     )
 
 
-def _look_up(path: str, otherwise: Any) -> Any:
+def look_up(path: str, otherwise: Any) -> Any:
     try:
         return attrgetter(path)(torch)
     except AttributeError:
@@ -70,18 +68,18 @@ def _look_up(path: str, otherwise: Any) -> Any:
 
 # ---------------------------------------------------------------- who watches, derives, transforms
 
-below_autograd = _look_up("_C._AutoDispatchBelowAutograd", contextlib.nullcontext)
-is_any_autocast_enabled: Callable[[], bool] = _look_up(
+below_autograd = look_up("_C._AutoDispatchBelowAutograd", contextlib.nullcontext)
+is_any_autocast_enabled: Callable[[], bool] = look_up(
     "_C._is_any_autocast_enabled",
     lambda: torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"),
 )
-is_tracing: Callable[[], bool] = _look_up("_C._is_tracing", torch.jit.is_tracing)
-_dispatch_modes: Callable[[], int] = _look_up("_C._len_torch_dispatch_stack", lambda: 1)
-_function_modes: Callable[[], int] = _look_up("_C._len_torch_function_stack", lambda: 1)
-_functorch_is_active: Callable[[], bool] = _look_up("_C._are_functorch_transforms_active", lambda: True)
-_functorch_interpreters: Callable[[], Any] = _look_up("_C._functorch.get_interpreter_stack", lambda: None)
-_FORWARD_AD = _look_up("autograd.forward_ad._current_level", None) is not None
-_CAN_TELL = _look_up("autograd.profiler._is_profiler_enabled", None) is not None and _FORWARD_AD
+is_tracing: Callable[[], bool] = look_up("_C._is_tracing", torch.jit.is_tracing)
+_dispatch_modes: Callable[[], int] = look_up("_C._len_torch_dispatch_stack", lambda: 1)
+_function_modes: Callable[[], int] = look_up("_C._len_torch_function_stack", lambda: 1)
+_functorch_is_active: Callable[[], bool] = look_up("_C._are_functorch_transforms_active", lambda: True)
+_functorch_interpreters: Callable[[], Any] = look_up("_C._functorch.get_interpreter_stack", lambda: None)
+_FORWARD_AD = look_up("autograd.forward_ad._current_level", None) is not None
+_CAN_TELL = look_up("autograd.profiler._is_profiler_enabled", None) is not None and _FORWARD_AD
 
 
 def modes_active() -> int:
@@ -127,15 +125,15 @@ for _constant in (transforms_active, transforms_known):
 
 # ---------------------------------------------------------------- ops
 
-any_requires_grad: Callable[..., bool] = _look_up(
+any_requires_grad: Callable[..., bool] = look_up(
     "_C._any_requires_grad", lambda *args: any(t.requires_grad for t in _tensors(args))
 )
-_after_autograd = _look_up("_C._after_autograd_keyset", None)
-_dispatch_key_for_device = _look_up("_C._dispatch_key_for_device", None)
-_exclude_dispatch_key = _look_up("_C._ExcludeDispatchKeyGuard", None)
+_after_autograd = look_up("_C._after_autograd_keyset", None)
+_dispatch_key_for_device = look_up("_C._dispatch_key_for_device", None)
+_exclude_dispatch_key = look_up("_C._ExcludeDispatchKeyGuard", None)
 
 
-_will_engine_execute_node = _look_up("_C._will_engine_execute_node", None)
+_will_engine_execute_node = look_up("_C._will_engine_execute_node", None)
 
 
 def wanted_by_engine(ctx: Any, needed: Sequence[bool]) -> list[bool]:
@@ -236,12 +234,12 @@ def check_version(tensor: Tensor, version: int) -> None:
         )
 
 
-_begin_batching = _look_up("_C._vmapmode_increment_nesting", None)
-_end_batching = _look_up("_C._vmapmode_decrement_nesting", None)
-_keys_of = _look_up("_C._dispatch_keys", None)
-_parse_dispatch_key = _look_up("_C._parse_dispatch_key", None)
-_add_batch_dim = _look_up("_add_batch_dim", None)
-_remove_batch_dim = _look_up("_remove_batch_dim", None)
+_begin_batching = look_up("_C._vmapmode_increment_nesting", None)
+_end_batching = look_up("_C._vmapmode_decrement_nesting", None)
+_keys_of = look_up("_C._dispatch_keys", None)
+_parse_dispatch_key = look_up("_C._parse_dispatch_key", None)
+_add_batch_dim = look_up("_add_batch_dim", None)
+_remove_batch_dim = look_up("_remove_batch_dim", None)
 
 
 def register_batched_gradients(
@@ -286,99 +284,8 @@ def map_nested(function: Callable[..., Any], *nested: Any) -> Any:
     return function(*nested)
 
 
-cudnn_rnn = _look_up("_cudnn_rnn", None)
-cudnn_rnn_flatten_weight = _look_up("_cudnn_rnn_flatten_weight", None)
-
-
-# ---------------------------------------------------------------- torch.compile
-
-_traceable: list[type] = []
-_skipped: list[CodeType] = []
-
-
-def let_dynamo_trace(*classes: type) -> None:
-    """Let Dynamo trace instances of `classes`, subclasses of torch.nn's layers, and leave other code alone.
-
-    Dynamo refuses every instance of torch.nn.LSTM, GRU and RNN unless `allow_rnn` is set for the whole
-    process. Fused layers are ops that it can trace, so they, and they alone, are let through, at the one
-    place where Dynamo asks. `torch._dynamo` takes long to import, so this waits until it compiles something.
-    """
-    _traceable.extend(classes)
-
-
-def let_dynamo_skip(function: Callable[..., Any], why: str) -> None:
-    """What torch.compiler.disable does, but without a wrapper around every call."""
-    function._torchdynamo_disable = True  # type: ignore[attr-defined]
-    function._torchdynamo_disable_msg = why  # type: ignore[attr-defined]
-    _skipped.append(function.__code__)
-
-
-def let_dynamo_inline(function: Callable[..., Any]) -> None:
-    """Leave calls of a function alone that Dynamo meets between two graphs, where it would compile each."""
-    _skipped.append(function.__code__)
-    if dynamo_is_imported():  # and may be prepared already
-        _skip_code(function.__code__)
-
-
-def evaluated_by_dynamo(function: Callable[..., Any]) -> None:
-    """Have a function of constants called while Dynamo traces, in place of what code it calls."""
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def dynamo_is_imported() -> bool:
-    return "torch._dynamo" in sys.modules
-
-
-def _before_first_compilation(action: Callable[[], None]) -> None:
-    context = _look_up("_guards.CompileContext", None)
-    if context is None:
-        return
-    original = context.__init__
-
-    @functools.wraps(original)
-    def begin(self: Any, *args: Any, **kwargs: Any) -> None:
-        if context.__init__ is begin:
-            context.__init__ = original
-            action()
-        original(self, *args, **kwargs)
-
-    context.__init__ = begin
-
-
-def _skip_code(code: CodeType) -> None:
-    from torch._dynamo import eval_frame
-
-    # Without it Dynamo tries to compile the frame, and warns.
-    getattr(eval_frame, "skip_code", lambda _: None)(code)
-
-
-def _prepare_dynamo() -> None:
-    from torch._dynamo.variables import builder
-
-    for code in _skipped:
-        _skip_code(code)
-    try:
-        wrap_module = builder.VariableBuilder.wrap_module
-        allow: Callable[[], Any] = functools.partial(builder.config.patch, allow_rnn=True)
-    except AttributeError:
-        warnings.warn(
-            f"torch.compile of this torch, {torch.__version__}, works in another way than in "
-            f"{', '.join(CHECKED)}: it breaks the graph at fused layers",
-            stacklevel=2,
-        )
-        return
-
-    @functools.wraps(wrap_module)
-    def wrap(self: Any, value: Any) -> Any:
-        if isinstance(value, tuple(_traceable)):
-            with allow():
-                return wrap_module(self, value)  # type: ignore[arg-type]
-        return wrap_module(self, value)
-
-    builder.VariableBuilder.wrap_module = wrap  # type: ignore[method-assign]
-
-
-_before_first_compilation(_prepare_dynamo)
+cudnn_rnn = look_up("_cudnn_rnn", None)
+cudnn_rnn_flatten_weight = look_up("_cudnn_rnn_flatten_weight", None)
 
 
 # ---------------------------------------------------------------- modules

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _C
+from . import _C, _dynamo
 from . import _torch_compat as compat
 from .cells import CELLS, PARAMETERS, WEIGHTS, Cell
 from .plan import spec_of
@@ -280,4 +280,4 @@ class Frozen(compat.NotTraceable):
         return ", ".join([self.cell, str(self.input_size), str(self.hidden_size), *options])
 
 
-compat.let_dynamo_skip(Frozen.forward, "it is a frozen module")
+_dynamo.let_dynamo_skip(Frozen.forward, "it is a frozen module")

@@ -29,6 +29,13 @@ ONEDNN = {
 }
 
 
+def casts_packed() -> bool:
+    """Whether autocast means anything to torch's LSTM with packed input, as it has since torch 2.11 or later."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output, _ = nn.LSTM(I, H)(pack_sequence([torch.zeros(4, I)]))
+    return output.data.dtype is not torch.float32
+
+
 def kind_of_result(module: nn.Module, *inputs: Any) -> Any:
     try:
         return [t.dtype for t in flat(module(*inputs)) if t.is_floating_point()]
@@ -69,6 +76,8 @@ def test_dtypes(name: str, kind: str, options: dict[str, Any], wide: torch.dtype
         by_onednn = name == "LSTM" and not options and kind != "empty batch"
         if by_onednn and (not ONEDNN[wide] or "could not create a primitive descriptor" in expected):
             continue  # torch has no kernel; ours computes
+        if by_onednn and kind == "packed" and not casts_packed():
+            continue  # ours does what later versions do
         assert actual == expected, (x_dtype, h_dtype, c_dtype)
 
 
