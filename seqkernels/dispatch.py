@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.jit import is_tracing
 
-from . import _cudnn
+from . import _cudnn, _onnx
 from . import _torch_compat as compat
 from ._extension import BUILD_CONFIG
 from ._ops import tf32_allowed
@@ -81,7 +81,10 @@ def choose(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequenc
     if backend not in BACKENDS:
         check_backend(backend)
     if backend != "reference" and (is_compiling() or is_tracing()) and torch.onnx.is_in_onnx_export():
-        return _for_onnx(spec)
+        if is_tracing():
+            return _for_onnx(spec)
+        _onnx.check_call(spec, x, state, weights)
+        return "onnx"
     if backend != "reference" and supports(spec, x, state, weights):
         if backend == "auto" and x.is_cuda and not is_compiling():
             if cudnn_is_faster(spec, x, state, weights):
