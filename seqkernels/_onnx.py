@@ -11,9 +11,12 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
+from torch.jit import is_tracing
 
 from . import _torch_compat as compat
-from .spec import LayerSpec
+from .cells import CELLS
+from .spec import NORMS, LayerSpec
 
 
 class Operator(NamedTuple):
@@ -54,6 +57,11 @@ class NotInONNX(RuntimeError):
     """What ONNX has no operator for."""
 
 
+def is_capturing() -> bool:
+    """Whether torch captures a model for ONNX, other than by tracing it as before `dynamo=True`."""
+    return is_compiling() and not is_tracing() and compat.in_onnx_export()
+
+
 def check(
     cell: str, asked: Sequence[str] = (), *, packed: bool = False, random: str | None = None
 ) -> Operator:
@@ -76,9 +84,20 @@ def check(
 def refuse(cell: str, *asked: str) -> NoReturn:
     """An error for what becomes the operators of single steps at best."""
     raise NotInONNX(
-        f"{' with '.join([cell, *asked[:1]])} cannot be exported to ONNX as one operator; with "
+        f"{' with '.join([_named(cell), *asked[:1]])} cannot be exported to ONNX as one operator; with "
         "backend='reference' it becomes the operators of as many steps as the example has"
     )
+
+
+def _named(cell: str) -> str:
+    """A cell by the options of a module that has it."""
+    if CELLS[cell].is_projected:
+        return "lstm with proj_size"
+    for kind, cells in NORMS.items():
+        for norm, name in cells.items():
+            if name == cell and norm:
+                return f"{kind} with norm={norm!r}"
+    return cell
 
 
 def check_call(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
@@ -90,7 +109,10 @@ def check_call(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Seq
     if spec.training and spec.num_layers > 1 and spec.dropout > 0:
         random.append("dropout")
     if compat.transforms_active():
-        refuse(spec.cell, "torch.vmap or another transform of torch.func")
+        raise NotInONNX(
+            f"{spec.cell} under torch.vmap or another transform of torch.func cannot be exported to ONNX; for "
+            "vmap, make its dimension part of the batch"
+        )
     asked = [name for name in spec.beyond_torch if name != "lengths"]
     check(
         spec.cell,

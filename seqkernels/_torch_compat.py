@@ -119,8 +119,13 @@ def nobody_watches(but_autocast: bool = False) -> bool:
     )
 
 
+def in_onnx_export() -> bool:
+    """`torch.onnx.is_in_onnx_export`, of which Dynamo thinks that it is always false."""
+    return torch.onnx.is_in_onnx_export()
+
+
 # Evaluated while Dynamo traces, which enters and leaves transforms as the program does, and guards on them.
-for _constant in (transforms_active, transforms_known):
+for _constant in (transforms_active, transforms_known, in_onnx_export):
     _constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

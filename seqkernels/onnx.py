@@ -96,14 +96,16 @@ def export(
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     named = dict(kwargs or {})
     given_shapes = dynamic_shapes
-    if isinstance(model, torch.nn.Module):
+    if isinstance(model, torch.nn.Module) and not isinstance(model, torch.jit.ScriptModule):
         _check_model(model, (*args, *named.values()))
         if dynamic_shapes is None:
             dynamic_shapes = _all_that_can(model, args, named)
     elif not isinstance(model, torch.export.ExportedProgram):
         raise TypeError(f"model must be a Module or an ExportedProgram, got {type(model).__name__}")
+    failed: Exception | None = None
+    program: Any = None
     try:
-        program: Any = torch.onnx.export(
+        program = torch.onnx.export(
             model,
             args,
             kwargs=named or None,
@@ -115,10 +117,9 @@ def export(
             **options,
         )
     except torch.onnx.OnnxExporterError as error:
-        for cause in _causes(error):
-            if isinstance(cause, _onnx.NotInONNX):
-                raise cause.with_traceback(None) from None
-        raise
+        failed = error
+    if failed is not None:
+        raise _reason(failed, model, args, named)
     _check_opset(program.model)
     _tidy(program.model)
     if given_shapes is None:
@@ -141,10 +142,20 @@ def _import(*names: str) -> list[Any]:
         ) from error
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
+def _reason(error: Exception, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BaseException:
+    """Why an export has failed, in few words where they are known: ours, or those of the model itself."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, _onnx.NotInONNX):
+            return cause.with_traceback(None)
+        cause = cause.__cause__
+    if isinstance(model, torch.nn.Module):
+        try:
+            with torch.no_grad():
+                model(*args, **kwargs)
+        except Exception as wrong:
+            return wrong
+    return error
 
 
 # ---------------------------------------------------------------- what is exported
