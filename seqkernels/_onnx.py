@@ -6,7 +6,8 @@ with all its directions. `layer` puts it into the graph that torch captures. `se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -31,7 +32,7 @@ class Operator(NamedTuple):
 
     name: str
     gates: tuple[int, ...]
-    attributes: dict[str, int] = {}
+    attributes: Mapping[str, int] = MappingProxyType({})
     activations: tuple[str, ...] = ()
 
     def attributes_of(self, hidden_size: int, directions: int, reverse: bool) -> dict[str, Any]:
@@ -105,13 +106,15 @@ def check_call(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Seq
 
     Nobody runs what is captured, so that sizes that do not fit are found here or nowhere.
     """
-    random = [name for name in ("recurrent_dropout", "zoneout", "weight_dropout") if name in spec.beyond_torch]
+    random = [
+        name for name in ("recurrent_dropout", "zoneout", "weight_dropout") if name in spec.beyond_torch
+    ]
     if spec.training and spec.num_layers > 1 and spec.dropout > 0:
         random.append("dropout")
     if compat.transforms_active():
         raise NotInONNX(
-            f"{spec.cell} under torch.vmap or another transform of torch.func cannot be exported to ONNX; for "
-            "vmap, make its dimension part of the batch"
+            f"{spec.cell} under torch.vmap or another transform of torch.func cannot be exported to ONNX; "
+            "for vmap, make its dimension part of the batch"
         )
     asked = [name for name in spec.beyond_torch if name != "lengths"]
     check(
@@ -140,7 +143,9 @@ def _check_sizes(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: S
             raise RuntimeError(f"{name} must have size {list(shape)}, got {list(t.shape)}")
 
 
-def layer(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def layer(
+    spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
     """One layer, all its directions, in the graph that torch captures; arguments and results as those of ops.
 
     ONNX does not say what a final state is after no step, and ONNX Runtime has zeros: here that is in the
@@ -150,12 +155,12 @@ def layer(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequence
     directions, per_direction = spec.directions, len(weights) // spec.directions
     hidden = weights[1].size(1)  # no size of an input, which may be a symbol
     w, r, *b = (
-        [_ordered(weight, operator, hidden) for weight in weights[kind::per_direction]]
+        _ordered(torch.stack(tuple(weights[kind::per_direction])), operator, hidden)
         for kind in range(per_direction)
     )
-    bias = torch.stack([torch.cat(pair) for pair in zip(*b, strict=True)]) if b else None
+    bias = torch.cat(b, 1) if b else None
     lengths = None if spec.lengths is None else spec.lengths.to(torch.int32)
-    inputs = (x, torch.stack(w), torch.stack(r), bias, lengths, *state)
+    inputs = (x, w, r, bias, lengths, *state)
     results = torch.onnx.ops.symbolic_multi_out(
         operator.name,
         inputs,
@@ -172,7 +177,7 @@ def layer(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequence
 
 
 def _ordered(weight: Tensor, operator: Operator, hidden: int) -> Tensor:
-    """The blocks of a weight or bias in the order of ONNX."""
+    """Weights [D, G*H, ...] or biases [D, G*H] with their blocks in the order of ONNX."""
     if len(operator.gates) == 1:
         return weight
-    return torch.cat([weight[gate * hidden : (gate + 1) * hidden] for gate in operator.gates])
+    return torch.cat([weight.narrow(1, gate * hidden, hidden) for gate in operator.gates], 1)

@@ -1,9 +1,9 @@
 """Export to ONNX: a fused layer becomes one LSTM, GRU or RNN of ONNX, for sequences of any length.
 
-    >>> program = seqkernels.onnx.export(model, (x,), "model.onnx")
+    >>> program = seqkernels.onnx.export(model, x)  # and program.save("model.onnx"), or a path here
 
-It needs onnx and onnxscript (`pip install "seqkernels[onnx]"`), which are imported when they are used. What of
-these layers ONNX can say, and what it cannot, is in docs/guide/onnx.md.
+It needs onnx and onnxscript (`pip install "seqkernels[onnx]"`), which are imported when they are used.
+docs/guide/onnx.md says what of these layers ONNX can say, and what it cannot.
 """
 
 from __future__ import annotations
@@ -83,16 +83,18 @@ def export(
     Source: https://onnx.ai/onnx/operators/onnx__LSTM.html, onnx__GRU.html and onnx__RNN.html.
 
     Example:
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), seqkernels.FusedGRU(8, 16, num_layers=2)).eval()
-        >>> program = seqkernels.onnx.export(model, torch.randn(5, 3, 4))
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), seqkernels.FusedGRU(8, 16, num_layers=2))
+        >>> program = seqkernels.onnx.export(model.eval(), torch.randn(5, 3, 4))
         >>> [node.op_type for node in program.model.graph if node.op_type == "GRU"]
         ['GRU', 'GRU']
-        >>> program.model.graph.inputs[0].shape
-        Shape([SymbolicDim('seq_len'), SymbolicDim('batch'), 4])
+        >>> [str(size) for size in program.model.graph.inputs[0].shape]
+        ['seq_len', 'batch', '4']
     """
     _import("onnx", "onnxscript")
     if reserved := options.keys() & {"dynamo", "f", "dynamic_axes"}:
-        raise TypeError(f"export takes no {min(reserved)}: it is path and dynamic_shapes here, and dynamo=True")
+        raise TypeError(
+            f"export takes no {min(reserved)}: it is path and dynamic_shapes here, and dynamo=True"
+        )
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     named = dict(kwargs or {})
     given_shapes = dynamic_shapes
@@ -180,7 +182,7 @@ def _all_that_can(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[st
     """Dynamic shapes that leave it to torch.export to find out what may vary."""
     found = torch.export.ShapesCollection()
     for tensor in _tensors((args, kwargs)):
-        found[tensor] = {dim: torch.export.Dim.AUTO for dim in range(tensor.dim())}
+        found[tensor] = dict.fromkeys(range(tensor.dim()), torch.export.Dim.AUTO)
     return found.dynamic_shapes(model, args, kwargs)
 
 
@@ -229,25 +231,23 @@ def _translation_of(cell: str) -> Callable[..., Any]:
         has_biases = len(weights) > 2 and len(weights[2].shape) == 1
         directions, hidden = len(weights) // info.weights(has_biases), weights[1].shape[1]
 
-        def ordered(weight: Any) -> Any:
-            if len(operator.gates) == 1:
-                return weight
-            blocks = [op.Slice(weight, [g * hidden], [(g + 1) * hidden], [0]) for g in operator.gates]
-            return op.Concat(*blocks, axis=0)
-
-        def together(parts: Sequence[Any]) -> Any:
-            """One for each direction."""
+        def ordered(parts: Sequence[Any]) -> Any:
+            """A weight of each direction, with its blocks in the order of ONNX."""
             parts = [op.Unsqueeze(part, [0]) for part in parts]
-            return parts[0] if len(parts) == 1 else op.Concat(*parts, axis=0)
+            together = parts[0] if len(parts) == 1 else op.Concat(*parts, axis=0)
+            if len(operator.gates) == 1:
+                return together
+            blocks = [op.Slice(together, [g * hidden], [(g + 1) * hidden], [1]) for g in operator.gates]
+            return op.Concat(*blocks, axis=1)
 
         per_direction = len(weights) // directions
-        w, r, *b = ([ordered(t) for t in weights[kind::per_direction]] for kind in range(per_direction))
-        bias = together([op.Concat(*pair, axis=0) for pair in zip(*b, strict=True)]) if b else None
+        w, r, *b = (ordered(weights[kind::per_direction]) for kind in range(per_direction))
+        bias = op.Concat(*b, axis=1) if b else None
         lengths = arguments["lengths"]
         sequence_lens = None if lengths is None else op.Cast(lengths, to=6)  # int32
         attributes = operator.attributes_of(hidden, directions, arguments["reverse"])
         run = getattr(op, operator.name)
-        y, *finals = run(arguments["x"], together(w), together(r), bias, sequence_lens, *states, **attributes)
+        y, *finals = run(arguments["x"], w, r, bias, sequence_lens, *states, **attributes)
         if directions == 1:
             output = op.Squeeze(y, [1])
         else:
@@ -287,8 +287,8 @@ def _check_opset(model: Any) -> None:
     for node in _recurrent(model):
         if version < 22 and node.inputs[0].dtype.name == "BFLOAT16":
             raise _onnx.NotInONNX(
-                f"{node.op_type} of ONNX takes bfloat16 from opset 22 on, and this is opset {version}: export "
-                "with opset_version=22"
+                f"{node.op_type} of ONNX takes bfloat16 from opset 22 on, and this is opset {version}: "
+                "export with opset_version=22"
             )
 
 
@@ -377,14 +377,21 @@ def _is_zero(value: Any) -> bool:
         if tensor is not None:
             return tensor.size > 0 and not tensor.numpy().any()
         node = value.producer()
-        if node is None or node.op_type not in ("Expand", "Slice", "Squeeze", "Unsqueeze", "Identity"):
+        if node is None or node.op_type not in (
+            "Cast",
+            "Expand",
+            "Identity",
+            "Slice",
+            "Squeeze",
+            "Unsqueeze",
+        ):
             return False
         value = node.inputs[0]
     return False
 
 
 def _name_sizes(model: Any, ranges: Any) -> None:
-    """Call the sizes that may vary `seq_len` and `batch`, by what recurrent nodes take, and fix the others."""
+    """Call the sizes that may vary `seq_len` and `batch`, by what recurrent nodes take; fix the others."""
     ir: Any = _import("onnx_ir")[0]
     names = {str(symbol): str(r.lower) for symbol, r in ranges.items() if r.lower == r.upper}
     symbols = {str(symbol) for symbol in ranges}
