@@ -106,7 +106,7 @@ def check_call(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Seq
 
     Nobody runs what is captured, so that sizes that do not fit are found here or nowhere.
     """
-    random = [
+    random: list[str] = [
         name for name in ("recurrent_dropout", "zoneout", "weight_dropout") if name in spec.beyond_torch
     ]
     if spec.training and spec.num_layers > 1 and spec.dropout > 0:

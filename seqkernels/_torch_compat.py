@@ -296,6 +296,12 @@ cudnn_rnn_flatten_weight = _look_up("_cudnn_rnn_flatten_weight", None)
 
 # ---------------------------------------------------------------- torch.compile
 
+
+def uncompiled(module: torch.nn.Module) -> torch.nn.Module:
+    """The module that torch.compile was called with, or `module` itself."""
+    return getattr(module, "_orig_mod", module)
+
+
 _traceable: list[type] = []
 _skipped: list[CodeType] = []
 

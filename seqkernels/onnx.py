@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _onnx
+from . import _torch_compat as compat
 from ._ops import OPS
 from .frozen import Frozen
 
@@ -99,6 +100,7 @@ def export(
     named = dict(kwargs or {})
     given_shapes = dynamic_shapes
     if isinstance(model, torch.nn.Module) and not isinstance(model, torch.jit.ScriptModule):
+        model = compat.uncompiled(model)
         _check_model(model, (*args, *named.values()))
         if dynamic_shapes is None:
             dynamic_shapes = _all_that_can(model, args, named)
