@@ -6,7 +6,7 @@
 `seqkernels.explain(module, x)` says which kernel runs; `python -m seqkernels` what this build can do.
 """
 
-from . import functional, init, keras, models, reference
+from . import functional, init, keras, models, onnx, reference
 from ._dynamo import let_dynamo_trace as _let_dynamo_trace
 from ._flops import register_flop_formulas as _register_flop_formulas
 from .dispatch import get_fastpath_enabled, set_fastpath_enabled
@@ -36,6 +36,7 @@ __all__ = [
     "init",
     "keras",
     "models",
+    "onnx",
     "reference",
     "set_fastpath_enabled",
     "unfuse",

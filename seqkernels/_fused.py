@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import is_tensor_like
 
-from . import _C, _tools, dispatch, resets, rows, stack
+from . import _C, _onnx, _tools, dispatch, resets, rows, stack
 from ._torch_compat import WeightsAsAttributes
 from .cells import CELLS, WEIGHTS
 from .dispatch import fastpath_allowed
@@ -240,6 +240,8 @@ class _FusedLayer(_Fused, WeightsAsAttributes):
         return self._run(self._spec(None, given), input, hx)
 
     def _forward_packed(self, input: PackedSequence, hx: Any, given: Given) -> Any:
+        if _onnx.is_capturing():
+            _onnx.check(self._cell, packed=True)
         data, batch_sizes, sorted_indices, unsorted_indices = input
         batch = batch_sizes[0]
         if hx is None:

@@ -155,7 +155,7 @@ class _Differentiable:
         """The results of the op where a gradient is needed, for which backward runs the op once more."""
         return _apply_untransformed(self.anew_function, options, x, *state, *weights)
 
-    def _all(self, args: Sequence[Any]) -> list[Any]:
+    def all_arguments(self, args: Sequence[Any]) -> list[Any]:
         """All arguments of the op: the dispatcher leaves out those at their default."""
         return [*args, *self.defaults[len(args) - self.n - 1 :]]
 
@@ -163,7 +163,7 @@ class _Differentiable:
         """`fake` with all arguments, some of which may be named."""
 
         def run(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-            given = self._all(args)
+            given = self.all_arguments(args)
             for name, value in kwargs.items():
                 given[self.arguments.index(name)] = value
             return fake(*given)
@@ -172,7 +172,7 @@ class _Differentiable:
 
     def _of_function(self, op: Callable[..., Any], args: Sequence[Any]) -> tuple[Any, ...]:
         """The arguments of `function` for those of the op: itself, what has no gradient, and what has."""
-        n, (*given, save) = self.n, self._all(args)
+        n, (*given, save) = self.n, self.all_arguments(args)
         return op, save, tuple(given[n + 1 :]), *args[:n], *args[n]
 
     def _autograd_kernel(self, keyset: Any, *args: Any) -> tuple[Tensor, ...]:

@@ -118,8 +118,13 @@ def nobody_watches(but_autocast: bool = False) -> bool:
     )
 
 
+def in_onnx_export() -> bool:
+    """`torch.onnx.is_in_onnx_export`, of which Dynamo thinks that it is always false."""
+    return torch.onnx.is_in_onnx_export()
+
+
 # Evaluated while Dynamo traces, which enters and leaves transforms as the program does, and guards on them.
-for _constant in (transforms_active, transforms_known):
+for _constant in (transforms_active, transforms_known, in_onnx_export):
     _constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -323,6 +328,11 @@ def forget_weights(module: torch.nn.Module) -> None:
 def is_expanded_weight(weight: Any) -> bool:
     """Whether this is one of `torch.nn.utils._per_sample_grad`, which few functions of torch take."""
     return type(weight).__name__ == "ExpandedWeight"
+
+
+def uncompiled(module: torch.nn.Module) -> torch.nn.Module:
+    """The module that torch.compile was called with, or `module` itself."""
+    return getattr(module, "_orig_mod", module)
 
 
 def is_compiled(module: torch.nn.Module) -> bool:

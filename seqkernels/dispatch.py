@@ -2,7 +2,8 @@
 
 A call of a module is tried in this order:
 
-    "torch"         while torch exports to ONNX, which knows its functions
+    "onnx"          while torch captures a model for ONNX (`_onnx.py`)
+    "torch"         while torch traces one for ONNX, which knows its functions
     fast path       around torch's dispatcher: no gradient, nobody watches (`fastpath_allowed`)
     "cudnn"         inference that cuDNN runs faster (`_cudnn.py`)
     "native"        the ops of this package (`supports`)
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.jit import is_tracing
 
-from . import _cudnn
+from . import _cudnn, _onnx
 from . import _torch_compat as compat
 from ._extension import BUILD_CONFIG
 from ._ops import tf32_allowed
@@ -75,13 +76,17 @@ def choose(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequenc
     Raises:
         ValueError: An unknown backend.
         RuntimeError: With `backend="native"`, every reason why the kernels cannot run this. While torch
-            exports to ONNX, a cell that torch has no function of.
+            exports to ONNX, a call that no operator says.
     """
     backend = spec.backend
     if backend not in BACKENDS:
         check_backend(backend)
-    if backend != "reference" and (is_compiling() or is_tracing()) and torch.onnx.is_in_onnx_export():
-        return _for_onnx(spec)
+    if backend != "reference":
+        if _onnx.is_capturing():
+            _onnx.check_call(spec, x, state, weights)
+            return "onnx"
+        if is_tracing() and torch.onnx.is_in_onnx_export():
+            return _for_onnx(spec)
     if backend != "reference" and supports(spec, x, state, weights):
         if backend == "auto" and x.is_cuda and not is_compiling():
             if cudnn_is_faster(spec, x, state, weights):
@@ -95,13 +100,18 @@ def choose(spec: LayerSpec, x: Tensor, state: Sequence[Tensor], weights: Sequenc
 
 
 def _for_onnx(spec: LayerSpec) -> str:
-    """What ONNX has an operator for: what torch has a function of."""
+    """What torch exports by tracing (`dynamo=False`): what it has a function of."""
     if spec.cell in TORCH_CELLS and not spec.beyond_torch:
         return "torch"
     what = " with ".join([spec.cell, *spec.beyond_torch[:1]])
+    otherwise = (
+        ", and seqkernels.onnx.export makes one operator of it"
+        if spec.cell in _onnx.OPERATORS and spec.beyond_torch in ([], ["lengths"])
+        else ""
+    )
     raise RuntimeError(
-        f"{what} cannot be exported to ONNX as one operator; with backend='reference' it becomes the "
-        "operators of as many steps as the example has"
+        f"{what} cannot be exported to ONNX as one operator by tracing; with backend='reference' it becomes "
+        f"the operators of as many steps as the example has{otherwise}"
     )
 
 

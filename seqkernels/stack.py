@@ -11,7 +11,7 @@ from torch.compiler import is_compiling
 from torch.jit import is_tracing
 from torch.nn.functional import dropout as _dropout
 
-from . import _C, _cudnn, _ops, autocast, dispatch, recompute, reference, regularization, resets, rows
+from . import _C, _cudnn, _onnx, _ops, autocast, dispatch, recompute, reference, regularization, resets, rows
 from . import _dynamo as dynamo
 from . import _torch_compat as compat
 from ._transforms import TRANSFORMABLE
@@ -187,6 +187,7 @@ LAYERS: dict[str, Run] = {
     "torch": _run_torch,
     "reference": _run_reference,
     "cudnn": _cudnn.run,
+    "onnx": _onnx.layer,
 }
 RECOMPUTING = {
     "native": recompute.Runs(_run_native, _run_native_anew),

@@ -30,7 +30,7 @@ ONEDNN = {
 
 
 def casts_packed() -> bool:
-    """Whether autocast means anything to torch's LSTM with packed input, as it has since torch 2.11 or later."""
+    """Whether autocast means anything to torch's LSTM with packed input: not yet in torch 2.10."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output, _ = nn.LSTM(I, H)(pack_sequence([torch.zeros(4, I)]))
     return output.data.dtype is not torch.float32

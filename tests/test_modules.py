@@ -588,7 +588,7 @@ def test_parametrized(name: str) -> None:
     assert module.parametrizations.weight_hh_l0.original.grad.any()
     agrees(copy.deepcopy(module))
     wide = torch.zeros(4, 3, I, dtype=torch.float64)
-    with pytest.raises(ValueError, match="dtype|type") as theirs:
+    with pytest.raises(ValueError, match="type") as theirs:
         getattr(nn, name)(I, H)(wide)
     with pytest.raises(ValueError, match=re.escape(str(theirs.value))):
         module(wide)
