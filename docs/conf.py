@@ -40,7 +40,7 @@ include_patterns = [
     "CONTRIBUTING.md",
 ]
 exclude_patterns = [".*", "build", "out", "dist", "csrc", "tests", "seqkernels"]
-# Runs that later ones took the place of: docs/performance-cpu.md, and anything that `make bench QUICK=1` leaves.
+# An older run than that of docs/performance-cpu.md, and anything that `make bench QUICK=1` leaves.
 exclude_patterns += ["benchmarks/results/cpu.md", "benchmarks/results/quick*.md"]
 # Pages about a part that this tree does not have.
 exclude_patterns += [
@@ -59,7 +59,7 @@ extensions = [
     "extension",
 ]
 nitpicky = True
-# Code in single quotes in docstrings is a link where it is a name of this package. Types: torch's, and variables.
+# Code in single quotes in docstrings is a link where it is a name of this package; types may be torch's.
 default_role = "py:obj"
 nitpick_ignore_regex = [
     ("py:obj", ".*"),
@@ -77,7 +77,7 @@ python_maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
 napoleon_custom_sections = [
     ("Shapes", "params_style"),
-    ("Args of forward, beside the input and the state", "params_style"),
+    ("Args of forward beside input and state", "params_style"),
 ]
 napoleon_use_param = False  # one entry for several names, as they are written
 napoleon_use_rtype = False

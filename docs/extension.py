@@ -1,4 +1,4 @@
-"""What the site does beside Sphinx: excerpts of the README, links to source files, signatures of fused classes."""
+"""What the site does beside Sphinx: excerpts of the README, links to source files, signatures of classes."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def excerpt(text: str, wanted: str) -> str:
 
     Args:
         text: The file.
-        wanted: `section: TITLE`, what is below a heading of the second level, headings in it one level higher.
-            Or `table: CELL`, the table whose head has that cell as the first one that is not empty; then, each
-            on a line of its own and if not all of it is wanted, `columns: NUMBERS` counted from 1 and
+        wanted: `section: TITLE`, what is below a heading of the second level, headings in it one level up.
+            Or `table: CELL`, the table whose head has that cell as the first one that is not empty; then,
+            each on a line of its own and if not all of it is wanted, `columns: NUMBERS` counted from 1 and
             `rows: PATTERN` that their first cell matches.
 
     Raises:
@@ -37,7 +37,9 @@ def excerpt(text: str, wanted: str) -> str:
     if title := options.get("section"):
         found = re.findall(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     else:
-        found = re.findall(rf"^\|(?: *\|)* {re.escape(options['table'])} \|.*\n(?:\|.*\n)+", text, re.MULTILINE)
+        found = re.findall(
+            rf"^\|(?: *\|)* {re.escape(options['table'])} \|.*\n(?:\|.*\n)+", text, re.MULTILINE
+        )
     if len(found) != 1:
         raise ValueError(f"the README has {len(found)} parts that are {wanted.strip()!r}, not one")
     if title:
@@ -49,8 +51,13 @@ def excerpt(text: str, wanted: str) -> str:
 
 
 def relative_links(text: str, folder: str) -> str:
-    """Links of the README, for a page in `folder`."""
-    return re.sub(r"\]\((?!https?:|#)([^)]+)\)", lambda m: f"]({os.path.relpath(m[1], folder)})", text)
+    """Links of the README, for a page in `folder`; those that show a path show the page's title instead."""
+
+    def link(match: re.Match[str]) -> str:
+        shown, target = match[1], match[2]
+        return f"[{'' if shown == target else shown}]({os.path.relpath(target, folder)})"
+
+    return re.sub(r"\[([^]]*)\]\((?!https?:|#)([^)]+)\)", link, text)
 
 
 def include_excerpts(app: Sphinx, docname: str, source: list[str]) -> None:
@@ -95,9 +102,13 @@ def full_signature(cls: type) -> inspect.Signature:
     return inspect.Signature([*positional(cls), options.pop("backend"), *options.values()])
 
 
+# Now, for autodoc leaves signatures of its own at functions that it has seen.
+SIGNATURES = {name: str(full_signature(cls)) for name, cls in FUSED.items()}
+
+
 def sign(app: Sphinx, what: str, name: str, obj: Any, *_: Any) -> tuple[str, None] | None:
     """The signature that autodoc shows."""
-    return (str(full_signature(obj)), None) if what == "class" and name in FUSED else None
+    return (SIGNATURES[name], None) if what == "class" and name in FUSED else None
 
 
 def name_arguments(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:

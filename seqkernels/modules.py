@@ -66,7 +66,7 @@ class FusedLSTM(ForgetBias, Norm, LayerOptions, CellStates, _FusedLayer, torch.n
     Options from `recurrent_dropout` on may be set at any time. Masks come from torch's generator of the
     device: a seed repeats them. ValueError for what is no probability, TypeError for what is no number.
 
-    Args of forward, beside the input and the state:
+    Args of forward beside input and state:
         reset_mask: Bool [T, B] ([B, T] with `batch_first`, [T] for unbatched input, the rows of a
             PackedSequence's data): sequences start anew. Where it is true, nothing passes from step t - 1 to
             step t, nor gradients back: step t starts from a state of zeros, step 0 from zeros instead of

@@ -1,4 +1,4 @@
-"""Fused layers in two processes, sharded or replicated, train to what one process with all of the batch has."""
+"""Fused layers in two processes, sharded or replicated, train to what one process with all of a batch has."""
 
 from __future__ import annotations
 
