@@ -80,6 +80,7 @@ napoleon_custom_sections = [
     ("Args of forward beside input and state", "params_style"),
 ]
 napoleon_use_param = False  # one entry for several names, as they are written
+napoleon_use_ivar = True
 napoleon_use_rtype = False
 add_module_names = False
 toc_object_entries_show_parents = "hide"

@@ -34,7 +34,7 @@ def path_of_chromium() -> str | None:
 class Page:
     """One tab, with what went wrong in it since it was opened: errors of scripts, failed requests."""
 
-    def __init__(self, path: str, seconds: float = 60.0) -> None:
+    def __init__(self, path: str, seconds: float = 180.0) -> None:
         self._seconds = seconds
         self._folder = tempfile.mkdtemp(prefix="chromium")
         commands_read, self._write = os.pipe()
