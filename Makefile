@@ -5,6 +5,7 @@
 #   make test WORKERS=0                               in one process, as a debugger wants it (default: one a core)
 #   make test TORCH=2.10.0                            another torch in .venv: a version, or anything pip understands
 #   make test INTEGRATIONS=1                          with the packages of seqkernels.integrations, against these, too
+#   make test DOCS=1                                  with what builds the documentation, and tests of it
 #   make test PYTHON=/opt/env/bin/python              use that environment, install nothing in it
 #   make test PYTHON3=python3.12                      the interpreter that a new .venv is made from
 #   make bench ISA=avx2                               us and torch.nn held to AVX2: docs/performance-cpu-avx2.md
@@ -15,6 +16,7 @@ PYTHON ?=
 PYTHON3 ?= python3
 ARGS ?=
 INTEGRATIONS ?=
+DOCS ?=
 WORKERS ?= auto
 QUICK ?=
 LOOK ?=
@@ -37,8 +39,8 @@ HOLD = $(if $(ISA),$(or $(HOLD_$(ISA)),$(error ISA=$(ISA): avx2 is what there is
 BUILT := build/.built-$(shell printf '%s' '$(PY) $(TORCH_SPEC) $(CXX) $(CXXFLAGS) $(SEQKERNELS_CPU_TARGETS) $(SEQKERNELS_TEST_KERNELS) $(SEQKERNELS_WITH_CUDA) $(SEQKERNELS_CUDA_TARGETS)' | tr -c 'A-Za-z0-9.=' _)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo example examples test sanitize mutants bench gpu gpu-report lint format wheels clean env bench-env \
-	integrations-env wheels-env
+.PHONY: help build demo example examples test docs sanitize mutants bench gpu gpu-report lint format wheels clean env bench-env \
+	integrations-env docs-env wheels-env
 .SILENT: help env build
 
 help:  ## this list
@@ -67,9 +69,14 @@ examples: build integrations-env  ## train all programs from five seeds, a page 
 	@$(call need,numpy matplotlib rich safetensors sb3_contrib)
 	$(PY) -m examples.gallery $(ARGS)
 
-test: build $(if $(INTEGRATIONS),integrations-env)  ## run the tests
+test: build $(if $(INTEGRATIONS),integrations-env) $(if $(DOCS),docs-env)  ## run the tests
 	@$(call need,numpy pytest xdist pytest_benchmark hypothesis expecttest)
 	$(PY) -m pytest -n $(WORKERS) $(ARGS)
+
+docs: build docs-env  ## build the documentation into out/docs/html, and stop at a warning
+	@$(call need,sphinx furo myst_parser sphinx_copybutton)
+	$(PY) -m sphinx -q -W --keep-going -b html -c docs -d out/docs/doctrees . out/docs/html
+	@echo out/docs/html/index.html
 
 sanitize: env  ## run tests with CPU kernels that check every access, then for data races (ARGS: for pytest)
 	@$(call need,setuptools ninja pybind11 torch numpy pytest hypothesis)
@@ -128,13 +135,14 @@ old_python = import sys; sys.version_info < (3, 10) and sys.exit( \
 	f"seqkernels needs Python 3.10 or newer; {sys.executable} is {sys.version.split()[0]} (choose one with PYTHON3=)")
 
 ifdef PYTHON
-env bench-env integrations-env wheels-env:
+env bench-env integrations-env docs-env wheels-env:
 	command -v "$(PYTHON)" >/dev/null || { echo "PYTHON=$(PYTHON): no such program" >&2; exit 1; }
 	$(PYTHON) -c '$(old_python)'
 else
 env: $(READY)
 bench-env: $(READY)-bench
 integrations-env: $(READY)-integrations
+docs-env: $(READY)-docs
 wheels-env: $(READY)-wheels
 
 $(READY): requirements.txt

@@ -31,7 +31,7 @@ def load(
     """Set the weights of a recurrent layer or cell to those of a Keras layer, in place.
 
     Keras has matrices transposed, the gates of a GRU in another order, and one bias where torch.nn has two.
-    With the gates in torch.nn's order:
+    With the gates in torch.nn's order::
 
         weight_ih = kernelᵀ,  weight_hh = recurrent_kernelᵀ
         bias_ih, bias_hh = bias, 0              LSTM, SimpleRNN, GRU with reset_after=False
@@ -55,8 +55,9 @@ def load(
         reverse_weights: For a bidirectional module, those of the `backward_layer`. `get_weights()` of the
             `Bidirectional` itself returns both lists as one, this one last.
 
-    Shapes, with G gates (4 of an LSTM, 3 of a GRU, 1 of an RNN) and H units:
-        weights: [kernel [I, G*H], recurrent_kernel [H, G*H], bias [G*H]]; the bias is [2, 3H] for a GRU with
+    Shapes:
+        weights: [kernel [I, G*H], recurrent_kernel [H, G*H], bias [G*H]], with H units and G gates, 4 of an
+            LSTM, 3 of a GRU, 1 of an RNN; the bias is [2, 3H] for a GRU with
             reset_after=True, and absent for a module with `bias=False`.
         reverse_weights: The same.
 

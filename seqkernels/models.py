@@ -19,7 +19,7 @@ SKIPS = (None, "residual", "concat")
 class StackedRNN(nn.Module):
     """A deep stack of recurrent layers, optionally with connections that skip layers.
 
-    With f_l the l-th layer of L, D its directions, and x_0 the input:
+    With `f_l` the l-th layer of L, D its directions, and `x_0` the input::
 
         skip=None        x_{l+1} = f_l(x_l)                the stack that torch.nn makes of num_layers
         skip="residual"  x_{l+1} = x_l + f_l(x_l)          He et al. 2015, arXiv:1512.03385; for deep LSTMs,
@@ -29,7 +29,7 @@ class StackedRNN(nn.Module):
 
     Both skips give gradients a way back that passes through no recurrent layer. A sum needs equal widths, so
     the first layer of a residual stack has its skip only where `input_size` is D*H. While training, dropout
-    is applied to f_l(x_l) for every layer but the last, before it is added or appended.
+    is applied to `f_l(x_l)` for every layer but the last, before it is added or appended.
 
     Args:
         layer: What a layer is made of, `seqkernels.FusedLSTM`, `FusedGRU`, `FusedRNN`, a torch.nn class, or
@@ -37,7 +37,7 @@ class StackedRNN(nn.Module):
             `**kwargs`.
         input_size: Features of the input, I.
         hidden_size: Features of each layer's state, H.
-        num_layers: L.
+        num_layers: The number of layers, L.
         skip: None, "residual" or "concat".
         dropout: Probability of zeroing an element.
         bidirectional: D = 2 instead of 1.
@@ -45,8 +45,8 @@ class StackedRNN(nn.Module):
             changed.
         **kwargs: For every layer, such as `bias`, `nonlinearity`, `backend`, `device`, `dtype`.
 
-    Shapes, as for torch.nn's layers:
-        input: [T, B, I], [T, I] or a PackedSequence.
+    Shapes:
+        input: [T, B, I], [T, I] or a PackedSequence, as for torch.nn's layers.
         hx: None for zeros, or h0 [L*D, B, H], for an LSTM (h0, c0).
         **kwargs: For every layer's forward, such as the `reset_mask` of `FusedLSTM`.
         returns: `(output, h_n)`, for an LSTM `(output, (h_n, c_n))`; output is [T, B, output_size], where
@@ -159,8 +159,8 @@ class RNNTPredictor(nn.Module):
         num_symbols: Symbols, blank included.
         output_dim: Features of the output.
         symbol_embedding_dim: Features of an embedded symbol.
-        num_lstm_layers: L.
-        lstm_hidden_dim: H.
+        num_lstm_layers: The number of layers, L.
+        lstm_hidden_dim: Features of each layer's state, H.
         lstm_layer_norm: Whether gates and cell states are normalised.
         lstm_layer_norm_epsilon: What is added to their variances.
         lstm_dropout: Probability of zeroing an element of a layer's output, while training.

@@ -47,7 +47,6 @@ class FusedLSTM(ForgetBias, Norm, LayerOptions, CellStates, _FusedLayer, torch.n
             factors begin with 1 and all biases with 0. ValueError for another value, or with proj_size.
         norm_eps: Added to variances. ValueError if it is negative, TypeError if it is no number. With 0,
             the norm of numbers that are all the same is NaN, as that of a product with a state of zeros.
-
         recurrent_dropout: While training, the probability of zeroing a unit of h where it meets W_hh, with
             one mask for all steps of a sequence; the others are multiplied by 1 / (1 - p). Each layer,
             direction and sequence has its own. Gal, Ghahramani, "A theoretically grounded application of
@@ -64,11 +63,10 @@ class FusedLSTM(ForgetBias, Norm, LayerOptions, CellStates, _FusedLayer, torch.n
             float16 and bfloat16 c and gradients are rounded between chunks.
         return_cell_states: Whether `forward` returns c of every step of the last layer, too.
 
-        These may be set at any time. Masks come from torch's generator of the device: a seed repeats them.
-        ValueError for what is no probability, TypeError for what is no number.
+    Options from `recurrent_dropout` on may be set at any time. Masks come from torch's generator of the
+    device: a seed repeats them. ValueError for what is no probability, TypeError for what is no number.
 
-    `forward` takes two arguments more:
-
+    Args of forward beside input and state:
         reset_mask: Bool [T, B] ([B, T] with `batch_first`, [T] for unbatched input, the rows of a
             PackedSequence's data): sequences start anew. Where it is true, nothing passes from step t - 1 to
             step t, nor gradients back: step t starts from a state of zeros, step 0 from zeros instead of

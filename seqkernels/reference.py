@@ -2,7 +2,7 @@
 
 Each cell is one function of one time step that reads like its equations; `_scan` runs it over time, and with
 what happens to states between steps beside it (`_Transition`), for padded and for packed input. The shapes
-are those of the native ops:
+are those of the native ops::
 
     x        [T, B, I] padded, or [rows, I] packed with `batch_sizes` [T]
     h0, c0   [D, B, H]            D = 1 or 2 directions, the reverse one second

@@ -96,9 +96,9 @@ def fuse(model: Any, backend: str = "auto", states: str = "ends", *, report: boo
     `recurrent_backend` is "scan", through which TorchRL hands over rows with starts inside. With
     `recurrent_recompute="full"` their layers become ones with `recompute=True`.
 
-    With `shape = [*, T]` of the tensordict, L layers and D directions, a module reads in recurrent mode the
-    input [*, T, I], `is_init` [*, T, 1] and the stored states [*, T, L*D, H]. It writes the output
-    [*, T, D*H] and next states [*, T, L*D, H], which are zeros but at the last step of each trajectory.
+    With `shape = [..., T]` of the tensordict, L layers and D directions, a module reads in recurrent mode the
+    input [..., T, I], `is_init` [..., T, 1] and the stored states [..., T, L*D, H]. It writes the output
+    [..., T, D*H] and next states [..., T, L*D, H], which are zeros but at the last step of each trajectory.
 
     Args:
         model: An `LSTMModule`, a `GRUModule`, or any module with some inside.
