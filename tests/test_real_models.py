@@ -1,0 +1,29 @@
+"""docs/guide/real-models.md is of the numbers beside it, and of the versions that are pinned."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from .integration import page
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_table_is_of_the_numbers() -> None:
+    content = json.loads(page.NUMBERS.read_text(encoding="utf-8"))
+    found = page.MARKED.search(page.PAGE.read_text(encoding="utf-8"))
+    assert found is not None
+    assert found[0] == found[1] + page.table(content) + found[2]
+
+
+def test_versions_are_those_that_are_installed() -> None:
+    files = ("requirements-models.txt", "requirements-integrations.txt")
+    pins = re.findall(
+        r"^([\w.-]+)==(\S+)", "\n".join((ROOT / f).read_text("utf-8") for f in files), re.MULTILINE
+    )
+    pinned = {name.lower(): version for name, version in pins}
+    rows = json.loads(page.NUMBERS.read_text(encoding="utf-8"))["rows"]
+    assert {row["package"]: row["version"] for row in rows}.items() <= pinned.items()
+    assert len({row["package"] for row in rows}) == len(list((ROOT / "tests/integration").glob("test_*.py")))
