@@ -19,10 +19,9 @@ def test_the_table_is_of_the_numbers() -> None:
 
 
 def test_versions_are_those_that_are_installed() -> None:
-    files = ("requirements-models.txt", "requirements-integrations.txt")
-    pins = re.findall(
-        r"^([\w.-]+)==(\S+)", "\n".join((ROOT / f).read_text("utf-8") for f in files), re.MULTILINE
-    )
+    files = [ROOT / f"requirements-{name}.txt" for name in ("models", "integrations")]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    pins = re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE)
     pinned = {name.lower(): version for name, version in pins}
     rows = json.loads(page.NUMBERS.read_text(encoding="utf-8"))["rows"]
     assert {row["package"]: row["version"] for row in rows}.items() <= pinned.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Importing these packages takes the better part of a minute, so nobody does by the way."""
-    if "integration" in config.option.markexpr:
+    if re.search(r"(?<!not )\bintegration\b", config.option.markexpr):
         return None
     asked = [Path(config.invocation_params.dir, arg.split("::")[0]).resolve() for arg in config.args]
     return None if any(path == HERE or HERE in path.parents for path in asked) else True
