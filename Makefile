@@ -165,7 +165,8 @@ $(READY)-%: requirements-%.txt $(READY)
 $(MODELS)/.ready: requirements-models.txt $(READY)-integrations
 	$(VENV)/bin/python -m venv --without-pip --clear $(MODELS)
 	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
-		$(VENV)/bin/python -c "$$site" > "$$($(MODELS)/bin/python -c "$$site")/base.pth"
+		echo "import site; site.addsitedir('$$($(VENV)/bin/python -c "$$site")')" \
+		> "$$($(MODELS)/bin/python -c "$$site")/base.pth"
 	$(VENV)/bin/python -m pip --python $(MODELS)/bin/python install --disable-pip-version-check --no-deps \
 		--no-build-isolation -r requirements-models.txt
 	@touch $@

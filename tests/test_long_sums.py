@@ -19,7 +19,7 @@ TIMES = 4  # the same numbers in another order: as large an error, and a few tim
 @pytest.mark.xfail(strict=True, reason="products over T·B rows keep one float32 sum per element")
 @pytest.mark.parametrize("name", LAYERS)
 def test_gradients_of_weights_round_as_torch_does(name: str) -> None:
-    """torch.nn's error stays at some eps; ours grows with the square root of the rows, to some 45 eps here."""
+    """torch.nn's error stays at a few eps; ours grows with the square root of the rows, here to some 45."""
     plain = getattr(nn, name)(8, 16)
     x = torch.rand(64, ROWS // 64, 8)
     modules = {

@@ -48,9 +48,7 @@ class Decoder(nn.Module):
         super().__init__()
         kind = getattr(RNN, rnn.upper())
         self.encoder = kind(hidden_size=64, input_size=FEATURES, num_layers=2, bidirectional=True)
-        self.decoder = RNN.AttentionalRNNDecoder(
-            rnn, "location", 64, 32, 2, 2 * 64, FEATURES, channels=8, kernel_size=15
-        )
+        self.decoder = RNN.AttentionalRNNDecoder(rnn, "content", 64, 32, 2, 2 * 64, FEATURES)
         self.scores = speechbrain.nnet.linear.Linear(n_neurons=CLASSES, input_size=64)
 
     def forward(self, features: Tensor, words: Tensor, lengths: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
-import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -239,8 +238,7 @@ def machine() -> str:
     """Where the numbers come from."""
     processor = get_cpu_info().get("brand_raw", "unknown processor")
     return (
-        f"{processor}, {torch.get_num_threads()} thread, {_C.cpu_isa()} kernels; torch {torch.__version__}; "
-        f"load average before it {os.getloadavg()[0]:.1f}."
+        f"{processor}, {torch.get_num_threads()} thread, {_C.cpu_isa()} kernels; torch {torch.__version__}."
     )
 
 
@@ -256,5 +254,6 @@ def row(model: Model) -> Row:
         "model": model.title,
         "fused": words,
         "left": {kind.__name__: why for kind, why in model.left.items()},
+        "machine": machine(),
         **speedups(model),
     }
