@@ -11,7 +11,6 @@ FOLDER = Path(__file__).parents[2] / "docs" / "guide"
 PAGE, NUMBERS = FOLDER / "real-models.md", FOLDER / "real-models.json"
 MARKED = re.compile(r"(<!-- models:begin -->\n).*(<!-- models:end -->)", re.DOTALL)
 Row = dict[str, Any]
-FACTS = ("fused", "left")  # what a row says that is not measured
 
 
 def table(rows: list[Row]) -> str:

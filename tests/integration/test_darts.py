@@ -106,6 +106,7 @@ def model_of(name: str) -> twins.Model:
         batch=lambda: {n: getattr(trained(name)[1], n) for n in ("past_target", "future_target")},
         run=run,
         infer=lambda module, batch: module(TorchTrainingBatch(**batch).to_module_input()),
+        fused={arguments["model"]: 1},
     )
 
 

@@ -39,6 +39,7 @@ def model_of(causal: bool) -> twins.Model:
         batch=batch,
         run=run,
         infer=lambda model, batch: model(batch["noisy"]),
+        fused={"LSTM": 1},
     )
 
 

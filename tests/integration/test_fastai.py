@@ -42,6 +42,7 @@ MODEL = twins.Model(
     batch=batch,
     run=run,
     infer=lambda model, batch: run(model, batch)[0],
+    fused={"LSTM": 3},
     left={text.WeightDropout: "it sets the weight by name before each call, and the fused layer reads it"},
 )
 

@@ -102,6 +102,7 @@ MODEL = twins.Model(
     batch=batch,
     run=run,
     infer=infer,
+    fused={"LSTM": 1},
 )
 
 

@@ -36,19 +36,20 @@ QUIET = {
 }
 H, INPUT = 12, 36
 FEW_WINDOWS = 8  # the table of tolerances is for sums of some hundred terms; by default 128 windows are drawn
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "LSTM": ("LSTM", {}),
-    "LSTM-recurrent": ("LSTM", {"recurrent": True}),
-    "GRU": ("GRU", {}),
-    "RNN": ("RNN", {}),
-    "DilatedRNN": ("DilatedRNN", {}),
-    "DilatedRNN-GRU": ("DilatedRNN", {"cell_type": "GRU"}),
-    "DeepAR": ("DeepAR", {}),
+# The model, its arguments, and the layers that fuse changes.
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, int]]] = {
+    "LSTM": ("LSTM", {}, {"LSTM": 1}),
+    "LSTM-recurrent": ("LSTM", {"recurrent": True}, {"LSTM": 1}),
+    "GRU": ("GRU", {}, {"GRU": 1}),
+    "RNN": ("RNN", {}, {"RNN": 1}),
+    "DilatedRNN": ("DilatedRNN", {}, {"LSTM": 4}),
+    "DilatedRNN-GRU": ("DilatedRNN", {"cell_type": "GRU"}, {"GRU": 4}),
+    "DeepAR": ("DeepAR", {}, {"LSTM": 1}),
 }
 
 
 def make(name: str, **more: Any) -> Any:
-    kind, arguments = CASES[name]
+    kind, arguments, _ = CASES[name]
     if kind == "DeepAR":  # whose default is one object, which keeps tensors of the model that used it last
         more["loss"] = DistributionLoss("StudentT", level=[80, 90], return_params=False)
         more["trajectory_samples"] = 5  # of a forecast
@@ -75,9 +76,16 @@ def infer(model: Any, batch: twins.Batch) -> Any:
 
 
 def model_of(name: str, **more: Any) -> twins.Model:
-    kind, arguments = CASES[name]
-    title = twins.title(kind, **arguments)
-    return twins.Model("neuralforecast", title, lambda: make(name, **more), batch, run, infer)
+    kind, arguments, fused = CASES[name]
+    return twins.Model(
+        package="neuralforecast",
+        title=twins.title(kind, **arguments),
+        build=lambda: make(name, **more),
+        batch=batch,
+        run=run,
+        infer=infer,
+        fused=fused,
+    )
 
 
 @pytest.mark.parametrize("name", CASES)

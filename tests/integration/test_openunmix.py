@@ -33,6 +33,7 @@ MODEL = twins.Model(
     batch=batch,
     run=run,
     infer=lambda model, batch: model(batch["mixture"]),
+    fused={"LSTM": 1},
 )
 
 

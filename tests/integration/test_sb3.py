@@ -73,6 +73,7 @@ def model_of(adapter: bool) -> twins.Model:
         batch=rollout,
         run=run,
         infer=lambda policy, seen: run(policy, seen)[0],
+        fused={"LSTM": 2},  # the actor's and the critic's
         fuse=functools.partial(fuse, backend="native"),
     )
 

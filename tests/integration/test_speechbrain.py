@@ -90,6 +90,8 @@ CASES = {
 
 def model_of(name: str) -> twins.Model:
     rnn, title, kind, run = CASES[name]
+    layer = rnn.upper()
+    fused = {layer: 1} if kind is Recognizer else {layer: 1, f"{layer}Cell": 2}
     return twins.Model(
         package="speechbrain",
         title=title,
@@ -97,6 +99,7 @@ def model_of(name: str) -> twins.Model:
         batch=batch,
         run=run,
         infer=lambda model, batch: run(model, batch)[0],
+        fused=fused,
     )
 
 

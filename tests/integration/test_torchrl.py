@@ -71,6 +71,7 @@ def model_of(states: str) -> twins.Model:
         batch=batch,
         run=run,
         infer=lambda model, batch: run(model, batch)[0],
+        fused={"LSTM": 1},
         fuse=functools.partial(torchrl.fuse, backend="native", states=states),
     )
 

@@ -32,7 +32,7 @@ from tests.conftest import TOLERANCES, error_of, flat
 
 OTHER_ORDER = 4
 THEIRS = "torch.nn"
-SECONDS, MIN_ROUNDS = 2.0, 5  # per kind of work
+SECONDS, MIN_ROUNDS = 1.0, 5  # per kind of work
 # Losses of a training in float64 agree to this: far above what rounding can become within a few steps, and a
 # hundredth of what one operation in float32 would cost.
 SAME_LOSS = 1e-9
@@ -58,6 +58,7 @@ class Model:
         batch: Makes what it reads, floating-point tensors in float32; called under a seed.
         run: The outputs and the package's own loss of `(model, batch)`.
         infer: What `(model, batch)` computes without gradients, in evaluation.
+        fused: How many layers and Cells of each kind fuse changes, all that the model has.
         fuse: What makes it run on kernels.
         left: Classes of recurrent modules that fuse does not change, and why.
     """
@@ -68,6 +69,7 @@ class Model:
     batch: Callable[[], Batch]
     run: Run
     infer: Callable[[Any, Any], Any]
+    fused: dict[str, int]
     fuse: Callable[[Any], Any] = on_kernels
     left: dict[type, str] = field(default_factory=dict)
 
@@ -83,6 +85,8 @@ def made(model: Model, fused: bool) -> Any:
         said = [str(w.message) for w in caught if str(w.message).startswith("fuse leaves")]
         assert not said, said
         assert all(torch.equal(t, before[name]) for name, t in module.state_dict().items())
+        kinds = [type(m).__name__ for m in module.modules() if isinstance(m, _fused._Fused)]
+        assert Counter(kind.removeprefix("Fused") for kind in kinds) == model.fused
     return module
 
 
