@@ -36,7 +36,7 @@ def median(speedup: dict[str, float]) -> str:
 
 def rows() -> list[Row]:
     """Those that are shown."""
-    return json.loads(NUMBERS.read_text(encoding="utf-8")) if NUMBERS.exists() else []
+    return json.loads(NUMBERS.read_text(encoding="utf-8"))
 
 
 def renew(new: list[Row]) -> None:
