@@ -1,7 +1,7 @@
 """A package's model twice, as it is and fused: the same results, and how long both take.
 
 What float64 computes is right. How much a model amplifies rounding is read from the package's own model on
-torch.nn: the error of its float32 results, in units of eps. Ours may have the table's error of one layer, or
+torch.nn: the largest error of its float32 results over a few draws, in eps. Ours may have the table's error of one layer, or
 `OTHER_ORDER` times the error that torch.nn's layers have in the same place, in eps of either dtype: the sums
 are of the same numbers in another order, so of a few hundred terms their errors are of one size, and the
 largest of thousands is at most a few times the largest of other thousands. In float64 all this is ten orders
@@ -31,6 +31,7 @@ from seqkernels.subclasses import FUSED, why_no_kernel
 from tests.conftest import TOLERANCES, error_of, flat
 
 OTHER_ORDER = 4
+DRAWS = 3  # of weights and data: what cancels to nothing, as behind a softmax, is noise of any size in one
 THEIRS = "torch.nn"
 SECONDS, MIN_ROUNDS = 1.0, 5  # per kind of work
 # Losses of a training in float64 agree to this: far above what rounding can become within a few steps, and a
@@ -74,9 +75,9 @@ class Model:
     left: dict[type, str] = field(default_factory=dict)
 
 
-def made(model: Model, fused: bool) -> Any:
+def made(model: Model, fused: bool, seed: int = 0) -> Any:
     """The model, with the same parameters each time. fuse must not have anything to say."""
-    module = seeded(model.build)
+    module = seeded(model.build, seed)
     if fused:
         before = {name: p.clone() for name, p in module.state_dict().items()}
         with warnings.catch_warnings(record=True) as caught:
@@ -90,8 +91,8 @@ def made(model: Model, fused: bool) -> Any:
     return module
 
 
-def seeded(function: Callable[[], Any]) -> Any:
-    torch.manual_seed(0)
+def seeded(function: Callable[[], Any], seed: int = 0) -> Any:
+    torch.manual_seed(seed)
     return function()
 
 
@@ -115,9 +116,9 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def results(model: Model, module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+def results(model: Model, module: nn.Module, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor]:
     """Outputs, loss and gradients of `module` in that dtype, under a seed of its own."""
-    batch = cast(seeded(model.batch), dtype)
+    batch = cast(seeded(model.batch, seed), dtype)
     with default_dtype(dtype):
         module.zero_grad()
         outputs, loss = seeded(lambda: model.run(module, batch))
@@ -131,9 +132,13 @@ def results(model: Model, module: nn.Module, dtype: torch.dtype) -> dict[str, Te
 def assert_same_results(model: Model) -> None:
     """Outputs, loss and gradients are right to rounding, in float32 and in float64."""
     right = results(model, made(model, False).double(), torch.float64)
-    theirs = results(model, made(model, False), torch.float32)
     assert any("gradient" in name for name in right)
-    amplified = {name: error_of(theirs[name], expected) for name, expected in right.items()}
+    amplified = dict.fromkeys(right, 0.0)
+    for seed in range(DRAWS):
+        exact = results(model, made(model, False, seed).double(), torch.float64, seed)
+        theirs = results(model, made(model, False, seed), torch.float32, seed)
+        for name, expected in exact.items():
+            amplified[name] = max(amplified[name], error_of(theirs[name], expected))
     for dtype in (torch.float32, torch.float64):
         ours = results(model, made(model, True).to(dtype), dtype)
         assert ours.keys() == right.keys()
