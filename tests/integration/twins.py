@@ -1,11 +1,11 @@
 """A package's model twice, as it is and fused: the same results, and how long both take.
 
 What float64 computes is right. How much a model amplifies rounding is read from the package's own model on
-torch.nn: the largest error of its float32 results over a few draws, in eps. Ours may have the table's error of one layer, or
-`OTHER_ORDER` times the error that torch.nn's layers have in the same place, in eps of either dtype: the sums
-are of the same numbers in another order, so of a few hundred terms their errors are of one size, and the
-largest of thousands is at most a few times the largest of other thousands. In float64 all this is ten orders
-below what a mistake would make of a result.
+torch.nn: the largest error of its float32 results over a few draws, in eps. Ours may have the table's error
+of one layer, or `OTHER_ORDER` times the error that torch.nn's layers have in the same place, in eps of either
+dtype: the sums are of the same numbers in another order, so of a few hundred terms their errors are of one
+size, and the largest of thousands is at most a few times the largest of other thousands. In float64 all this
+is ten orders below what a mistake would make of a result.
 """
 
 from __future__ import annotations
