@@ -26,6 +26,9 @@ NAME ?= $(if $(QUICK),quick,cpu)$(if $(ISA),-$(ISA))
 VENV := .venv
 PY := $(or $(PYTHON),$(VENV)/bin/python)
 TORCH_SPEC := $(if $(filter 1.% 2.% 3.%,$(TORCH)),torch==$(TORCH),$(TORCH))
+# Packages with models of their own, which want old versions of what others use: on top of $(VENV), and nowhere in it.
+MODELS := $(VENV)/models
+MODELS_PY := $(or $(PYTHON),$(MODELS)/bin/python)
 READY := $(VENV)/.ready-$(shell printf '%s' '$(TORCH_SPEC)' | tr -c 'A-Za-z0-9.=' _)
 CXX_FILES = $(shell find csrc tests \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 # Something, where nvcc has to be brought: on Linux, without a toolkit.
@@ -39,8 +42,8 @@ HOLD = $(if $(ISA),$(or $(HOLD_$(ISA)),$(error ISA=$(ISA): avx2 is what there is
 BUILT := build/.built-$(shell printf '%s' '$(PY) $(TORCH_SPEC) $(CXX) $(CXXFLAGS) $(SEQKERNELS_CPU_TARGETS) $(SEQKERNELS_TEST_KERNELS) $(SEQKERNELS_WITH_CUDA) $(SEQKERNELS_CUDA_TARGETS)' | tr -c 'A-Za-z0-9.=' _)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo example examples test docs sanitize mutants bench gpu gpu-report lint format wheels clean env bench-env \
-	integrations-env docs-env wheels-env
+.PHONY: help build demo example examples test integration docs sanitize mutants bench gpu gpu-report lint format wheels clean env bench-env \
+	integrations-env docs-env wheels-env models-env
 .SILENT: help env build
 
 help:  ## this list
@@ -72,6 +75,10 @@ examples: build integrations-env  ## train all programs from five seeds, a page 
 test: build $(if $(INTEGRATIONS),integrations-env) $(if $(DOCS),docs-env)  ## run the tests
 	@$(call need,numpy pytest xdist pytest_benchmark hypothesis expecttest)
 	$(PY) -m pytest -n $(WORKERS) $(ARGS)
+
+integration: build models-env  ## fuse models of other packages, compare results, measure (ARGS=--renew: docs/guide)
+	@$(subst $(PY),$(MODELS_PY),$(call need,numpy pytest pytest_benchmark hypothesis))
+	$(MODELS_PY) -m pytest tests/integration $(ARGS)
 
 docs: build docs-env  ## build the documentation into out/docs/html, and stop at a warning
 	@$(call need,sphinx furo myst_parser sphinx_copybutton)
@@ -135,7 +142,7 @@ old_python = import sys; sys.version_info < (3, 10) and sys.exit( \
 	f"seqkernels needs Python 3.10 or newer; {sys.executable} is {sys.version.split()[0]} (choose one with PYTHON3=)")
 
 ifdef PYTHON
-env bench-env integrations-env docs-env wheels-env:
+env bench-env integrations-env docs-env wheels-env models-env:
 	command -v "$(PYTHON)" >/dev/null || { echo "PYTHON=$(PYTHON): no such program" >&2; exit 1; }
 	$(PYTHON) -c '$(old_python)'
 else
@@ -144,6 +151,7 @@ bench-env: $(READY)-bench
 integrations-env: $(READY)-integrations
 docs-env: $(READY)-docs
 wheels-env: $(READY)-wheels
+models-env: $(MODELS)/.ready
 
 $(READY): requirements.txt
 	@command -v $(PYTHON3) >/dev/null || { echo "no '$(PYTHON3)' found: seqkernels needs Python 3.10 or newer" >&2; exit 1; }
@@ -158,5 +166,15 @@ $(READY): requirements.txt
 
 $(READY)-%: requirements-%.txt $(READY)
 	$(VENV)/bin/python -m pip install --disable-pip-version-check -r $< '$(TORCH_SPEC)'
+	@touch $@
+
+# Without dependencies: what is imported is listed, and what $(VENV) has, torch above all, stays as it is.
+$(MODELS)/.ready: requirements-models.txt $(READY)-integrations
+	$(VENV)/bin/python -m venv --without-pip --clear $(MODELS)
+	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+		echo "import site; site.addsitedir('$$($(VENV)/bin/python -c "$$site")')" \
+		> "$$($(MODELS)/bin/python -c "$$site")/base.pth"
+	$(VENV)/bin/python -m pip --python $(MODELS)/bin/python install --disable-pip-version-check --no-deps \
+		--no-build-isolation -r requirements-models.txt
 	@touch $@
 endif
