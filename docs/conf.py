@@ -63,7 +63,7 @@ nitpicky = True
 default_role = "py:obj"
 nitpick_ignore_regex = [
     ("py:obj", ".*"),
-    ("py:class", r"(torch|collections)\..*|seqkernels\..*\.(Model|Recurrent)"),
+    ("py:class", r"(torch|collections|os)\..*|seqkernels\..*\.(Model|Recurrent|Change|LeftAlone)"),
 ]
 
 myst_heading_anchors = 4
