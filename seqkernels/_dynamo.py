@@ -119,7 +119,7 @@ def _inline_properties() -> None:
             return look(self, tx, name)
         except NotImplementedError:
             own = inspect.getattr_static(self.python_type(), name, None)
-            if not isinstance(own, property):
+            if not isinstance(own, property) or own.fget is None:
                 raise
             return variables.UserMethodVariable(own.fget, self).call_function(tx, [], {})
 
