@@ -109,9 +109,9 @@ def _inline_properties() -> None:
     from torch._dynamo import variables
 
     tuples: Any = getattr(variables, "NamedTupleVariable", None)
-    if tuples is None:
+    look = getattr(tuples, "var_getattr", None)
+    if look is None:
         return
-    look = tuples.var_getattr
 
     @functools.wraps(look)
     def var_getattr(self: Any, tx: Any, name: str) -> Any:

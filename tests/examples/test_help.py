@@ -92,7 +92,7 @@ def test_commands_can_be_pasted(name: str) -> None:
 def test_commands_of_the_first_page_can_be_pasted() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     lines = [line for line in pasted(text) if "examples." in line]
-    assert len(lines) > 2
+    assert len(lines) > 1
     for line in lines:
         assert line.startswith(".venv/bin/"), line
         program, *arguments = shlex.split(line.split(" -m ", 1)[1])
