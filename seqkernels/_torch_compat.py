@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd import forward_ad, profiler
 from torch.compiler import is_compiling
 
-CHECKED = ("2.13", "2.14")
+CHECKED = ("2.10", "2.13", "2.14")
 
 _NOT_BATCHED = "torch.autograd.grad refuses is_grads_batched=True"
 # What is private and looked up here, with what is lost without it.
