@@ -19,6 +19,7 @@ Environment:
     SEQKERNELS_WITH_CUDA    0: no CUDA kernels; 1: stop where they cannot be built; unset: if nvcc is found
     SEQKERNELS_CUDA_TARGETS what to compile CUDA kernels for: "sm_80 sm_90a", say, or "native", this GPU
                             (default: all kinds of GPU that the project knows, and PTX for those to come)
+    SEQKERNELS_REPOSITORY   the address of the repository, https://HOST/OWNER/NAME, for the package's metadata
     SEQKERNELS_CUDA_STRICT  1: fences wherever PTX's memory model wants one, to compare results with (slower)
     CUDA_HOME, NVCC_CCBIN   the CUDA toolkit to use (default: the nvcc on PATH, /usr/local/cuda, or nvcc's
                             wheels in this environment); nvcc's host compiler
@@ -464,7 +465,20 @@ def escape_path(path: Path) -> str:
     return re.sub(r"([$ :])", r"$\1", str(path))
 
 
+def project_urls() -> dict[str, str]:
+    """Where a release comes from, which whoever makes it knows."""
+    repository = os.environ.get("SEQKERNELS_REPOSITORY", "").rstrip("/")
+    if not repository:
+        return {}
+    if not re.fullmatch(r"https://[^/\s]+/[^/\s]+/[^/\s]+", repository):
+        sys.exit(f"SEQKERNELS_REPOSITORY must be https://HOST/OWNER/NAME, got '{repository}'")
+    pages = {"Documentation": "docs/index.md", "Changelog": "CHANGELOG.md"}
+    urls = {name: f"{repository}/blob/HEAD/{page}" for name, page in pages.items()}
+    return {"Repository": repository, "Issues": f"{repository}/issues", **urls}
+
+
 setup(
+    project_urls=project_urls(),
     ext_modules=[Extension(name, sources=[]) for name in file_names()],
     # torch's own use of ninja has one set of flags for all sources; ours is in NinjaBuildExt.
     cmdclass={"build_ext": NinjaBuildExt.with_options(use_ninja=False), "bdist_wheel": BdistWheel},

@@ -81,6 +81,21 @@ def test_a_python_that_there_is_not() -> None:
     assert message in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("address", "printed_urls"),
+    [
+        ("https://example.org/a/b/", "Issues, https://example.org/a/b/issues"),
+        ("example.org/a", "must be https://HOST/OWNER/NAME, got 'example.org/a'"),
+    ],
+)
+def test_the_address_of_the_repository(address: str, printed_urls: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "SEQKERNELS_REPOSITORY": address}
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    (metadata,) = [*tmp_path.glob("*/PKG-INFO")] or [None]
+    assert printed_urls in done.stderr + (metadata.read_text(encoding="utf-8") if metadata else "")
+
+
 def test_the_build_says_that_torch_is_missing(tmp_path: Path) -> None:
     shutil.copytree(Path(setuptools.__file__).parent, tmp_path / "setuptools")  # alone
     path = f"sys.path = [p for p in sys.path if 'site-packages' not in p] + [{str(tmp_path)!r}]"
