@@ -110,7 +110,8 @@ class Layers(nn.Module):
         results = []
         for call, layer in zip(self.calls, self.layers, strict=True):
             given = padded if call["lengths"] else x
-            state = states[:, : layer.num_layers * (1 + layer.bidirectional)]
+            # By a list, which has a length: of a slice, torch 2.10 does not know it.
+            state = states[:, list(range(layer.num_layers * (1 + layer.bidirectional)))]
             hx = (state[0], state[1]) if isinstance(layer, nn.LSTM) else state[0]
             result = layer(
                 given.transpose(0, 1) if layer.batch_first else given,
@@ -357,7 +358,9 @@ def test_errors_of_export(monkeypatch: pytest.MonkeyPatch) -> None:
         RuntimeError, match=r"^gru with reset_mask cannot be exported to ONNX as one operator"
     ):
         export(gru, x, kwargs={"reset_mask": MASK})
-    with pytest.raises(ValueError, match=r"^RNN input dtype \(torch.float64\) does not match weight dtype"):
+    with pytest.raises(ValueError, match="type") as theirs:
+        nn.GRU(I, H)(x.double())
+    with pytest.raises(ValueError, match=f"^{re.escape(str(theirs.value))}"):
         export(gru, x.double())
     with pytest.raises(
         RuntimeError, match=r"^'0' of the model is frozen, which cannot be exported: take the"
