@@ -4,7 +4,7 @@ Code blocks of a page run in order in one namespace. Those marked `python` are e
 `pycon` are doctests, in which `...` stands for anything; warnings are errors. What a page says of itself, in
 comments that the site does not show:
 
-    <!-- needs: MODULE -->       its blocks are not run where this is not installed
+    <!-- needs: MODULE -->       its blocks are not run where this is not installed; CUDA: nor in a build without
     <!-- warns: PATTERN -->      its blocks raise warnings that match, and no others
     <!-- not run: REASON -->     right above a `py` block: why that is not executed
 """
@@ -35,6 +35,7 @@ import pytest
 import torch
 
 import seqkernels
+from seqkernels._extension import BUILD_CONFIG
 from tests.browser import Page, path_of_chromium
 
 ROOT = Path(__file__).parents[1]
@@ -78,7 +79,10 @@ def run_doctest(block: Block, page: str, names: dict[str, Any]) -> None:
 def test_code_of_a_page_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = re.findall(r"^<!-- needs: (\S+) -->$", path.read_text(encoding="utf-8"), re.MULTILINE)
     for module in needed:
-        pytest.importorskip(module)
+        if module != "CUDA":
+            pytest.importorskip(module)
+        elif not BUILD_CONFIG["cuda_targets"]:
+            pytest.skip("built without CUDA")
     monkeypatch.chdir(tmp_path)
     page, names = name_of(path), {"__name__": "__main__"}
     allowed = re.findall(r"^<!-- warns: (.*) -->$", path.read_text(encoding="utf-8"), re.MULTILINE)

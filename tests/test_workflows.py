@@ -282,8 +282,10 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def run(checkout: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    build = re.compile(r"(SEQKERNELS_|CXX|CUDA_HOME|NVCC_CCBIN|TORCH)")  # what the key is of
+    inherited = {name: value for name, value in os.environ.items() if not build.match(name)}
     return subprocess.run(
-        command, cwd=checkout, env={**os.environ, **environment}, capture_output=True, text=True
+        command, cwd=checkout, env={**inherited, **environment}, capture_output=True, text=True
     )
 
 
