@@ -4,7 +4,7 @@ Code blocks of a page run in order in one namespace. Those marked `python` are e
 `pycon` are doctests, in which `...` stands for anything; warnings are errors. What a page says of itself, in
 comments that the site does not show:
 
-    <!-- needs: MODULE -->       its blocks are not run where this is not installed; CUDA: nor in a build without
+    <!-- needs: MODULE -->       its blocks are not run where this is not installed (CUDA: not built)
     <!-- warns: PATTERN -->      its blocks raise warnings that match, and no others
     <!-- not run: REASON -->     right above a `py` block: why that is not executed
 """
