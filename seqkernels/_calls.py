@@ -27,7 +27,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import _dynamo, _fused
 from . import _torch_compat as compat
 from .frozen import Frozen
-from .out_of_reach import kind_of, why_out_of_reach
+from .out_of_reach import kind_of, outermost, why_out_of_reach
 from .plan import Explanation, Recurrent, arguments, explain
 
 __all__ = ["Calls", "Enough", "Layer", "Row"]
@@ -182,7 +182,7 @@ class Calls:
             if not is_compiling():
                 end(module, args, kwargs)
 
-        _dynamo.evaluated_by_dynamo(note)
+        compat.evaluated_by_dynamo(note)
         _dynamo.let_dynamo_inline(before)
         _dynamo.let_dynamo_inline(after)
         return [
@@ -239,17 +239,12 @@ class Calls:
         """All recurrent layers of a module that is called for the first time."""
         self._roots.add(root)
         hidden: dict[str, str] = {}
-        opaque: list[str] = []
-        for path, module in root.named_modules():
-            if any(path.startswith(prefix) for prefix in opaque):
-                continue
+        for path, module, _ in outermost(root.named_modules()):
             inside = next((what for prefix, what in hidden.items() if path.startswith(prefix)), "")
             if not inside and (compat.is_compiled(module) or isinstance(module, torch.jit.ScriptModule)):
                 what = "torch.compile" if compat.is_compiled(module) else "torch.jit"
                 hidden[f"{path}." if path else ""] = inside = what
-            if reason := self._why_recurrent(module):
-                opaque.append(f"{path}." if path else "")
-            if reason is not None:
+            if self._why_recurrent(module) is not None:
                 key = type(root).__name__, path, _shown(module)
                 self._layer_of[module] = self.layers.setdefault(key, Layer(*key, inside))
 

@@ -45,11 +45,6 @@ def let_dynamo_inline(function: Callable[..., Any]) -> None:
         _skip_code(function.__code__)
 
 
-def evaluated_by_dynamo(function: Callable[..., Any]) -> None:
-    """Have a function of constants called while Dynamo traces, in place of what code it calls."""
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
 def dynamo_is_imported() -> bool:
     return "torch._dynamo" in sys.modules
 

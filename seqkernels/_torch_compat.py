@@ -123,9 +123,19 @@ def in_onnx_export() -> bool:
     return torch.onnx.is_in_onnx_export()
 
 
-# Evaluated while Dynamo traces, which enters and leaves transforms as the program does, and guards on them.
-for _constant in (transforms_active, transforms_known, in_onnx_export):
-    _constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
+def has_autocast(device_type: str) -> bool:
+    """`torch.amp.is_autocast_available`, which the Dynamo of torch 2.10 does not trace."""
+    return torch.amp.is_autocast_available(device_type)
+
+
+def evaluated_by_dynamo(function: Callable[..., Any]) -> None:
+    """Have a function of constants called while Dynamo traces, in place of what code it calls."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+# Dynamo enters and leaves transforms as the program does, and guards on them.
+for _constant in (transforms_active, transforms_known, in_onnx_export, has_autocast):
+    evaluated_by_dynamo(_constant)
 
 
 # ---------------------------------------------------------------- ops

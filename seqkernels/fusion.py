@@ -13,7 +13,7 @@ from . import _torch_compat as compat
 from ._options import check_bool
 from .frozen import Frozen
 from .fusion_report import Change, FusionReport, LeftAlone, told
-from .out_of_reach import kind_of, why_out_of_reach
+from .out_of_reach import kind_of, outermost
 from .regularization import check_probability, zoneout_pair
 from .subclasses import FUSED, fused_class, plain_class, why_not_fused
 
@@ -100,19 +100,11 @@ def fuse_modules(named: Iterable[tuple[str, torch.nn.Module]], backend: str, **o
             check_probability(name, value)
     report = FusionReport("fuse")
     classes: list[tuple[type, LeftAlone]] = []
-    opaque: list[
-        str
-    ] = []  # prefixes of what is inside of layers out of reach, some of which are made of others
-    for path, module in named:
-        if any(path.startswith(prefix) for prefix in opaque):
-            continue
+    for path, module, reason in outermost(named):
         kind = parametrize.type_before_parametrizations(module)
         if isinstance(module, Frozen):
             report.already[path] = kind.__name__
             continue
-        reason = why_out_of_reach(module)
-        if reason:
-            opaque.append(f"{path}." if path else "")
         if reason or (isinstance(module, RECURRENT) and not isinstance(module, _fused._Fused)):
             if reason := reason or why_not_fused(module):
                 report.left_alone[path] = LeftAlone(kind_of(module), reason)

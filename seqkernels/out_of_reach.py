@@ -7,11 +7,11 @@ stay those of torch.nn, or by where its class comes from.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 
-__all__ = ["layers_out_of_reach", "why_out_of_reach"]
+__all__ = ["kind_of", "outermost", "why_out_of_reach"]
 
 # The parameters that every layer or every Cell of torch.nn has.
 _WEIGHTS = ({"weight_ih_l0", "weight_hh_l0"}, {"weight_ih", "weight_hh"})
@@ -43,15 +43,21 @@ def _has_weights(module: torch.nn.Module) -> bool:
     return any(names >= weights for weights in _WEIGHTS)
 
 
-def layers_out_of_reach(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module, str]]:
-    """Those in a model: path, module and reason; of one that is made of others, it alone."""
+def outermost(
+    named: Iterable[tuple[str, torch.nn.Module]],
+) -> Iterator[tuple[str, torch.nn.Module, str]]:
+    """Modules by their paths, each with why it is out of reach, or nothing.
+
+    What is inside of a layer out of reach is left out: some are made of others.
+    """
     inside: list[str] = []
-    for path, module in model.named_modules():
+    for path, module in named:
         if any(path.startswith(outer) for outer in inside):
             continue
-        if reason := why_out_of_reach(module):
+        reason = why_out_of_reach(module)
+        if reason:
             inside.append(f"{path}." if path else "")
-            yield path, module, reason
+        yield path, module, reason
 
 
 def kind_of(module: torch.nn.Module) -> str:

@@ -12,7 +12,6 @@ from torch.jit import is_tracing
 from torch.nn.functional import dropout as _dropout
 
 from . import _C, _cudnn, _onnx, _ops, autocast, dispatch, recompute, reference, regularization, resets, rows
-from . import _dynamo as dynamo
 from . import _torch_compat as compat
 from ._transforms import TRANSFORMABLE
 from .cells import WEIGHTS
@@ -213,14 +212,7 @@ def _autocast(x: Tensor) -> bool:
     if not compat.is_any_autocast_enabled():
         return False
     device_type = x.device.type
-    return _has_autocast(device_type) and torch.is_autocast_enabled(device_type)
-
-
-def _has_autocast(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type)
-
-
-dynamo.evaluated_by_dynamo(_has_autocast)
+    return compat.has_autocast(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def _with_autocast(
