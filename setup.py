@@ -82,7 +82,7 @@ HAS = [f"-DSEQKERNELS_HAS_{isa.upper()}" for isa in CPU_TARGETS]
 CUDA_TARGETS = ("sm_80", "sm_90a", "sm_100a", "compute_100")
 # ptxas reports every kernel's registers, stack and spills, which ninja keeps beside the object, as *.o.log.
 NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v"]
-# Machine code in a sixth of its bytes, which cuobjdump unpacks in 20 ms for a cell and dtype of all targets.
+# Machine code in a sixth of its bytes, which cuobjdump unpacks in 20 ms for one cell and all targets.
 NVCC_FLAGS += ["--compress-mode=size"]
 
 
