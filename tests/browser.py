@@ -31,6 +31,14 @@ def path_of_chromium() -> str | None:
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
+# What the browser says to a question about a page that it is just leaving, as a redirect does.
+LEAVING = ("navigated or closed", "context was destroyed", "Cannot find")
+
+
+class PageLeft(RuntimeError):
+    """A question went to a page that is being left."""
+
+
 class Page:
     """One tab, with what went wrong in it since it was opened: errors of scripts, failed requests."""
 
@@ -85,7 +93,9 @@ class Page:
             got = self._next(method)
             if got.get("id") == self._id:
                 if "error" in got:
-                    raise RuntimeError(f"{method}: {got['error']['message']}")
+                    said = got["error"]["message"]
+                    kind = PageLeft if any(words in said for words in LEAVING) else RuntimeError
+                    raise kind(f"{method}: {said}")
                 return dict(got["result"])
             self._note(got)
 
@@ -133,13 +143,15 @@ class Page:
         return got["result"].get("value")
 
     def until(self, script: str) -> Any:
-        """Wait until an expression is true, and return it."""
+        """Wait until an expression is true, on this page or the one that it leads to, and return it."""
         deadline = time.monotonic() + self._seconds
-        while not (value := self.evaluate(script)):
+        while True:
+            with contextlib.suppress(PageLeft):
+                if value := self.evaluate(script):
+                    return value
             if time.monotonic() > deadline:
                 raise TimeoutError(f"not true in {self._seconds} s: {script}")
             time.sleep(0.05)
-        return value
 
     def resize(self, width: int, height: int) -> None:
         """The size of the window's inside, in CSS pixels."""
