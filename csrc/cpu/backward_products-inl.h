@@ -200,9 +200,14 @@ inline void BackwardLoop<Cell, S, F>::bias_gradient(const ThreadSlice& slice, co
         return valid > 0 ? load(p + i * kLanes, valid) : V(0);
       });
     };
-    Vectors sum = chunk.begin == 0 ? Vectors(0) : read(grad);
-    for (int64_t row = 0; row < chunk.rows; ++row) sum = sum + read(dgates + row * dgates_stride_);
-    for (int i = 0; i < kBlocks; ++i) store(grad + i * kLanes, sum.part[i], side.units - u - i * kLanes);
+    Vectors total = chunk.begin == 0 ? Vectors(0) : read(grad);
+    for (int64_t first = 0; first < chunk.rows; first += kMaxK) {  // a sum of sums, as products are
+      Vectors sum(0);
+      for (int64_t row = first; row < min(first + kMaxK, chunk.rows); ++row)
+        sum = sum + read(dgates + row * dgates_stride_);
+      total = total + sum;
+    }
+    for (int i = 0; i < kBlocks; ++i) store(grad + i * kLanes, total.part[i], side.units - u - i * kLanes);
   });
 }
 

@@ -44,7 +44,7 @@ MUTANTS = [
     Mutant(
         "grad_bias_of_a_chunk",
         PRODUCTS,
-        "Vectors sum = «chunk.begin == 0» ? Vectors(0) : read(grad);",
+        "Vectors total = «chunk.begin == 0» ? Vectors(0) : read(grad);",
         "true",
         "The gradient of the bias is that of the last chunk of steps alone.",
     ),

@@ -35,7 +35,9 @@ SEQKERNELS_INLINE void multiply_add(typename F::Raw (&sum)[kRows][kVectors], con
   }
 }
 
-// One tile of C, kRows x kVectors. Longer than a screen, for the sums must be one function's to stay in registers.
+// One tile of C, kRows x kVectors. Longer than a screen, for the sums must be one function's to stay in registers. They begin at
+// zero, and what the tile starts from is added in the end: a sum over many rows that is made in several calls is then one of
+// sums, whose rounding grows with their number and not with that of the rows.
 template <int kRows, int kVectors, class F, class Operand>
 __attribute__((noinline)) void gemm_tile(const Operand& operand, const typename F::Sum* b, int64_t stride,
                                          int64_t k_packs, const Tile<typename F::Sum>& tile_of_c) {
@@ -63,8 +65,7 @@ __attribute__((noinline)) void gemm_tile(const Operand& operand, const typename 
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v)
-        sum[s][r][v] = s == 0 ? load(tile.start + r * tile.start_stride + v * kLanes).raw : Raw{};
+      for (int v = 0; v < kVectors; ++v) sum[s][r][v] = Raw{};
 
   int64_t k = 0;
   for (; k + kSets <= k_packs; k += kSets) {
@@ -85,7 +86,8 @@ __attribute__((noinline)) void gemm_tile(const Operand& operand, const typename 
       Raw total = sum[0][r][v];
 #pragma GCC unroll 4
       for (int s = 1; s < kSets; ++s) total += sum[s][r][v];
-      store(tile.data + r * tile.stride + v * kLanes, Vec<T>(total));
+      store(tile.data + r * tile.stride + v * kLanes,
+            Vec<T>(total) + load(tile.start + r * tile.start_stride + v * kLanes));
     }
 }
 
