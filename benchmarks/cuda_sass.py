@@ -57,7 +57,7 @@ class Instruction:
     @property
     def publishes(self) -> bool:
         """Whether it stores a word that other blocks wait for: one lane, one word, strong."""
-        return bool(re.match(r"STG?\.E\.STRONG", self.opcode))
+        return bool(re.match(r"STG?\.E(\.64)?\.STRONG", self.opcode))
 
     @property
     def ends(self) -> bool:
@@ -296,6 +296,7 @@ class Figures:
     fences: int  # between the last word published and the next poll: none, for they stand before the barrier
     invalidations: int  # of L1 in the loop: none
     narrow_loads: int  # of single words of weights from shared memory, which meet in banks: none
+    early_waits: int  # for what a step loads, between publishing and polling: it is to arrive meanwhile
 
 
 def figures(kernel: Kernel) -> Figures:
@@ -319,15 +320,22 @@ def figures(kernel: Kernel) -> Figures:
         barrier_to_publish=kernel.between(barriers, publishes),
         waits=_waits(kernel, polls),
         fences=sum(
-            kernel.reaches(publishes, {fence}, polls | barriers)
-            or (
-                kernel.reaches(publishes, {last}, polls | barriers)
-                and kernel.reaches({first}, {fence}, polls | barriers)
-            )
+            _reaches(kernel, publishes, {fence}, polls | barriers)
+            and _reaches(kernel, {fence}, polls, barriers)
             for fence in fences
         ),
         invalidations=len(kernel.at(r"CCTL\.IVALL")),
         narrow_loads=_narrow_loads(kernel),
+        early_waits=_early_waits(kernel, publishes, polls),
+    )
+
+
+def _reaches(kernel: Kernel, begin: set[int], end: set[int], stops: set[int]) -> bool:
+    """Whether there is a way from one to the other, in this step or into the next, past none of `stops`."""
+    first, last = kernel.loop
+    return kernel.reaches(begin, end, stops) or (
+        (bool(begin & {last}) or kernel.reaches(begin, {last}, stops))
+        and (bool(end & {first}) or kernel.reaches({first}, end, stops))
     )
 
 
@@ -345,6 +353,27 @@ def _waits(kernel: Kernel, polls: set[int]) -> int:
                 setter.pop(board, None)
         if instruction.sets is not None:
             setter[instruction.sets] = n in polls
+    return found
+
+
+def _early_waits(kernel: Kernel, publishes: set[int], polls: set[int]) -> int:
+    """Instructions that, as the code stands, wait for ordinary loads after the last word published.
+
+    Up to the first poll, which counts if it waits.
+    """
+    first, last = kernel.loop
+    setter: dict[int, bool] = {}
+    found = 0
+    for n in [
+        *range(max(publishes, default=last) + 1, last + 1),
+        *range(first, min(polls, default=first) + 1),
+    ]:
+        instruction = kernel.code[n]
+        awaited = [setter.pop(board, False) for board in range(6) if instruction.waits >> board & 1]
+        found += any(awaited)
+        if instruction.sets is not None:
+            is_ordinary = instruction.opcode.startswith("LDG") and "STRONG" not in instruction.opcode
+            setter[instruction.sets] = is_ordinary or setter.get(instruction.sets, False)
     return found
 
 

@@ -97,6 +97,17 @@ SHAPES = {
         40, 17, 3, Partition(3, 2, columns=24, column_tiles=2), directions=2, launches=(1, 2)
     ),
     "wide_block": Shape(100, 3, 2, Partition(1, 8), bias=False, packed=True),
+    # As many blocks as a cluster may have, to which pairs of lanes store.
+    "full_cluster": Shape(100, 9, 3, Partition(8, 1), 3, 2, packed=True, launches=(1, 2), stepwise=False),
+    "full_cluster_of_two_tiles": Shape(
+        120,
+        15,
+        2,
+        Partition(8, 1, columns=16, column_tiles=2),
+        bias=False,
+        cells=("lstm", "gru"),
+        stepwise=False,
+    ),
     "two_columns": Shape(100, 20, 2, Partition(4, 2, columns=16, column_tiles=2), bias=False),
     "two_tiles": Shape(
         40, 12, 3, Partition(4, 1, columns=16, column_tiles=2), 3, 2, packed=True, launches=(1, 2)
@@ -380,6 +391,15 @@ MUTATIONS = {
         seeds=50,
         partition=Partition(4, 1),
     ),
+    "peers_of_half_the_lanes": Mutation(
+        "exchange.cuh", "(thread_ & 1) * kShare + n", "n", plan="cluster", partition=Partition(8, 1)
+    ),
+    "resets_of_the_first_threads": Mutation(
+        "exchange.cuh", "(layout.reset + thread) / kThreads", "layout.reset / kThreads"
+    ),
+    "reader_a_step_behind": Mutation(
+        "persistent.cuh", "cursor.reader = cursor.ahead, ", "", partition=Partition(4, 1)
+    ),
     "rows_of_the_first_stage": Mutation(
         "persistent.cuh", "Iteration<stage>::kFirstTile + tile", "tile", cell="gru_reset_before"
     ),
@@ -468,7 +488,7 @@ MUTATIONS = {
 RACES = {
     "unordered_sums": Mutation("persistent.cuh", "    barrier();\n    exchange_", "    exchange_"),
     "one_buffer_of_sums": Mutation(
-        "persistent.cuh", "    if (kTeams == 1) partials_ = kWarps * layout_.partial - partials_;\n", ""
+        "persistent.cuh", "    if (kTeams == 1) partials_ = kWarps * partial() - partials_;\n", ""
     ),
     "sums_of_two_teams": Mutation(
         "persistent.cuh",

@@ -265,3 +265,10 @@ def test_only_some_gradients(cell: str, plan: str, library: Any, monkeypatch: py
         found = some.backward(forward, [n == wanted for n in range(len(every))])
         assert [t.numel() for n, t in enumerate(found) if n != wanted] == [0] * (len(every) - 1)
         torch.testing.assert_close(found[wanted], every[wanted])
+
+
+def test_steps_that_no_kernel_can_count(library: Any) -> None:
+    many = problem("gru", (2, 1, 1, 1, 1, False), torch.float32)
+    many.x = many.x[:1].expand(2**31, 1, 1)
+    with pytest.raises(RuntimeError, match="x must have at most 2147483647 steps on CUDA, got 2147483648"):
+        many.forward()

@@ -153,6 +153,7 @@ class Problem {
     void* const c0 = sizes_.has_cell_state ? add(d * b * h, -1, 1) : nullptr;
     if (layer.backward) {
       backward_.shape = shape_;
+      backward_.row_bytes = row_bytes_of(shape_, sizes_, layer.hidden, dtype);
       backward_.weights[0] = weights[0], backward_.weights[1] = weights[1];
       backward_.grad_output = add(rows * d * h, -1, 1);
       backward_.h0 = h0, backward_.c0 = c0;
@@ -166,6 +167,7 @@ class Problem {
       if (sizes_.has_cell_state) backward_.grad_c0 = room(d * b * h, bytes);
     } else {
       forward_.shape = shape_;
+      forward_.row_bytes = row_bytes_of(shape_, sizes_, layer.hidden, dtype);
       forward_.weights[0] = weights[0], forward_.weights[1] = weights[1];
       for (int i = 0; i < layer.directions; ++i) {
         forward_.input_gates[i] = add(rows * gates, -1, 1, true);

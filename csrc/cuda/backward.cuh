@@ -39,6 +39,21 @@ struct Backward {
     R saved[kSaved];
     cells::State<V> prev, now;
   };
+  struct Loaded {
+    T grad_output;
+    T saved[kSaved];
+    T h_prev, h_now;
+    R c_prev, c_now;
+  };
+  static SEQKERNELS_DEVICE Inputs inputs_of(const Problem&, const Loaded& loaded) {
+    Inputs inputs{to_real(loaded.grad_output),
+                  {},
+                  {to_real(loaded.h_prev), loaded.c_prev},
+                  {to_real(loaded.h_now), loaded.c_now}};
+    SEQKERNELS_UNROLL
+    for (int k = 0; k < kSaved; ++k) inputs.saved[k] = to_real(loaded.saved[k]);
+    return inputs;
+  }
 
   static SEQKERNELS_DEVICE Biases load_biases(const Problem&, int, int) { return {}; }
 
@@ -67,56 +82,69 @@ struct Backward {
       const int64_t row = p.shape.first_row(time) + at.column, index = Units::output_index(p, at, row);
       grad_output_ = static_cast<const T*>(p.grad_output) + index;
       gates_ = static_cast<const T*>(p.gates) + saved_index(p.shape, at, row, kReserved);
-      if constexpr (Cell::kBackwardReadsH) output_ = static_cast<const T*>(p.output) + index;
-      if constexpr (Cell::kHasCellState) cells_ = static_cast<const R*>(p.cells) + saved_index(p.shape, at, row, 1);
+      has_grad_output_ = p.grad_output != nullptr;
+      if constexpr (Cell::kBackwardReadsH) {
+        output_ = static_cast<const T*>(p.output) + index;
+        h0_ = static_cast<const T*>(p.h0) + Units::h_index(p, at);
+      }
+      if constexpr (Cell::kHasCellState) {
+        cells_ = static_cast<const R*>(p.cells) + saved_index(p.shape, at, row, 1);
+        c0_ = static_cast<const T*>(p.c0) + Units::c_index(p, at);
+      }
     }
     SEQKERNELS_DEVICE void move(const Problem& p, int rows) {
-      const int wide = p.shape.directions * Units::outputs(p), padded = p.shape.padded;
-      move_rows(grad_output_, rows, wide);
-      if constexpr (kReserved > 0) move_rows(gates_, rows, kReserved * padded);
-      if constexpr (Cell::kBackwardReadsH) move_rows(output_, rows, wide);
-      if constexpr (Cell::kHasCellState) move_rows(cells_, rows, padded);
+      move_rows(grad_output_, rows, p.row_bytes.output);
+      if constexpr (kReserved > 0) move_rows(gates_, rows, p.row_bytes.saved);
+      if constexpr (Cell::kBackwardReadsH) move_rows(output_, rows, p.row_bytes.output);
+      if constexpr (Cell::kHasCellState) move_rows(cells_, rows, p.row_bytes.cells);
+    }
+    SEQKERNELS_DEVICE void move_across(const Problem& p, int sequences) {
+      move(p, sequences);
+      if constexpr (Cell::kBackwardReadsH) h0_ += sequences * Units::outputs(p);
+      if constexpr (Cell::kHasCellState) c0_ += sequences * p.shape.hidden;
     }
 
+    SEQKERNELS_DEVICE void hold() { has_grad_output_ = launder(has_grad_output_); }
+
     // Loads the inputs of a stage for the unit that is `unit` further; `at`: which that is. The state before a step is that
-    // after the step which comes next in this pass, or, for who has none, the one that the sequence began with. What a cell
-    // does not use of them, the compiler leaves out.
+    // after the step which comes next in this pass, or, for who has none, the one that the sequence began with. `is_first`: it
+    // has none, though there is a row. What a cell does not use of them, the compiler leaves out.
     template <int stage>
-    SEQKERNELS_DEVICE Inputs load(const Problem& p, const Walk& walk, const UnitCoord& at, int unit) const {
+    SEQKERNELS_DEVICE Loaded load(const Problem& p, const Walk& walk, const UnitCoord& at, int unit,
+                                  bool is_first = false) const {
       using Stage = StageOf<Cell, stage>;
-      const Shape& shape = p.shape;
-      const bool inner = at.column < walk.next();
-      Inputs inputs{};
+      const bool inner = at.column < walk.next() && !is_first;
+      Loaded loaded{};
       if constexpr (Stage::kIsLast)
-        if (p.grad_output) inputs.grad_output = to_real(grad_output_[unit]);
+        if (has_grad_output_) loaded.grad_output = grad_output_[unit];
       if constexpr (!Stage::kIsProjection) {
         SEQKERNELS_UNROLL
-        for (int k = 0; k < kReserved; ++k) inputs.saved[k] = to_real(gates_[k * shape.padded + unit]);
+        for (int k = 0; k < kReserved; ++k) loaded.saved[k] = gates_[k * p.shape.padded + unit];
       }
       if constexpr (Cell::kBackwardReadsH && Stage::kHasH) {
         const T* before = output_;
-        move_rows(before, walk.rows(), shape.directions * Units::outputs(p));
-        if (!inner) before = static_cast<const T*>(p.h0) + Units::h_index(p, at) - unit;
-        inputs.now.h = to_real(output_[unit]);
-        inputs.prev.h = to_real(before[unit]);
+        move_rows(before, walk.rows(), p.row_bytes.output);
+        if (!inner) before = h0_;
+        loaded.h_now = output_[unit];
+        loaded.h_prev = before[unit];
       }
       if constexpr (Stage::kHasC) {
         const R* before = cells_;
-        move_rows(before, walk.rows(), shape.padded);
-        inputs.now.c = cells_[unit];
+        move_rows(before, walk.rows(), p.row_bytes.cells);
+        loaded.c_now = cells_[unit];
         if (inner)
-          inputs.prev.c = before[unit];
+          loaded.c_prev = before[unit];
         else
-          inputs.prev.c = read<T>(p.c0, Units::c_index(p, at));
+          loaded.c_prev = to_real(c0_[unit]);
       }
-      return inputs;
+      return loaded;
     }
     // States are loaded a step ahead as those before another.
     template <int stage>
     SEQKERNELS_DEVICE void prefetch(const Problem& p, int unit) const {
       using Stage = StageOf<Cell, stage>;
       if constexpr (Stage::kHasH)
-        if (p.grad_output) cuda::prefetch(grad_output_ + unit);
+        if (has_grad_output_) cuda::prefetch(grad_output_ + unit);
       if constexpr (!Stage::kIsProjection) {
         SEQKERNELS_UNROLL
         for (int k = 0; k < kReserved; ++k) cuda::prefetch(gates_ + k * p.shape.padded + unit);
@@ -124,7 +152,8 @@ struct Backward {
     }
 
    private:
-    const T *grad_output_, *gates_, *output_ = nullptr;
+    int has_grad_output_;
+    const T *grad_output_, *gates_, *output_ = nullptr, *h0_ = nullptr, *c0_ = nullptr;
     const R* cells_ = nullptr;
   };
 
@@ -170,11 +199,13 @@ struct Backward {
         output_dgates_ = static_cast<T*>(p.projection.dgates) + Units::output_index(p, at, row);
     }
     SEQKERNELS_DEVICE void move(const Problem& p, int rows) {
-      const int wide = p.shape.directions * Cell::kGates * p.shape.hidden;
-      move_rows(input_dgates_, rows, wide);
-      if constexpr (kDiffer) move_rows(hidden_dgates_, rows, wide);
-      if constexpr (Units::kDiffer) move_rows(output_dgates_, rows, p.shape.directions * Units::outputs(p));
+      move_rows(input_dgates_, rows, p.row_bytes.dgates);
+      if constexpr (kDiffer) move_rows(hidden_dgates_, rows, p.row_bytes.dgates);
+      if constexpr (Units::kDiffer) move_rows(output_dgates_, rows, p.row_bytes.output);
     }
+    SEQKERNELS_DEVICE void move_across(const Problem& p, int sequences) { move(p, sequences); }
+
+    SEQKERNELS_DEVICE void hold() {}
 
     // Writes the results of a stage.
     template <int stage>

@@ -102,11 +102,11 @@ SEQKERNELS_DEVICE uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// Stores a word where block `rank` of the cluster has what this block has at `own` (shared memory).
-SEQKERNELS_DEVICE void store_peer(uint32_t* own, int rank, uint32_t word) {
-  uint32_t peer;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(peer) : "r"(shared_address(own)), "r"(rank));
-  asm volatile("st.relaxed.cluster.shared::cluster.u32 [%0], %1;" ::"r"(peer), "r"(word) : "memory");
+// Where block `rank` of the cluster has what this block has at `own` (shared memory). What lies behind, lies behind that.
+SEQKERNELS_DEVICE uint32_t* peer_address(uint32_t* own, int rank) {
+  uint64_t peer;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(peer) : "l"(own), "r"(rank));
+  return reinterpret_cast<uint32_t*>(peer);
 }
 #else
 SEQKERNELS_DEVICE int cluster_rank() { return 0; }
@@ -114,9 +114,7 @@ SEQKERNELS_DEVICE void cluster_barrier() { block_barrier(); }
 SEQKERNELS_DEVICE uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
-SEQKERNELS_DEVICE void store_peer(uint32_t* own, int, uint32_t word) {
-  asm volatile("st.relaxed.cta.shared.u32 [%0], %1;" ::"r"(shared_address(own)), "r"(word) : "memory");
-}
+SEQKERNELS_DEVICE uint32_t* peer_address(uint32_t* own, int) { return own; }
 #endif
 
 // ---------------------------------------------------------------- memory shared by running blocks
@@ -140,9 +138,18 @@ SEQKERNELS_DEVICE Words4 load_relaxed(const Words4* from) {
 }
 
 template <Scope kScope>
-SEQKERNELS_DEVICE void store_relaxed(uint32_t* to, uint32_t word) {
+SEQKERNELS_DEVICE void store_relaxed(Words<1>* to, const Words<1>& v) {
   static_assert(kScope == Scope::kDevice);  // words of a cluster go to all of it: store_peer
-  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(word) : "memory");
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(v.word[0]) : "memory");
+}
+
+// To memory of any block of the cluster (peer_address).
+SEQKERNELS_DEVICE void store_peer(Words<1>* to, const Words<1>& v) {
+  asm volatile("st.relaxed." SEQKERNELS_CLUSTER ".u32 [%0], %1;" ::"l"(to), "r"(v.word[0]) : "memory");
+}
+SEQKERNELS_DEVICE void store_peer(Words<2>* to, const Words<2>& v) {
+  asm volatile("st.relaxed." SEQKERNELS_CLUSTER ".v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(v.word[0]), "r"(v.word[1])
+               : "memory");
 }
 
 template <Scope kScope>
@@ -190,6 +197,18 @@ SEQKERNELS_DEVICE void strict_fence() {
 SEQKERNELS_DEVICE int launder(int value) {
   asm volatile("" : "+r"(value));
   return value;
+}
+SEQKERNELS_DEVICE uint32_t* launder(uint32_t* pointer) {
+  asm volatile("" : "+l"(pointer));
+  return pointer;
+}
+
+// Their product in 64 bits, by one instruction. Left to itself, the compiler widens a factor that is the same in all steps
+// before the first one, and multiplies by it in four.
+SEQKERNELS_DEVICE int64_t wide_product(int a, int b) {
+  int64_t product;
+  asm("mul.wide.s32 %0, %1, %2;" : "=l"(product) : "r"(a), "r"(b));
+  return product;
 }
 
 // Fetches a word into L2, if it is not there.

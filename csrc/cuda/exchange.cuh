@@ -32,20 +32,33 @@ SEQKERNELS_DEVICE uint32_t largest(const Words4& v) {
   return larger(larger(v.word[0], v.word[1]), larger(v.word[2], v.word[3]));
 }
 
-// `kIsSparing`: works out where the slot to read is instead of keeping it, for registers are scarce.
-template <Scope kScope, bool kIsSparing>
+// `kColumns`: those of a group, or 0 where only the launch knows them. `kIsSparing`: registers are scarce, and what can be worked
+// out in each step is not kept.
+template <Scope kScope, int kColumns, bool kIsSparing>
 class Exchange {
+  static constexpr int kShare = kMaxCluster / 2;  // blocks of a full cluster that one lane of a pair stores to
+
  public:
   // `ring`: of the group in global memory (kDevice), or of this block in shared memory (kCluster).
-  // `thread`: of the kThreads that belong to the group.
+  // `thread`: of the kThreads that belong to the group. The last ones reset first: if not all have a unit of a step, the first
+  // do.
   SEQKERNELS_DEVICE Exchange(uint32_t* ring, const Partition& part, const SharedLayout& layout, int member, int thread)
-      : ring_(ring), part_(part), layout_(layout), member_(member), thread_(thread) {}
+      : ring_(kScope == Scope::kDevice ? kept(ring) : ring),
+        part_(part),
+        layout_(layout),
+        thread_(thread),
+        first_reset_(kept(4 * ((kScope == Scope::kCluster ? 0 : member * layout.reset) + kThreads - 1 - thread))),
+        resets_(kept((layout.reset + thread) / kThreads)),
+        has_peers_(kIsSparing ? 0 : launder(part.members == kMaxCluster)) {}
 
   // Shared memory starts with nothing published; global memory was filled before the launch.
-  SEQKERNELS_DEVICE void initialise() const {
+  SEQKERNELS_DEVICE void initialise() {
     if constexpr (kScope == Scope::kCluster) {
       for (int i = thread_; i < kRingSlots * layout_.slot; i += kThreads) ring_[i] = kNotReady;
       cluster_barrier();
+      if (!has_peers_) return;
+      SEQKERNELS_UNROLL
+      for (int n = 0; n < kShare; ++n) peers_[n] = peer_address(ring_, (thread_ & 1) * kShare + n);
     }
   }
 
@@ -60,32 +73,44 @@ class Exchange {
   // on; kWarpSize further is that of the next eight, `stride` further that of the next chunk.
   SEQKERNELS_DEVICE const Words4* part(int chunk, int column) const {
     const int read = !kIsSparing ? read_ : (written_ == 0 ? kRingSlots * layout_.slot : written_) - layout_.slot;
-    const uint32_t* const words = ring_ + read + (chunk * part_.columns + column) * kChunkWords;
-    return reinterpret_cast<const Words4*>(words) + lane_index();
+    return reinterpret_cast<const Words4*>(ring_ +
+                                           (read + (chunk * columns() + column) * kChunkWords + 4 * lane_index()));
   }
-  SEQKERNELS_DEVICE int stride() const { return part_.columns * kChunkWords / 4; }
+  SEQKERNELS_DEVICE int stride() const { return columns() * kChunkWords / 4; }
 
   // Words of a lane's part, some of which may not be ready yet.
   SEQKERNELS_DEVICE Words4 load(const Words4* part) const { return load_relaxed<kScope>(part); }
 
   // Where word `word` of K in `column` is within a slot.
   SEQKERNELS_DEVICE int offset(int word, int column) const {
-    return (word / kChunkWords * part_.columns + column) * kChunkWords + word % kChunkWords;
+    return (word / kChunkWords * columns() + column) * kChunkWords + word % kChunkWords;
   }
 
-  // Stores a word for all members at this offset in this iteration's slot.
-  SEQKERNELS_DEVICE void publish(int offset, uint32_t value) const {
-    if (value == kNotReady) value = kNaN;
-    uint32_t* const to = ring_ + written_ + offset;
+  // Stores words for all members in this iteration's slot, the first at this offset and each next one `stride` behind the one
+  // before. Of kCluster, two lanes that follow one another have the same words and offset, and share the members.
+  template <int kCount, int kWords>
+  SEQKERNELS_DEVICE void publish(int offset, int stride, Words<kWords> (&words)[kCount]) const {
+    SEQKERNELS_UNROLL
+    for (int i = 0; i < kCount * kWords; ++i)
+      if (uint32_t& word = words[i / kWords].word[i % kWords]; word == kNotReady) word = kNaN;
+    const auto place = [&](uint32_t* ring, int n) {
+      return reinterpret_cast<Words<kWords>*>(ring + (offset + n * stride + written_));
+    };
     if constexpr (kScope == Scope::kDevice) {
-      store_relaxed<kScope>(to, value);
-    } else {
-      if (part_.members == kMaxCluster) {  // most have as many
+      SEQKERNELS_UNROLL
+      for (int n = 0; n < kCount; ++n) store_relaxed<kScope>(place(ring_, n), words[n]);
+    } else if (has_peers_) {
+      SEQKERNELS_UNROLL
+      for (int n = 0; n < kCount; ++n) {
         SEQKERNELS_UNROLL
-        for (int member = 0; member < kMaxCluster; ++member) store_peer(to, member, value);
-      } else {
-        SEQKERNELS_UNROLL_BY(1)
-        for (int member = 0; member < part_.members; ++member) store_peer(to, member, value);
+        for (uint32_t* const peer : peers_) store_peer(place(peer, n), words[n]);
+      }
+    } else {
+      SEQKERNELS_UNROLL_BY(1)
+      for (int member = thread_ & 1; member < part_.members; member += 2) {
+        uint32_t* const peer = peer_address(ring_, member);
+        SEQKERNELS_UNROLL
+        for (int n = 0; n < kCount; ++n) store_peer(place(peer, n), words[n]);
       }
     }
   }
@@ -93,11 +118,10 @@ class Exchange {
   // Resets the slot after the next one: shares of one slot in global memory, or all of the block's own.
   SEQKERNELS_DEVICE void reset() const {
     const int after_next = written_ >= 2 * layout_.slot ? written_ - 2 * layout_.slot : written_ + 2 * layout_.slot;
-    Words4* const words =
-        reinterpret_cast<Words4*>(ring_ + after_next) + (kScope == Scope::kCluster ? 0 : member_ * layout_.reset);
+    Words4* words = reinterpret_cast<Words4*>(ring_ + (first_reset_ + after_next));
     SEQKERNELS_UNROLL_BY(1)
-    for (int i = thread_; i < layout_.reset; i += kThreads)
-      store_relaxed<kScope>(words + i, Words4{{kNotReady, kNotReady, kNotReady, kNotReady}});
+    for (int n = resets_; n > 0; --n, words += kThreads)
+      store_relaxed<kScope>(words, Words4{{kNotReady, kNotReady, kNotReady, kNotReady}});
   }
 
   // Orders this thread's resets; within a block, its barrier is enough.
@@ -115,10 +139,19 @@ class Exchange {
   }
 
  private:
+  template <class T>
+  static SEQKERNELS_DEVICE T kept(T value) {
+    return kIsSparing ? value : launder(value);
+  }
+  SEQKERNELS_DEVICE int columns() const { return kColumns > 0 ? kColumns : part_.columns; }
+
   uint32_t* ring_;
   const Partition& part_;
   const SharedLayout& layout_;
-  int member_, thread_;
+  int thread_;
+  int first_reset_, resets_;    // where this thread's first four words of a slot are that it resets, and how many such
+  int has_peers_;               // of a cluster of as many blocks as one may have, which most are:
+  uint32_t* peers_[kShare];     // the rings that this lane stores to
   int read_ = 0, written_ = 0;  // beginnings of the slots of the last iteration and of this one
 };
 

@@ -40,6 +40,8 @@ struct Forward {
   struct Inputs {
     R gates[Cell::kGates];
   };
+  using Loaded = Inputs;
+  static SEQKERNELS_DEVICE Inputs inputs_of(const Problem&, const Loaded& loaded) { return loaded; }
 
   static SEQKERNELS_DEVICE int64_t steps(const Problem& p) { return p.steps; }
   static SEQKERNELS_DEVICE int64_t step_of(const Problem& p, int64_t iteration) {
@@ -85,18 +87,20 @@ struct Forward {
       const int64_t row = p.shape.first_row(time) - p.shape.first_row(begin) + at.column;
       gates_ = static_cast<const R*>(p.input_gates[at.direction]) + row * Cell::kGates * p.shape.hidden + at.unit;
     }
-    SEQKERNELS_DEVICE void move(const Problem& p, int rows) { move_rows(gates_, rows, Cell::kGates * p.shape.hidden); }
+    SEQKERNELS_DEVICE void move(const Problem& p, int rows) { move_rows(gates_, rows, p.row_bytes.input_gates); }
+    SEQKERNELS_DEVICE void move_across(const Problem& p, int sequences) { move(p, sequences); }
+    SEQKERNELS_DEVICE void hold() {}
 
     // Loads the inputs of a stage for the unit that is `unit` further.
     template <int stage>
-    SEQKERNELS_DEVICE Inputs load(const Problem& p, const Walk&, const UnitCoord&, int unit) const {
+    SEQKERNELS_DEVICE Loaded load(const Problem& p, const Walk&, const UnitCoord&, int unit, bool = false) const {
       using Stage = StageOf<Cell, stage>;
-      Inputs inputs{};
+      Loaded loaded{};
       if constexpr (!Stage::kIsProjection) {
         SEQKERNELS_UNROLL
-        for (int g = Stage::kFirstGate; g < Stage::kGatesEnd; ++g) inputs.gates[g] = gates_[g * p.shape.hidden + unit];
+        for (int g = Stage::kFirstGate; g < Stage::kGatesEnd; ++g) loaded.gates[g] = gates_[g * p.shape.hidden + unit];
       }
-      return inputs;
+      return loaded;
     }
     // Has L2 fetch what a later step loads, all its stages that make the same units as this one.
     template <int stage>
@@ -155,15 +159,18 @@ struct Forward {
     SEQKERNELS_DEVICE Writer(const Problem& p, const UnitCoord& at, int64_t time) {
       const int64_t row = p.shape.first_row(time) + at.column;
       output_ = static_cast<T*>(p.output) + Units::output_index(p, at, row);
+      saves_ = p.gates != nullptr;
       gates_ = static_cast<T*>(p.gates) + saved_index(p.shape, at, row, Cell::kSaved);
       if constexpr (Cell::kHasCellState) cells_ = static_cast<R*>(p.cells) + saved_index(p.shape, at, row, 1);
     }
     SEQKERNELS_DEVICE void move(const Problem& p, int rows) {
-      const int padded = p.shape.padded;
-      move_rows(output_, rows, p.shape.directions * Units::outputs(p));
-      if constexpr (Cell::kSaved > 0) move_rows(gates_, rows, Cell::kSaved * padded);
-      if constexpr (Cell::kHasCellState) move_rows(cells_, rows, padded);
+      move_rows(output_, rows, p.row_bytes.output);
+      if constexpr (Cell::kSaved > 0) move_rows(gates_, rows, p.row_bytes.saved);
+      if constexpr (Cell::kHasCellState) move_rows(cells_, rows, p.row_bytes.cells);
     }
+    SEQKERNELS_DEVICE void move_across(const Problem& p, int sequences) { move(p, sequences); }
+
+    SEQKERNELS_DEVICE void hold() { saves_ = launder(saves_); }
 
     // Writes the results of a stage.
     template <int stage>
@@ -171,7 +178,7 @@ struct Forward {
       using Stage = StageOf<Cell, stage>;
       if constexpr (Stage::kIsLast) output_[unit] = from_real<T>(state.h);
       if constexpr (Cell::kSaved > 0) {
-        if (!p.gates) return;  // nothing is saved, no cell states either
+        if (!saves_) return;  // no cell states either
         SEQKERNELS_UNROLL
         for (int k = Stage::kFirstSaved; k < Stage::kSavedEnd; ++k)
           gates_[k * p.shape.padded + unit] = from_real<T>(results.saved[k]);
@@ -180,6 +187,7 @@ struct Forward {
     }
 
    private:
+    int saves_;
     T *output_, *gates_;
     R* cells_ = nullptr;
   };

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "matrix.h"
 #include "time_loop.h"
@@ -22,8 +23,14 @@ using cuda::window;
 #endif
 constexpr int64_t kGatesBytes = SEQKERNELS_GATES_BYTES;
 
-// A layer whose rows are those of x.
-Layer layer_of(const LayerInputs& inputs) { return Layer(inputs, false); }
+// A layer whose rows are those of x, and whose steps kernels can count.
+Layer layer_of(const LayerInputs& inputs) {
+  constexpr int64_t kMostSteps = std::numeric_limits<int>::max();
+  const Tensor& of_steps = inputs.spec.batch_sizes ? *inputs.spec.batch_sizes : inputs.x;
+  if (of_steps.dim() > 0 && of_steps.size(0) > kMostSteps)
+    fail("x must have at most ", kMostSteps, " steps on CUDA, got ", of_steps.size(0));
+  return Layer(inputs, false);
+}
 
 std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
   return tensor ? std::optional(as_contiguous(*tensor)) : std::nullopt;
@@ -84,6 +91,7 @@ cuda::Projected<Problem> problem_of(const Layer& layer, const std::optional<Tens
   cuda::Projected<Problem> problem{};
   problem.shape = shape_of(layer, offsets);
   problem.projection.outputs = static_cast<int>(layer.output_size());
+  problem.row_bytes = cuda::row_bytes_of(problem.shape, layer.info(), problem.projection.outputs, layer.dtype());
   problem.h0 = data(layer.h0());
   problem.c0 = data(layer.c0());
   return problem;

@@ -96,6 +96,12 @@ template <class Pass, class Operand, Form form, int... stages>
 constexpr int max_column_tiles(std::integer_sequence<int, stages...>) {
   return std::min({PersistentProduct<Pass, Operand, form, stages>::kMaxColumnTiles...});
 }
+// Words of one warp's partial sums, of so many column tiles. Where they will be, products stage vectors.
+template <class Pass, class Operand, Form form, int... stages>
+constexpr int partial_words(int column_tiles, std::integer_sequence<int, stages...>) {
+  return std::max({column_tiles * kTileColumns * PersistentProduct<Pass, Operand, form, stages>::Sums::kStride...,
+                   PersistentProduct<Pass, Operand, form, stages>::Weights::kProductStage...});
+}
 template <class Pass>
 using StagesOf = std::make_integer_sequence<int, Pass::kStages>;
 
@@ -108,10 +114,7 @@ SharedLayout layout_of(const Partition& part, int outputs, std::integer_sequence
   layout.chunks = std::max({PersistentProduct<Pass, Operand, form, stages>::chunks(part, layout)...});
   layout.chunks_per_warp = std::max({PersistentProduct<Pass, Operand, form, stages>::chunks_per_warp(part, layout)...});
   layout.slice = (PersistentProduct<Pass, Operand, form, stages>::words(part, layout) + ...);
-  // Where sums will be, products stage vectors.
-  layout.partial =
-      std::max({part.column_tiles * kTileColumns * PersistentProduct<Pass, Operand, form, stages>::Sums::kStride...,
-                PersistentProduct<Pass, Operand, form, stages>::Weights::kProductStage...});
+  layout.partial = partial_words<Pass, Operand, form>(part.column_tiles, StagesOf<Pass>());
   layout.slot = layout.chunks * part.columns * kChunkWords;
   layout.reset = (part.ring ? layout.slot / part.members : layout.slot) / 4;
   layout.weights = 2 * kWarps * layout.partial;  // of the last iteration and this one, or of two teams

@@ -61,9 +61,11 @@ class NormalizedBackward : NormalizedRow<Cell, T, 1, Cell::kGates> {
     const int64_t row = Base::row_at(walk.time());
     const typename Pass::Reader reader(p_, sequence_, walk.time());
     is_reset_ = is_reset(p_.shape, p_.transition, sequence_.direction, walk.time(), sequence_.column);
+    const int64_t before = p_.shape.time_before(sequence_.direction, walk.time());
+    const bool is_first = !has_step(p_.shape, p_.transition, before, sequence_.column);
     const auto load = [&](int u) {
-      Inputs inputs = reader.template load<kLastStage>(p_, walk, at(u), u);
-      correct_previous<typename Pass::Units, T>(p_, at(u), walk.time(), is_reset_, inputs);
+      Inputs inputs = Pass::inputs_of(p_, reader.template load<kLastStage>(p_, walk, at(u), u, is_first));
+      if (is_reset_) inputs.prev.h = 0, inputs.prev.c = 0;
       return inputs;
     };
     const int64_t of_row = row * p_.shape.directions + sequence_.direction;

@@ -69,7 +69,7 @@ class NormalizedForward : NormalizedRow<Cell, T, Cell::kGates, 1> {
 
     // What is normalised of a unit: f(norm, gate, number).
     const auto for_numbers = [&](int u, const auto& f) {
-      const auto inputs = reader.template load<0>(p_, walk, sequence_, u);
+      const auto inputs = Pass::inputs_of(p_, reader.template load<0>(p_, walk, sequence_, u));
       SEQKERNELS_UNROLL
       for (int g = 0; g < kGates; ++g) {
         const R product = is_new ? R(0) : product_[g * p_.shape.hidden + u];

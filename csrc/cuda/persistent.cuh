@@ -28,10 +28,15 @@ class PersistentTeam {
   using Iteration = typename Pass::template Iteration<stage>;
   using Traits = OperandTraits<Operand>;
   static constexpr bool kOneQuarter = kTiles > 0;
+  // Several quarters and products without tensor cores need the registers.
+  static constexpr bool kIsSparing = !kOneQuarter || !Stage<0>::Product::kOnTensorCores;
   static constexpr int kMaxTiles = max_tiles<Pass, Operand>(StagesOf<Pass>());
   static constexpr int kQuarterCount = kOneQuarter ? 1 : kMaxTiles * kQuarters / kWarps;
   static constexpr int kMaxColumnTiles = max_column_tiles<Pass, Operand, kForm>(StagesOf<Pass>());
+  static constexpr int kPartial = partial_words<Pass, Operand, kForm>(kTiles, StagesOf<Pass>());  // of one quarter
   static constexpr int kLastStage = Pass::kStages - 1;
+  // Whether lanes publish in pairs: they share a word, or the stores to the blocks of a cluster.
+  static constexpr bool kInPairs = Traits::kPerWord == 2 || kScope == Scope::kCluster;
   using Lane = cuda::Lane<kTiles, kMaxColumnTiles>;
   // Kinds of units, hidden ones and, where they are others, those of h; what a stage makes.
   static constexpr int kKinds = Units::kDiffer ? 2 : 1;
@@ -53,7 +58,8 @@ class PersistentTeam {
         first_column_(group_ % part.column_groups * part.columns),
         first_unit_(member_ * part.units_of_block()),
         warp_(kTeams > 1 ? warp_index() % kWarps : warp_index()),
-        partials_(kTeams > 1 ? team_ * kWarps * layout.partial : 0),
+        partials_(kTeams > 1 ? team_ * kWarps * partial() : 0),
+        is_split_in_eight_(kIsSparing ? part.splits == 8 : launder(part.splits == 8)),
         exchange_(kScope == Scope::kDevice ? static_cast<uint32_t*>(part.ring) + group_ * layout.ring_words()
                                            : memory_ + layout.ring,
                   part, layout, member_, kTeams > 1 ? thread_index() % kThreads : thread_index()),
@@ -75,6 +81,9 @@ class PersistentTeam {
   }
 
  private:
+  // Words of one warp's partial sums.
+  SEQKERNELS_DEVICE int partial() const { return kIsSparing ? layout_.partial : kPartial; }
+
   SEQKERNELS_DEVICE UnitCoord coord(const Lane& lane, int n) const {
     return coord(lane.column + lane.columns_to(n), first_unit_ + lane.unit + lane.units_to(n));
   }
@@ -102,10 +111,10 @@ class PersistentTeam {
   SEQKERNELS_DEVICE int further(const Lane& lane, int n) const {
     return kOneQuarter ? 0 : lane.unit + lane.units_to(n);
   }
-  // Reader or writer, moved to the columns of quarter n: sequences are rows one after another.
+  // Reader or writer, moved to the columns of quarter n: rows one after another, but of other sequences.
   template <class Access>
   SEQKERNELS_DEVICE Access across(Access access, const Lane& lane, int n) const {
-    if (n % 2 == 1 && lane.is_wide()) access.move(p_, Lane::kApart);
+    if (n % 2 == 1 && lane.is_wide()) access.move_across(p_, Lane::kApart);
     return access;
   }
   SEQKERNELS_DEVICE bool has_quarter(const Lane& lane, int n) const { return warp_ + n * kWarps < lane.quarters; }
@@ -123,7 +132,7 @@ class PersistentTeam {
     const int chunks = left < 0 ? 0 : left < of_warp ? left : of_warp;
     const int unit = first_unit_ + warp_ / part_.splits * kTileUnits;
     slices_.template of<stage>().load(first, chunks, memory_ + layout_.weights + warp_ * layout_.slice + offset,
-                                      memory_ + warp_ * 2 * layout_.partial, [&](int tile, int row, int k) {
+                                      memory_ + warp_ * 2 * partial(), [&](int tile, int row, int k) {
                                         return weights<stage>(tile, unit_of<Iteration<stage>::kFollows>(unit + row), k);
                                       });
     if constexpr (stage + 1 < Pass::kStages) load_weights<stage + 1>(offset + Stage<stage>::words(part_, layout_));
@@ -133,28 +142,13 @@ class PersistentTeam {
   // going back, it has one row, and K is the gates of the units after.
   template <int stage>
   SEQKERNELS_DEVICE auto weights(int tile, int unit, int k) const {
-    using Element = typename Pass::Element;
-    constexpr int kValues = Stage<stage>::Weights::kValues;
     const int units = Stage<stage>::units_read(part_, layout_), from = k % units, block = k / units;
     const int made = Units::template made<Iteration<stage>::kFollows>(p_);
     const int read = Units::template made<Iteration<stage>::kPublisher>(p_);
-    Words<kValues / Traits::kPerWord> words{};
-    if (unit >= made || from >= read) return words;
     const int64_t row = static_cast<int64_t>(Iteration<stage>::kFirstTile + tile) * made + unit;
-    const Element* const values = static_cast<const Element*>(matrix<stage>()) +
-                                  (row * Iteration<stage>::kRowBlocks + Iteration<stage>::kFirstBlock + block) * read +
-                                  from;
-    if (from + kValues <= read && reinterpret_cast<uintptr_t>(values) % sizeof(words) == 0) {
-      words = *reinterpret_cast<const decltype(words)*>(values);
-      if constexpr (Traits::kPerWord == 1)
-        for (uint32_t& word : words.word) word = Traits::bits(float_of(word));
-      return words;
-    }
-    SEQKERNELS_UNROLL
-    for (int i = 0; i < kValues; ++i)
-      if (from + i < read)
-        words.word[i / Traits::kPerWord] |= Traits::bits(to_real(values[i])) << i % Traits::kPerWord * 16;
-    return words;
+    const int64_t first = (row * Iteration<stage>::kRowBlocks + Iteration<stage>::kFirstBlock + block) * read + from;
+    return Stage<stage>::Weights::words_of(static_cast<const typename Pass::Element*>(matrix<stage>()), first,
+                                           unit < made ? read - from : 0);
   }
 
   // W_hh or W_hr, as the pass has them.
@@ -192,10 +186,10 @@ class PersistentTeam {
   // What a lane takes from one step to the next. Reader and writer stand at the one quarter's unit; of several quarters, they
   // are rematerialised where the block's units and a pass's column begin, for what a lane has is not the same in all passes.
   struct Cursor {
-    Walk walk;  // of the step at hand
-    typename Pass::Reader reader;
+    Walk walk;                            // of the step at hand
+    typename Pass::Reader reader, ahead;  // `ahead` stands at the step after that at hand, to prefetch
     typename Pass::Writer writer;
-    typename Pass::Inputs inputs[kQuarterCount];  // of the coming pass
+    typename Pass::Loaded loaded[kQuarterCount];  // of the coming pass
     typename Pass::State state;                   // of the one quarter, where there is no more
     typename Pass::Biases biases;
     // Of the one quarter: the column of the launch, or kNowhere where the lane's unit does not exist; where it publishes, in a
@@ -210,8 +204,10 @@ class PersistentTeam {
     const int64_t time = steps > 0 ? Pass::time_of(p_, direction_, first_step) : 0;
     const UnitCoord at = coord(lane, 0);
     const UnitCoord begin = kOneQuarter ? at : coord(0, first_unit_);
-    Cursor cursor{Pass::walk(p_, direction_, first_step), {p_, begin, time}, {p_, begin, time}};
+    Cursor cursor{Pass::walk(p_, direction_, first_step), {p_, begin, time}, {p_, begin, time}, {p_, begin, time}};
+    if constexpr (!kIsSparing) cursor.reader.hold(), cursor.writer.hold();
     if constexpr (kOneQuarter) {
+      if constexpr (!kIsSparing) cursor.ahead = cursor.reader, cursor.ahead.move(p_, cursor.walk.rows());
       cursor.state = has_quarter(lane, 0) ? initial(at) : typename Pass::State{};  // else, others' units
       cursor.column[0] = kNowhere;
       if (has_quarter(lane, 0) && exists<0>(at)) {
@@ -275,9 +271,9 @@ class PersistentTeam {
   SEQKERNELS_DEVICE void do_columns(const Lane& lane, int column, bool is_last, Cursor& cursor) {
     constexpr int kFollows = Iteration<stage>::kFollows, kNext = Iteration<stage>::kNext, kMade = kKind<kFollows>;
     uint32_t* const partials = memory_ + partials_;
-    if (kTeams == 1) partials_ = kWarps * layout_.partial - partials_;
+    if (kTeams == 1) partials_ = kWarps * partial() - partials_;
     if constexpr (kHasProduct) {
-      uint32_t* const own = partials + warp_ * layout_.partial;
+      uint32_t* const own = partials + warp_ * partial();
       if constexpr (kOneQuarter) {
         multiply<stage, kTiles>(column, own);
       } else if (lane.tiles == 1) {
@@ -289,6 +285,10 @@ class PersistentTeam {
           multiply<stage, kMaxColumnTiles>(column, own);
       }
     }
+    // By now they have arrived; to convert them where they are loaded would be to wait for them.
+    typename Pass::Inputs inputs[kQuarterCount];
+    SEQKERNELS_UNROLL
+    for (int n = 0; n < kQuarterCount; ++n) inputs[n] = Pass::inputs_of(p_, cursor.loaded[n]);
     if (column == 0) exchange_.order_resets();
     barrier();
     exchange_.order_strictly();
@@ -312,8 +312,8 @@ class PersistentTeam {
             is_active(n) && (kOneQuarter || unit_of<kFollows>(unit) < Units::template made<kFollows>(p_));
         typename Pass::Results results{};
         if (steps)
-          results = Pass::template step<kFollows>(kOneQuarter ? cursor.biases : biases_[unit - first_unit_],
-                                                  cursor.inputs[n], product, state, published);
+          results = Pass::template step<kFollows>(kOneQuarter ? cursor.biases : biases_[unit - first_unit_], inputs[n],
+                                                  product, state, published);
         else
           Pass::template idle<kFollows>(product, state, published);
         publish<kMade == 0>(
@@ -333,8 +333,10 @@ class PersistentTeam {
     }
     if (has_step && kNext == 0) {  // the step ends
       const int rows = cursor.walk.rows();
-      if constexpr (kOneQuarter) cursor.reader.move(p_, rows), cursor.writer.move(p_, rows);
+      if constexpr (kOneQuarter) cursor.writer.move(p_, rows);
+      if constexpr (kOneQuarter && kIsSparing) cursor.reader.move(p_, rows);
       cursor.walk.advance();
+      if constexpr (!kIsSparing) cursor.reader = cursor.ahead, cursor.ahead.move(p_, cursor.walk.rows());
     }
     if constexpr (kOneQuarter)
       load_inputs<kNext>(lane, cursor);
@@ -344,12 +346,7 @@ class PersistentTeam {
     if constexpr (kTeams > 1) barrier();  // all have added up their sums, whose place is that of the next
   }
 
-  SEQKERNELS_DEVICE void barrier() const {
-    if constexpr (kTeams > 1)
-      team_barrier(team_, kThreads);
-    else
-      block_barrier();
-  }
+  SEQKERNELS_DEVICE void barrier() const { kTeams > 1 ? team_barrier(team_, kThreads) : block_barrier(); }
 
   // Rematerialises the reader or writer of the step at hand: of several quarters, inputs and sums leave no registers to keep
   // them in.
@@ -380,11 +377,14 @@ class PersistentTeam {
       }
     };
     for_those_of(cursor.walk.active(), [&](const UnitCoord& at, int n) {
-      cursor.inputs[n] = across(reader, lane, n).template load<kFollows>(p_, cursor.walk, at, further(lane, n));
+      cursor.loaded[n] = across(reader, lane, n).template load<kFollows>(p_, cursor.walk, at, further(lane, n));
     });
     // What the next step will load, from far away. FFMA's steps are long enough to load in time.
     if constexpr (Stage<0>::Product::kOnTensorCores && (stage == 0 || Units::kDiffer)) {
-      reader.move(p_, cursor.walk.rows());
+      if constexpr (kOneQuarter)
+        reader = cursor.ahead;
+      else
+        reader.move(p_, cursor.walk.rows());
       for_those_of(cursor.walk.next(), [&](const UnitCoord&, int n) {
         across(reader, lane, n).template prefetch<kFollows>(p_, further(lane, n));
       });
@@ -420,17 +420,17 @@ class PersistentTeam {
   template <int stage>
   SEQKERNELS_DEVICE int partial_of(const Lane& lane, int n) const {
     const int unit = lane.unit + lane.units_to(n), column = lane.column + lane.columns_to(n) - lane.first;
-    return unit / kTileUnits * part_.splits * layout_.partial + Stage<stage>::Sums::at(column, 0, unit % kTileUnits);
+    return unit / kTileUnits * part_.splits * partial() + Stage<stage>::Sums::at(column, 0, unit % kTileUnits);
   }
 
   // Adds up the sums of a unit; those of 8 splits in two halves, for all at once would take too many registers.
   template <int kCount>
   SEQKERNELS_DEVICE void collect(const float* partials, float (&product)[kCount]) const {
     using Sums = PartialSums<kCount>;
-    const int stride = layout_.partial;
+    const int stride = partial();
     if constexpr (kOneQuarter) {  // whose blocks have one or two groups of units
       Sums::template add_up<4>(partials, stride, product);
-      if (part_.splits == 8) Sums::template add_up<4>(partials + 4 * stride, stride, product);
+      if (kTiles == 2 || is_split_in_eight_) Sums::template add_up<4>(partials + 4 * stride, stride, product);
       return;
     }
     switch (part_.splits) {
@@ -450,22 +450,32 @@ class PersistentTeam {
   template <int stage>
   SEQKERNELS_DEVICE int offset_of(int hidden_unit, int column) const {
     const int unit = unit_of<stage>(hidden_unit);
-    return kKind<stage> > 0 && unit == kNowhere ? kNowhere : exchange_.offset(unit / Traits::kPerWord, column);
+    return kKind<stage> > 0 && unit == kNowhere
+               ? kNowhere
+               : exchange_.offset((kInPairs ? unit / 2 * 2 : unit) / Traits::kPerWord, column);
   }
 
   // `is_certain`: that the offset is not kNowhere.
   template <bool is_certain, int kCount>
   SEQKERNELS_DEVICE void publish(int offset, const float (&published)[kCount]) const {
-    const int stride = part_.units() / Traits::kPerWord * part_.columns;  // from one block of K to the next
-    SEQKERNELS_UNROLL
-    for (int block = 0; block < kCount; ++block) {
-      if constexpr (Traits::kPerWord == 2) {
-        const float neighbour = shuffle_xor(published[block], 1);
-        if (lane_index() % 2 == 0 && (is_certain || offset != kNowhere))
-          exchange_.publish(offset + block * stride, word_of<Operand>(published[block], neighbour));
-      } else if (is_certain || offset != kNowhere) {
-        exchange_.publish(offset + block * stride, Traits::bits(published[block]));
+    const int stride = part_.units() / Traits::kPerWord *
+                       (kOneQuarter ? kTiles * kTileColumns : part_.columns);  // from one block of K to the next
+    const bool exists = is_certain || offset != kNowhere;
+    if constexpr (kInPairs) {
+      constexpr bool kBothStore = kScope == Scope::kCluster;
+      const bool is_odd = lane_index() & 1, is_second = kBothStore && is_odd;
+      Words<2 / Traits::kPerWord> words[kCount];
+      SEQKERNELS_UNROLL
+      for (int block = 0; block < kCount; ++block) {
+        const float own = published[block], neighbour = shuffle_xor(own, 1);
+        words[block] = Traits::pair(is_second ? neighbour : own, is_second ? own : neighbour);
       }
+      if (exists && (kBothStore || !is_odd)) exchange_.publish(offset, stride, words);
+    } else {
+      Words<1> words[kCount];
+      SEQKERNELS_UNROLL
+      for (int block = 0; block < kCount; ++block) words[block] = {{Traits::bits(published[block])}};
+      if (exists) exchange_.publish(offset, stride, words);
     }
   }
 
@@ -476,7 +486,8 @@ class PersistentTeam {
   const int team_, group_, member_;  // of the block, of the launch, of the group
   const int direction_, first_column_, first_unit_, warp_;
   int partials_;  // where the coming pass leaves its sums: double-buffered, but with two teams
-  Exchange<kScope, !kOneQuarter> exchange_;
+  const int is_split_in_eight_;
+  Exchange<kScope, kIsSparing ? 0 : kTiles * kTileColumns, kIsSparing> exchange_;
   typename Pass::State* const states_;
   typename Pass::Biases* const biases_;
   Slices<Pass, Operand, kForm> slices_;

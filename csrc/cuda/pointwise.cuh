@@ -14,13 +14,15 @@
 //                 kPublisher  the stage that has published what the product reads, for each of its units
 //                 kNext     the stage whose product comes next
 //   Reader      where a step's inputs are for one unit, and `load`, which brings them (early: they arrive while the product
-//               is under way)
+//               is under way), as they are in memory (Loaded); `inputs_of` makes numbers of them
 //   step        a stage of a step: product in, state updated, `published` and results out
 //   Writer      where a step's results go for one unit, and `write` (late, so that nobody waits for memory who waits for what
 //               is published)
 //   idle        what stands in for `step` where there is none: a sequence that has ended or not begun
 //   finish      writes the final state
-// Readers and writers hold pointers that move along from step to step (Walk): nothing is multiplied out again in the loop.
+// Readers and writers hold pointers that move along from step to step (`move`; Walk knows how far): nothing is multiplied out
+// again in the loop. `move_across` takes them to other sequences, which have other first states and lengths; `hold` has them keep
+// in a register what would else be asked in each step.
 //
 // Steps are numbered as the pass does them. Of n steps, iteration i of 0..n does number i - 1 going forward (iteration 0
 // publishes the initial state), and number i going back (iteration n has the last product). Where a step has several stages
@@ -54,12 +56,11 @@ SEQKERNELS_DEVICE void write(void* base, int64_t index, Real<T> value) {
   static_cast<T*>(base)[index] = from_real<T>(value);
 }
 
-// Moves a pointer by so many rows of so many elements: one multiply-add, of bytes.
+// Moves a pointer by so many rows of so many bytes: one multiply-add.
 template <class T>
-SEQKERNELS_DEVICE void move_rows(T*& pointer, int rows, int elements) {
-  const int64_t bytes = static_cast<int64_t>(rows) * (elements * static_cast<int>(sizeof(T)));
-  pointer =
-      (T*)((const char*)pointer + bytes);  // not by way of integers, or it would forget that it is of global memory
+SEQKERNELS_DEVICE void move_rows(T*& pointer, int rows, int bytes) {
+  // Not by way of integers, or it would forget that it is of global memory.
+  pointer = (T*)((const char*)pointer + wide_product(rows, bytes));
 }
 
 // Index of a unit in [D, B, units] and in [R, D, units].
@@ -81,11 +82,13 @@ class Walk {
   // Begins at `time` and goes up (sign 1) or down (sign -1), `steps` steps in all.
   SEQKERNELS_DEVICE Walk(const Shape& shape, int64_t time, int sign, int64_t steps)
       : offsets_(shape.offsets),
-        time_(time),
+        is_packed_(launder(shape.offsets != nullptr)),
+        time_(static_cast<int>(time)),
         sign_(sign),
         left_(static_cast<int>(steps) - 1),
-        active_(steps > 0 ? shape.active(time) : 0) {
-    look_ahead();
+        active_(steps > 0 ? shape.active(time) : 0),
+        next_(left_ > 0 ? active_ : 0) {
+    if (is_packed_) look_ahead();
   }
 
   // Sequences, the first ones of the batch, that have this step; that have the next one: none behind the last.
@@ -97,18 +100,19 @@ class Walk {
 
   SEQKERNELS_DEVICE void advance() {
     active_ = next_, time_ += sign_, --left_;
-    look_ahead();
+    next_ = left_ > 0 ? active_ : 0;
+    if (is_packed_) look_ahead();
   }
 
  private:
   SEQKERNELS_DEVICE void look_ahead() {
-    next_ = left_ > 0 ? active_ : 0;
-    if (offsets_ && left_ > 0) next_ = static_cast<int>(offsets_[time_ + sign_ + 1] - offsets_[time_ + sign_]);
+    const int64_t* const next = offsets_ + (time_ + sign_);
+    if (left_ > 0) next_ = static_cast<int>(next[1] - next[0]);
   }
 
   const int64_t* offsets_;
-  int64_t time_;
-  int sign_, left_, active_, next_ = 0;
+  int is_packed_;
+  int time_, sign_, left_, active_, next_;
 };
 
 // A stage of a cell.

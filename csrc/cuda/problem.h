@@ -46,6 +46,27 @@ struct Shape {
   }
 };
 
+// Bytes from a row to the next in what kernels read and write row by row. The host works them out; a kernel would in every
+// step.
+struct RowBytes {
+  int input_gates;  // real [.., G H]
+  int output;       // [R, D, P]
+  int saved;        // [D, R, saved, Hp]
+  int cells;        // real [D, R, Hp]
+  int cell_states;  // [R, D, H]
+  int dgates;       // [R, D, G H]
+};
+inline RowBytes row_bytes_of(const Shape& shape, const CellInfo& cell, int outputs, DType dtype) {
+  const int64_t element = bytes_of(dtype), real = dtype == DType::kFloat64 ? 8 : 4;
+  const int64_t gate_units = cell.gates * shape.hidden;
+  return {static_cast<int>(gate_units * real),
+          static_cast<int>(shape.directions * outputs * element),
+          static_cast<int>(cell.saved * shape.padded * element),
+          static_cast<int>(shape.padded * real),
+          static_cast<int>(shape.directions * shape.hidden * element),
+          static_cast<int>(shape.directions * gate_units * element)};
+}
+
 // What happens to states between steps, beside the cell; null where nothing does.
 struct Transition {
   const uint8_t* resets;                  // [R] nothing passes from the time before to that of the row
@@ -58,6 +79,7 @@ struct Transition {
 
 struct ForwardProblem {
   Shape shape;
+  RowBytes row_bytes;
   int64_t first_step, steps;   // of each direction, that this launch is to do; fewer than 2^31
   const void* input_gates[2];  // real [rows of these steps, G H] for each direction, without bias
   const void* weights[2];      // W_hh [G H, P]; stepwise kernels do not read it
@@ -77,6 +99,7 @@ struct ForwardProblem {
 
 struct BackwardProblem {
   Shape shape;
+  RowBytes row_bytes;
   const void* weights[2];   // W_hh transposed, [P, G H]; stepwise kernels do not read it
   const void* grad_output;  // [R, D, P] or null
   const void* grad_h_n;     // [D, B, P] or null

@@ -17,16 +17,19 @@ template <class Operand>
 struct OperandTraits {
   static constexpr int kPerWord = 2;
   static SEQKERNELS_DEVICE uint32_t bits(float x) { return from_real<Operand>(x).bits; }
+  static SEQKERNELS_DEVICE Words<1> pair(float low, float high) { return {{word_of<Operand>(low, high)}}; }
 };
 template <>
 struct OperandTraits<TFloat32> {
   static constexpr int kPerWord = 1;
   static SEQKERNELS_DEVICE uint32_t bits(float x) { return tf32_bits(x); }
+  static SEQKERNELS_DEVICE Words<2> pair(float low, float high) { return {{bits(low), bits(high)}}; }
 };
 template <>
 struct OperandTraits<float> {
   static constexpr int kPerWord = 1;
   static SEQKERNELS_DEVICE uint32_t bits(float x) { return bits_of(x); }
+  static SEQKERNELS_DEVICE Words<2> pair(float low, float high) { return {{bits(low), bits(high)}}; }
 };
 
 template <int kMemberCount>

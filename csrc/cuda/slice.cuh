@@ -22,6 +22,25 @@ class Slice {
     return chunks <= kResident ? 0 : (chunks - kResident) * kQuads * kTiles * kWarpSize * 4;
   }
 
+  // What a lane holds of a row in one chunk: its numbers from `first` on, of which there are `left`; zeros behind.
+  template <class Element>
+  static SEQKERNELS_DEVICE auto words_of(const Element* numbers, int64_t first, int left) {
+    using Traits = OperandTraits<Operand>;
+    Words<kValues / kPerWord> words{};
+    if (left <= 0) return words;
+    numbers += first;
+    if (left >= kValues && reinterpret_cast<uintptr_t>(numbers) % sizeof(words) == 0) {
+      words = *reinterpret_cast<const decltype(words)*>(numbers);
+      if constexpr (kPerWord == 1)
+        for (uint32_t& word : words.word) word = Traits::bits(float_of(word));
+      return words;
+    }
+    SEQKERNELS_UNROLL
+    for (int i = 0; i < kValues; ++i)
+      if (i < left) words.word[i / kPerWord] |= Traits::bits(to_real(numbers[i])) << i % kPerWord * 16;
+    return words;
+  }
+
   // Words of scratch memory that `load` needs for each warp, and `multiply`.
   static constexpr int kStage = kQuads * kTiles * kWarpSize * 4, kProductStage = Product::kStage;
 
@@ -64,9 +83,9 @@ class Slice {
     const Words4* part = exchange.part(first_chunk_, column);  // of the round's first chunk
     const int stride = exchange.stride();
 
-    // Issues the loads of chunk number `n` of the round that begins with `chunk`.
+    // Issues the loads of chunk number `n` of the round that begins with `chunk`, whose first one there is.
     const auto fetch = [&](int chunk, int n) {
-      if (chunk + n >= chunks_) return;
+      if (n > 0 && chunk + n >= chunks_) return;
       SEQKERNELS_UNROLL
       for (int tile = 0; tile < kColumnTiles; ++tile)
         vectors[n][tile] = exchange.load(part + n * stride + tile * kWarpSize);
@@ -79,7 +98,7 @@ class Slice {
       uint32_t most = 0;
       SEQKERNELS_UNROLL
       for (int n = begin; n < end; ++n)
-        if (chunk + n < chunks_) {
+        if (n == 0 || chunk + n < chunks_) {
           SEQKERNELS_UNROLL
           for (int tile = 0; tile < kColumnTiles; ++tile) most = larger(most, largest(vectors[n][tile]));
         }
@@ -100,39 +119,56 @@ class Slice {
     // Adds the products of a round's chunks. `turn` is chunk % kTurns, spelled out: registers need an index that the
     // compiler knows. fragment(n, quad, tile): this lane's words of the weights for chunk n of the round. Those in shared memory
     // are copied, in one load of 16 bytes: four of single words, 16 bytes apart from lane to lane, meet in banks, four at a time.
+    // Returns whether there is another round, whose loads are then on their way.
     const auto add = [&](int turn, int chunk, const auto& fragment) {
-      if (chunk >= chunks_) return;
       await(chunk);
       exchange.order_strictly();
       part += kInFlight * stride;
+      const bool has_next = chunk + kInFlight < chunks_;
       SEQKERNELS_UNROLL
       for (int n = 0; n < kInFlight; ++n)
-        if (chunk + n < chunks_) {
+        if (n == 0 || chunk + n < chunks_) {
           sums.take(turn + n, vectors[n]);
-          if (Product::kCopies) fetch(chunk + kInFlight, n);
+          if (Product::kCopies && has_next) fetch(chunk + kInFlight, n);
           sums.add(turn + n, vectors[n], [&](int quad, int tile) -> decltype(auto) { return fragment(n, quad, tile); });
         }
-      if (!Product::kCopies) fetch_from(chunk + kInFlight, 0);
+      if (!Product::kCopies && has_next) fetch_from(chunk + kInFlight, 0);
+      return has_next;
     };
 
-    fetch_from(0, 0);
-    SEQKERNELS_UNROLL
-    for (int c = 0; c < kResident; c += kInFlight)
-      add(c % kTurns, c, [&](int n, int quad, int tile) -> Words4 {
-        return kResident % kInFlight == 0 || c + n < kResident ? resident_[c + n][quad][tile]
-                                                               : *in_shared(c + n, quad, tile);
-      });
-    constexpr int kBegun = (kResident + kInFlight - 1) / kInFlight * kInFlight;
-    for (int first = kBegun; first < chunks_; first += kTurns) {
-      SEQKERNELS_UNROLL
-      for (int turn = 0; turn < kTurns; turn += kInFlight)
-        add((kBegun + turn) % kTurns, first + turn,
-            [&](int n, int quad, int tile) -> Words4 { return *in_shared(first + turn + n, quad, tile); });
+    // Loads are issued only where somebody is certain to wait for them. Else the compiler would wait itself, for these and for
+    // all that share their scoreboard, before it issues the first ones of the next step.
+    if (chunks_ > 0) {
+      fetch_from(0, 0);
+      if (add_resident<0, kInFlight, kTurns>(add)) {
+        constexpr int kBegun = (kResident + kInFlight - 1) / kInFlight * kInFlight;
+        for (int first = kBegun, has_next = true; has_next; first += kTurns) {
+          SEQKERNELS_UNROLL
+          for (int turn = 0; turn < kTurns && has_next; turn += kInFlight)
+            has_next = add((kBegun + turn) % kTurns, first + turn, [&](int n, int quad, int tile) -> Words4 {
+              return *in_shared(first + turn + n, quad, tile);
+            });
+        }
+      }
     }
     sums.finish(sum);
   }
 
  private:
+  // The rounds from chunk c on whose weights are in registers. Whether there are others, which begin in shared memory.
+  template <int c, int kInFlight, int kTurns, class Add>
+  SEQKERNELS_DEVICE bool add_resident(const Add& add) const {
+    if constexpr (c >= kResident) {
+      return true;
+    } else {
+      const auto fragment = [&](int n, int quad, int tile) -> Words4 {
+        return kResident % kInFlight == 0 || c + n < kResident ? resident_[c + n][quad][tile]
+                                                               : *in_shared(c + n, quad, tile);
+      };
+      return add(c % kTurns, c, fragment) && add_resident<c + kInFlight, kInFlight, kTurns>(add);
+    }
+  }
+
   // This lane's fragments of a chunk, [quad][tile], kWarpSize apart.
   template <class RowWords>
   SEQKERNELS_DEVICE void load_chunk(Words4* to, int c, const RowWords& words) {

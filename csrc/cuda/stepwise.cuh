@@ -47,7 +47,7 @@ SEQKERNELS_KERNEL SEQKERNELS_LAUNCH_BOUNDS(kStepThreads, 1)
     const int64_t time = Pass::time_of(p, at.direction, step);
     if (exists && Pass::has_step(p, iteration) && at.column < p.shape.active(time)) {
       const Walk walk = Pass::walk(p, at.direction, step);
-      auto inputs = typename Pass::Reader(p, at, time).template load<kFollows>(p, walk, at, 0);
+      auto inputs = Pass::inputs_of(p, typename Pass::Reader(p, at, time).template load<kFollows>(p, walk, at, 0));
       const auto biases = Pass::load_biases(p, at.direction, at.unit);
       const auto results = Pass::template step<kFollows>(biases, inputs, product, state, published);
       typename Pass::Writer(p, at, time).template write<kFollows>(p, 0, state, results);

@@ -35,6 +35,14 @@ SEQKERNELS_DEVICE int64_t c_row_index(const Problem& p, const UnitCoord& at, int
   return output_index(p.shape, at, row, p.shape.hidden, at.unit);
 }
 
+// How many steps a sequence has, as far as x reaches; fewer than 2^31.
+SEQKERNELS_DEVICE int length_of(const Shape& shape, const Transition& transition, int column) {
+  const int64_t most = shape.seq_len;
+  if (!transition.lengths || column >= shape.batch) return static_cast<int>(most);
+  const int64_t length = transition.lengths[column];
+  return static_cast<int>(length < 0 ? 0 : length < most ? length : most);
+}
+
 // How much of its value before a step a unit keeps: all or nothing by flags, or a part.
 template <class R>
 struct Zoneout {
@@ -46,9 +54,10 @@ struct Zoneout {
   }
 };
 template <class R>
-SEQKERNELS_DEVICE Zoneout<R> zoneout(const uint8_t* flags, double rate, int64_t index) {
-  return {flags ? R(flags[index] != 0) : static_cast<R>(rate)};
+SEQKERNELS_DEVICE Zoneout<R> zoneout(const uint8_t* flags, double rate, uint8_t flag) {
+  return {flags ? R(flag != 0) : static_cast<R>(rate)};
 }
+SEQKERNELS_DEVICE uint8_t flag_at(const uint8_t* flags, int64_t index) { return flags ? flags[index] : 0; }
 
 // What happens to a unit of one sequence around a step.
 template <class R>
@@ -67,9 +76,11 @@ SEQKERNELS_DEVICE Crossing<R> crossing_at(const Problem& p, const UnitCoord& at,
   crossing.has_step = !transition.lengths || time < transition.lengths[at.column];
   crossing.is_reset = is_reset(p.shape, transition, at.direction, time, at.column);
   if (Units::has_h(p, at))
-    crossing.zoneout_h = zoneout<R>(transition.zoneout_h, transition.zoneout_h_rate, Units::output_index(p, at, row));
+    crossing.zoneout_h = zoneout<R>(transition.zoneout_h, transition.zoneout_h_rate,
+                                    flag_at(transition.zoneout_h, Units::output_index(p, at, row)));
   if (Units::has_c(p, at))
-    crossing.zoneout_c = zoneout<R>(transition.zoneout_c, transition.zoneout_c_rate, c_row_index(p, at, row));
+    crossing.zoneout_c = zoneout<R>(transition.zoneout_c, transition.zoneout_c_rate,
+                                    flag_at(transition.zoneout_c, c_row_index(p, at, row)));
   return crossing;
 }
 
@@ -77,19 +88,6 @@ SEQKERNELS_DEVICE Crossing<R> crossing_at(const Problem& p, const UnitCoord& at,
 template <class Units, class T, class Problem>
 SEQKERNELS_DEVICE Real<T> mask_at(const Problem& p, const UnitCoord& at) {
   return Units::has_h(p, at) ? recurrent_mask<T>(p.transition, Units::h_index(p, at)) : Real<T>(1);
-}
-
-// Mends what backward has read of the state before a step, where that is another one than the row before has.
-template <class Units, class T, class Problem, class Inputs>
-SEQKERNELS_DEVICE void correct_previous(const Problem& p, const UnitCoord& at, int64_t time, bool is_reset,
-                                        Inputs& inputs) {
-  if (is_reset) {
-    inputs.prev.h = 0, inputs.prev.c = 0;
-  } else if (p.transition.lengths &&
-             !has_step(p.shape, p.transition, p.shape.time_before(at.direction, time), at.column)) {  // its first step
-    if (Units::has_h(p, at)) inputs.prev.h = read<T>(p.h0, Units::h_index(p, at));
-    if (p.c0 && Units::has_c(p, at)) inputs.prev.c = read<T>(p.c0, Units::c_index(p, at));
-  }
 }
 
 // The gradient that arrives at a state, and the part of it that zoneout lets pass by the cell, which is to get the rest.
@@ -142,6 +140,22 @@ struct WithTransition : Pass {
     Crossing<R> crossing;
     R grad_cell_state;  // of backward
   };
+  struct Loaded : Pass::Loaded {
+    bool has_step;
+    uint8_t reset, zoneout_h, zoneout_c;  // flags
+    T grad_cell_state;
+  };
+  static SEQKERNELS_DEVICE Inputs inputs_of(const Problem& p, const Loaded& loaded) {
+    const Transition& transition = p.transition;
+    Inputs inputs{Pass::inputs_of(p, loaded),
+                  {loaded.has_step, loaded.reset != 0,
+                   zoneout<R>(transition.zoneout_h, transition.zoneout_h_rate, loaded.zoneout_h),
+                   zoneout<R>(transition.zoneout_c, transition.zoneout_c_rate, loaded.zoneout_c)},
+                  to_real(loaded.grad_cell_state)};
+    if constexpr (kIsBackward)
+      if (inputs.crossing.is_reset) inputs.prev.h = 0, inputs.prev.c = 0;
+    return inputs;
+  }
   struct Results : Pass::Results {
     bool has_step;
   };
@@ -160,20 +174,41 @@ struct WithTransition : Pass {
 
   class Reader : public Pass::Reader {
    public:
-    using Pass::Reader::Reader;
+    SEQKERNELS_DEVICE Reader(const Problem& p, const UnitCoord& at, int64_t time)
+        : Pass::Reader(p, at, time),
+          row_(p.shape.first_row(time) + at.column),
+          column_(at.column),
+          length_(length_of(p.shape, p.transition, at.column)) {}
+    SEQKERNELS_DEVICE void move(const Problem& p, int rows) {
+      Pass::Reader::move(p, rows);
+      row_ += rows;
+    }
+    SEQKERNELS_DEVICE void move_across(const Problem& p, int sequences) {
+      Pass::Reader::move_across(p, sequences);
+      row_ += sequences, column_ += sequences;
+      length_ = length_of(p.shape, p.transition, column_);
+    }
 
     template <int stage>
-    SEQKERNELS_DEVICE Inputs load(const Problem& p, const Walk& walk, const UnitCoord& at, int unit) const {
-      Inputs inputs{Pass::Reader::template load<stage>(p, walk, at, unit)};
-      inputs.crossing = crossing_at<Units, R>(p, at, walk.time());
-      if constexpr (kIsBackward) {
-        correct_previous<Units, T>(p, at, walk.time(), inputs.crossing.is_reset, inputs);
-        if (kBeginsWithC<Cell, stage> && p.grad_cells)
-          inputs.grad_cell_state =
-              read<T>(p.grad_cells, c_row_index(p, at, p.shape.first_row(walk.time()) + at.column));
-      }
-      return inputs;
+    SEQKERNELS_DEVICE Loaded load(const Problem& p, const Walk& walk, const UnitCoord& at, int unit) const {
+      const Transition& transition = p.transition;
+      const bool is_reverse = p.shape.is_reverse(at.direction);
+      // The later row in time of those between which a reset lies, this one or, in reverse, that of the step before.
+      const int64_t time = walk.time(), later = is_reverse ? time + 1 : time;
+      const bool may_reset = transition.resets && later < length_ && (!is_reverse || at.column < p.shape.active(later));
+      Loaded loaded{Pass::Reader::template load<stage>(p, walk, at, unit, is_reverse && later >= length_)};
+      loaded.has_step = time < length_;
+      if (may_reset) loaded.reset = transition.resets[row_ + (is_reverse ? walk.active() : 0)];
+      if (Units::has_h(p, at)) loaded.zoneout_h = flag_at(transition.zoneout_h, Units::output_index(p, at, row_));
+      if (Units::has_c(p, at)) loaded.zoneout_c = flag_at(transition.zoneout_c, c_row_index(p, at, row_));
+      if constexpr (kIsBackward && kBeginsWithC<Cell, stage>)
+        if (p.grad_cells) loaded.grad_cell_state = static_cast<const T*>(p.grad_cells)[c_row_index(p, at, row_)];
+      return loaded;
     }
+
+   private:
+    int64_t row_;  // of the sequence's step
+    int column_, length_;
   };
 
   class Writer : public Pass::Writer {
@@ -184,8 +219,9 @@ struct WithTransition : Pass {
     }
     SEQKERNELS_DEVICE void move(const Problem& p, int rows) {
       Pass::Writer::move(p, rows);
-      if constexpr (kWritesC) move_rows(cell_states_, rows, p.shape.directions * p.shape.hidden);
+      if constexpr (kWritesC) move_rows(cell_states_, rows, p.row_bytes.cell_states);
     }
+    SEQKERNELS_DEVICE void move_across(const Problem& p, int sequences) { move(p, sequences); }
     template <int stage>
     SEQKERNELS_DEVICE void write(const Problem& p, int unit, const State& state, const Results& results) const {
       if (!results.has_step) return;

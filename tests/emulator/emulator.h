@@ -4,7 +4,7 @@
 // What it finds, beyond wrong results:
 //   deadlocks        a skipped barrier, or spinning for a word that nobody will store
 //   divergence       threads that meet at different barriers, lanes at different collectives
-//   bad addresses    behind or before shared memory; a peer's that has not started or has ended; misaligned Words4
+//   bad addresses    behind or before shared memory; a peer's that has not started or has ended; misaligned words
 //   missing fences   a relaxed store is seen late, and in any order with others, until a fence; its own block
 //                    sees it in time, so exchanged words must be read by load_relaxed there, too
 //   missing barriers as data races, if kernels are compiled with -fsanitize=thread: each fiber is a thread to it, and
@@ -143,20 +143,17 @@ inline void store_word(uint32_t* to, uint32_t word) {
 
 }  // namespace
 
-template <Scope kScope>
-void store_relaxed(uint32_t* to, uint32_t word, Where where = Where::current()) {
-  emulator::check_address(to, sizeof(uint32_t), kScope, where);
-  store_word(to, word);
+template <Scope kScope, int kCount>
+void store_relaxed(Words<kCount>* to, const Words<kCount>& v, Where where = Where::current()) {
+  emulator::check_address(to, sizeof v, kScope, where);
+  for (int i = 0; i < kCount; ++i) store_word(&to->word[i], v.word[i]);
 }
-template <Scope kScope>
-void store_relaxed(Words4* to, const Words4& v, Where where = Where::current()) {
-  emulator::check_address(to, sizeof(Words4), kScope, where);
-  for (int i = 0; i < 4; ++i) store_word(&to->word[i], v.word[i]);
+inline uint32_t* peer_address(uint32_t* own, int rank, Where where = Where::current()) {
+  return emulator::peer(own, rank, where);
 }
-inline void store_peer(uint32_t* own, int rank, uint32_t word, Where where = Where::current()) {
-  uint32_t* const to = emulator::peer(own, rank, where);
-  emulator::check_address(to, sizeof(uint32_t), Scope::kCluster, where);
-  store_word(to, word);
+template <int kCount>
+void store_peer(Words<kCount>* to, const Words<kCount>& v, Where where = Where::current()) {
+  store_relaxed<Scope::kCluster>(to, v, where);
 }
 
 template <Scope kScope>
@@ -167,7 +164,9 @@ void fence() {
 template <Scope kScope>
 void strict_fence() {}
 
+inline int64_t wide_product(int a, int b) { return static_cast<int64_t>(a) * b; }
 inline int launder(int value) { return value; }
+inline uint32_t* launder(uint32_t* pointer) { return pointer; }
 
 // Has the address checked.
 inline void prefetch(const void* word) { (void)*static_cast<const volatile char*>(word); }

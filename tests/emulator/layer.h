@@ -97,6 +97,8 @@ class Host {
     }
   }
 
+  RowBytes row_bytes() const { return row_bytes_of(shape_, cell_, outputs_, static_cast<DType>(in_.integer("dtype"))); }
+
   void make_norms() {
     norms_.eps = *static_cast<const double*>(in_.find("norm_eps"));
     for (int kind = 0; kind < kNormKinds; ++kind)
@@ -252,7 +254,7 @@ class Host {
     norms_.scales = scales_.data();
 
     Projected<ForwardProblem> p{};
-    p.shape = shape_, p.projection.outputs = outputs_;
+    p.shape = shape_, p.projection.outputs = outputs_, p.row_bytes = row_bytes();
     for (int d = 0; d < shape_.directions; ++d) {
       if (plan_ != Plan::kStepwise) {
         p.weights[d] = in_.find(of("w_hh", d));
@@ -316,6 +318,7 @@ class Host {
 
     Projected<BackwardProblem> p{};
     p.shape = shape_, p.projection.outputs = outputs_, p.projection.dgates = output_dgates_.data();
+    p.row_bytes = row_bytes();
     Memory weights[2], projections[2];
     for (int d = 0; d < shape_.directions && plan_ != Plan::kStepwise; ++d) {
       weights[d] = transposed(in_.find(of("w_hh", d)), gate_units_, outputs_), p.weights[d] = weights[d].data();

@@ -162,11 +162,12 @@ void exchange_words(int cluster) {
     for (int step = 1; step <= kSteps; ++step) {
       uint32_t* current = words + step % 2 * kWords;
       const int index = block_index() * 32 + thread_index();
-      const uint32_t word = uint32_t(step << 16 | index);
+      const Words<1> word{{uint32_t(step << 16 | index)}};
+      const auto place = [&](uint32_t* words) { return reinterpret_cast<Words<1>*>(words + index); };
       if (kIsNear)
-        for (int rank = 0; rank < kBlocks; ++rank) store_peer(current + index, rank, word);
+        for (int rank = 0; rank < kBlocks; ++rank) store_peer(place(peer_address(current, rank)), word);
       else
-        store_relaxed<Scope::kDevice>(current + index, word);
+        store_relaxed<Scope::kDevice>(place(current), word);
       for (int i = 0; i < kWords; i += 4)
         for (bool all = false; !all; pause()) {
           const Words4 v = load_relaxed<kScope>(reinterpret_cast<const Words4*>(current + i));
@@ -232,9 +233,9 @@ int late_words() {
     launch({.blocks = 2, .threads = 32, .seed = seed * 200 + i}, [&] {
       if (thread_index() != 0) return;
       if (block_index() == 0) {
-        store_relaxed<Scope::kDevice>(&data.word[0], 1);
+        store_relaxed<Scope::kDevice>(&data, Words4{{1}});
         if (kFenced) fence<Scope::kDevice>();
-        store_relaxed<Scope::kDevice>(&flag.word[0], 1);
+        store_relaxed<Scope::kDevice>(&flag, Words4{{1}});
       } else {
         while (load_relaxed<Scope::kDevice>(&flag).word[0] == 0) pause();
         fence<Scope::kDevice>();
