@@ -296,6 +296,9 @@ def test_no_races(cell: str, numbers: Numbers) -> None:
     driver = layer.program(TSAN_CELLS, numbers=TSAN_NUMBERS, sanitize=True)
     for plan in plans:
         assert_right(driver, [TSAN_SHAPE.problem(cell, numbers)], plan, **TSAN_SHAPE.options(cell, numbers))
+    if "cluster" in plans:  # where pairs of lanes store to all blocks
+        full = Shape(40, 2, 2, Partition(8, 1))
+        assert_right(driver, [full.problem(cell, numbers)], "cluster", **full.options(cell, numbers))
 
 
 @pytest.mark.tsan
