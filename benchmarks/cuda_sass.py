@@ -150,10 +150,15 @@ class Kernel:
         found = [(m, n) for n, m in self._walked[1] if any(m <= b <= n for b in barriers)]
         return max(found, key=lambda edge: edge[1] - edge[0])
 
-    def _following(self, n: int) -> Iterator[int]:
-        """Where instruction n may go within the same step."""
+    @cached_property
+    def _followers(self) -> dict[int, list[int]]:
+        """Where each of the loop's instructions may go within the same step."""
         first, last = self.loop
-        return (m for m in self._next(n) if (n, m) not in self._walked[1] and first <= m <= last)
+        closing = self._walked[1]
+        return {
+            n: [m for m in self._next(n) if (n, m) not in closing and first <= m <= last]
+            for n in range(first, last + 1)
+        }
 
     def _longest(self, sources: set[int], sinks: set[int], stops: Iterable[int] = frozenset()) -> int | None:
         """Instructions on the longest way from one of the first, which is not counted, to one of the second,
@@ -163,7 +168,7 @@ class Kernel:
         for n in self._walked[0]:
             if n not in length:
                 continue
-            for m in self._following(n):
+            for m in self._followers.get(n, []):
                 if m in sinks:
                     best = max(best or 0, length[n] + 1)
                 elif m not in sources and m not in stops:
@@ -182,7 +187,7 @@ class Kernel:
         """Whether there is a way within a step from one to the other that passes none of `stops`."""
         front, seen = list(begin), set(begin)
         while front:
-            for m in self._following(front.pop()):
+            for m in self._followers[front.pop()]:
                 if m in end:
                     return True
                 if m not in seen and m not in stops:

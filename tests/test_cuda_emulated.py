@@ -98,7 +98,7 @@ SHAPES = {
     ),
     "wide_block": Shape(100, 3, 2, Partition(1, 8), bias=False, packed=True),
     # As many blocks as a cluster may have, to which pairs of lanes store.
-    "full_cluster": Shape(100, 9, 3, Partition(8, 1), 3, 2, packed=True, launches=(1, 2), stepwise=False),
+    "full_cluster": Shape(100, 5, 2, Partition(8, 1), packed=True, launches=(1, 1), stepwise=False),
     "full_cluster_of_two_tiles": Shape(
         120,
         15,
