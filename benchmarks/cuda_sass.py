@@ -56,7 +56,7 @@ class Instruction:
 
     @property
     def publishes(self) -> bool:
-        """Whether it stores a word that other blocks wait for: one lane, one word, strong."""
+        """Whether it stores what other blocks wait for: strong, and one or two words a lane."""
         return bool(re.match(r"STG?\.E(\.64)?\.STRONG", self.opcode))
 
     @property

@@ -64,7 +64,7 @@ struct PackedColumns {
   }
 };
 
-// A tile of C and what its sums start from: zero, one row for all (a bias), or C itself.
+// A tile of C and what the product is added to: zero, one row for all (a bias), or C itself.
 template <class T>
 struct Tile {
   T* data;  // [rows][stride]
